@@ -1,0 +1,70 @@
+// Errors as values: see error.h.
+#include "core/error.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static Error *error_make(ErrorKind kind, const char *prefix_format, va_list arguments, const char *suffix) {
+    va_list copy;
+    va_copy(copy, arguments);
+    int length = vsnprintf(NULL, 0, prefix_format, copy);
+    va_end(copy);
+    ensure(length >= 0, "bad format %s", prefix_format);
+    size_t head = (size_t)length, tail = suffix != NULL ? strlen(suffix) : 0;
+    Error *error = malloc(sizeof(Error) + head + tail + 3);
+    ensure(error != NULL, "no memory for an error message");
+    error->kind = kind;
+    vsnprintf(error->message, head + 1, prefix_format, arguments);
+    if (suffix != NULL) {
+        memcpy(error->message + head, ": ", 2);
+        memcpy(error->message + head + 2, suffix, tail + 1);
+    }
+    return error;
+}
+
+Error *error_new(ErrorKind kind, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    Error *error = error_make(kind, format, arguments, NULL);
+    va_end(arguments);
+    return error;
+}
+
+Error *error_system(int errno_value, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    char text[128];
+    const char *reason = strerror_r(errno_value, text, sizeof text);
+    Error *error = error_make(errno_value == ENOENT ? ERROR_MISSING : ERROR_FAILURE, format, arguments, reason);
+    va_end(arguments);
+    return error;
+}
+
+Error *error_wrap(Error *inner, const char *format, ...) {
+    if (inner == NULL) {
+        return NULL;
+    }
+    va_list arguments;
+    va_start(arguments, format);
+    Error *error = error_make(inner->kind, format, arguments, inner->message);
+    va_end(arguments);
+    free(inner);
+    return error;
+}
+
+void error_free(Error *error) {
+    free(error);
+}
+
+_Noreturn void ensure_failed(const char *file, int line, const char *condition, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "athanor: bug at %s:%d (%s): ", file, line, condition);
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\nPlease report this line together with the command that led to it.\n");
+    va_end(arguments);
+    abort();
+}

@@ -1,0 +1,234 @@
+// One table of settings: see keys.h.
+#include "core/keys.h"
+
+#include "core/text.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+
+#define VALUE(type, key, base) ((type *)(void *)((char *)(base) + (key)->offset))
+
+static bool limited(const Key *key) {
+    return key->least != 0 || key->most != 0;
+}
+
+static Error *check_range(const Key *key, double value, const char *where) {
+    if (limited(key) && !(value >= key->least && value <= key->most)) {
+        return failure("%s: %s is %g, it must be between %g and %g%s%s", where, key->name, value, key->least, key->most,
+                       key->unit ? " " : "", key->unit ? key->unit : "");
+    }
+    return NULL;
+}
+
+Error *key_parse(const Key *key, void *base, const char *text, const char *where) {
+    switch (key->type) {
+    case KEY_BOOL:
+        if (!text_to_bool(text, VALUE(bool, key, base))) {
+            return failure("%s: %s is '%s', it must be true or false", where, key->name, text);
+        }
+        return NULL;
+    case KEY_INT: {
+        int64_t value;
+        if (!text_to_i64(text, &value)) {
+            return failure("%s: %s is '%s', it must be a whole number such as 1000, 10k or 4M", where, key->name, text);
+        }
+        TRY(check_range(key, (double)value, where));
+        *VALUE(int64_t, key, base) = value;
+        return NULL;
+    }
+    case KEY_FLOAT: {
+        double value;
+        if (!text_to_f64(text, &value)) {
+            return failure("%s: %s is '%s', it must be a number such as 0.1 or 3e-4", where, key->name, text);
+        }
+        TRY(check_range(key, value, where));
+        *VALUE(double, key, base) = value;
+        return NULL;
+    }
+    case KEY_TEXT:
+        free(*VALUE(char *, key, base));
+        *VALUE(char *, key, base) = memory_string(text);
+        return NULL;
+    case KEY_CHOICE: {
+        int count = 0;
+        for (; key->choices[count] != NULL; count++) {
+            if (strcmp(key->choices[count], text) == 0) {
+                *VALUE(int, key, base) = count;
+                return NULL;
+            }
+        }
+        Buffer all = {0};
+        for (int i = 0; i < count; i++) {
+            buffer_printf(&all, "%s%s", i > 0 ? ", " : "", key->choices[i]);
+        }
+        Error *error = failure("%s: %s is '%s', it must be one of: %s", where, key->name, text, all.data);
+        buffer_free(&all);
+        return error;
+    }
+    case KEY_LIST:
+        strings_add(VALUE(Strings, key, base), text);
+        return NULL;
+    case KEY_WEIGHTS: {
+        const char *equals = strrchr(text, '=');
+        double value;
+        if (equals == NULL || equals == text || !text_to_f64(equals + 1, &value)) {
+            return failure("%s: %s is '%s', it must be NAME=NUMBER", where, key->name, text);
+        }
+        char *name = memory_format("%.*s", (int)(equals - text), text);
+        Error *error = key_add_weight(key, base, name, value, where);
+        free(name);
+        return error;
+    }
+    }
+    return failure("%s: %s has no type", where, key->name);
+}
+
+Error *key_add_weight(const Key *key, void *base, const char *name, double value, const char *where) {
+    Weights *weights = VALUE(Weights, key, base);
+    if (!isfinite(value)) {
+        return failure("%s: %s: '%s' must be a finite number", where, key->name, name);
+    }
+    TRY(check_range(key, value, where));
+    for (size_t i = 0; i < weights->count; i++) {
+        if (strcmp(weights->names[i], name) == 0) {
+            return failure("%s: %s names '%s' twice", where, key->name, name);
+        }
+    }
+    weights->names = memory_resize(weights->names, weights->count + 1, sizeof *weights->names);
+    weights->values = memory_resize(weights->values, weights->count + 1, sizeof *weights->values);
+    weights->names[weights->count] = memory_string(name);
+    weights->values[weights->count++] = value;
+    return NULL;
+}
+
+void key_clear(const Key *key, void *base) {
+    if (key->type == KEY_TEXT) {
+        free(*VALUE(char *, key, base));
+        *VALUE(char *, key, base) = NULL;
+    } else if (key->type == KEY_LIST) {
+        strings_free(VALUE(Strings, key, base));
+    } else if (key->type == KEY_WEIGHTS) {
+        Weights *weights = VALUE(Weights, key, base);
+        for (size_t i = 0; i < weights->count; i++) {
+            free(weights->names[i]);
+        }
+        free(weights->names);
+        free(weights->values);
+        *weights = (Weights){0};
+    }
+}
+
+void keys_defaults(const Key *keys, int count, void *base) {
+    for (int i = 0; i < count; i++) {
+        if (keys[i].default_value != NULL) {
+            Error *error = key_parse(&keys[i], base, keys[i].default_value, "default");
+            ensure(error == NULL, "%s", error->message);
+        } else {
+            ensure(keys[i].type >= KEY_TEXT && keys[i].type != KEY_CHOICE, "%s needs a default", keys[i].name);
+        }
+    }
+}
+
+void keys_free(const Key *keys, int count, void *base) {
+    for (int i = 0; i < count; i++) {
+        key_clear(&keys[i], base);
+    }
+}
+
+const Key *keys_find(const Key *keys, int count, const char *name) {
+    for (int i = 0; i < count; i++) {
+        if (strcmp(keys[i].name, name) == 0) {
+            return &keys[i];
+        }
+    }
+    return NULL;
+}
+
+// A YAML scalar, quoted where plain style could be read as something else.
+static void print_text(Buffer *out, const char *text) {
+    buffer_byte(out, '"');
+    for (const char *p = text; *p != 0; p++) {
+        if (*p == '"' || *p == '\\') {
+            buffer_printf(out, "\\%c", *p);
+        } else if ((unsigned char)*p < 0x20 || *p == 0x7F) {
+            buffer_printf(out, "\\x%02x", (unsigned)(unsigned char)*p);
+        } else {
+            buffer_byte(out, *p);
+        }
+    }
+    buffer_byte(out, '"');
+}
+
+void key_print(const Key *key, const void *base, Buffer *out) {
+    switch (key->type) {
+    case KEY_BOOL:
+        buffer_text(out, *VALUE(const bool, key, base) ? "true" : "false");
+        break;
+    case KEY_INT:
+        buffer_printf(out, "%" PRId64, *VALUE(const int64_t, key, base));
+        break;
+    case KEY_FLOAT: {
+        // The shortest form that reads back as the same number.
+        char text[40];
+        double value = *VALUE(const double, key, base);
+        for (int digits = 1; digits <= 17; digits++) {
+            snprintf(text, sizeof text, "%.*g", digits, value);
+            if (strtod(text, NULL) == value) {
+                break;
+            }
+        }
+        buffer_text(out, text);
+        break;
+    }
+    case KEY_TEXT: {
+        const char *text = *VALUE(char *const, key, base);
+        if (text == NULL) {
+            buffer_text(out, "null");
+        } else {
+            print_text(out, text);
+        }
+        break;
+    }
+    case KEY_CHOICE:
+        buffer_text(out, key->choices[*VALUE(const int, key, base)]);
+        break;
+    case KEY_LIST: {
+        const Strings *strings = VALUE(const Strings, key, base);
+        buffer_byte(out, '[');
+        for (size_t i = 0; i < strings->count; i++) {
+            buffer_text(out, i > 0 ? ", " : "");
+            print_text(out, strings->items[i]);
+        }
+        buffer_byte(out, ']');
+        break;
+    }
+    case KEY_WEIGHTS: {
+        const Weights *weights = VALUE(const Weights, key, base);
+        buffer_byte(out, '{');
+        for (size_t i = 0; i < weights->count; i++) {
+            buffer_text(out, i > 0 ? ", " : "");
+            print_text(out, weights->names[i]);
+            buffer_printf(out, ": %.17g", weights->values[i]);
+        }
+        buffer_byte(out, '}');
+        break;
+    }
+    }
+}
+
+Error *keys_unknown(const Key *keys, int count, const char *name, const char *where, const char *what, const char *prefix) {
+    const char **names = memory_new((size_t)count, sizeof *names);
+    for (int i = 0; i < count; i++) {
+        names[i] = keys[i].name;
+    }
+    int nearest = text_nearest(name, names, count);
+    Error *error;
+    if (nearest >= 0) {
+        error = failure("%s: unknown %s %s%s; did you mean %s%s?", where, what, prefix, name, prefix, keys[nearest].name);
+    } else {
+        error = failure("%s: unknown %s %s%s", where, what, prefix, name);
+    }
+    free(names);
+    return error;
+}

@@ -1,0 +1,11 @@
+// The list of subcommands, in the order in which help shows them. A new one is a file launch/NAME.c that defines
+// `const Command command_NAME`, and a line here.
+#pragma once
+
+#include "launch/command.h"
+
+#define COMMANDS COMMAND(doctor)
+
+#define COMMAND(name) extern const Command command_##name;
+COMMANDS
+#undef COMMAND

@@ -1,0 +1,254 @@
+// core/: text, keys, configuration, randomness, threads, durable files.
+#include "core/config.h"
+#include "core/durable.h"
+#include "core/options.h"
+#include "core/philox.h"
+#include "core/text.h"
+#include "core/threads.h"
+#include "tests/support/check.h"
+
+#include <math.h>
+#include <stdio.h>
+
+static void test_numbers(void) {
+    int64_t i;
+    double d;
+    CHECK(text_to_i64("1_000", &i) && i == 1000);
+    CHECK(text_to_i64("4M", &i) && i == 4000000);
+    CHECK(text_to_i64("64Ki", &i) && i == 65536);
+    CHECK(text_to_i64("-5", &i) && i == -5);
+    CHECK(!text_to_i64("", &i) && !text_to_i64("1.5", &i) && !text_to_i64("9223372036854775808", &i));
+    CHECK(!text_to_i64("9223372036854775807k", &i) && !text_to_i64("1_", &i) && !text_to_i64("-", &i));
+    CHECK(text_to_f64("3e-4", &d) && d == 3e-4);
+    CHECK(!text_to_f64("nan", &d) && !text_to_f64("inf", &d) && !text_to_f64(" 1", &d) && !text_to_f64("1x", &d));
+    char out[32];
+    CHECK_TEXT(text_bytes(out, 1536), "1.50 KiB");
+    CHECK_TEXT(text_duration(out, 3723), "1 h 02 min");
+}
+
+static void test_utf8(void) {
+    static const struct {
+        const char *text;
+        size_t size, valid;
+    } cases[] = {{"plain ascii text", 16, 16}, {"\xC3\xA9", 2, 2},
+                 {"\xC0\x80", 2, 0},           {"\xED\xA0\x80", 3, 0},
+                 {"\xF4\x8F\xBF\xBF", 4, 4},   {"\xF4\x90\x80\x80", 4, 0},
+                 {"ab\xE2\x82", 4, 2},         {"\xE0\x9F\xBF", 3, 0},
+                 {"\xF0\x9F\x98\x80x", 5, 5},  {"\x80", 1, 0},
+                 {"12345678\xFFrest", 13, 8}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        CHECK_I64(utf8_valid_prefix(cases[i].text, cases[i].size), cases[i].valid);
+    }
+    for (uint32_t code = 0; code < 0x110000; code += 37) {
+        char text[4];
+        if (code < 0xD800 || code > 0xDFFF) {
+            int n = utf8_encode(code, text);
+            if (utf8_valid_prefix(text, (size_t)n) != (size_t)n) {
+                CHECK_I64(code, -1);
+            }
+        }
+    }
+}
+
+typedef struct Settings {
+    bool flag;
+    int64_t count;
+    double rate;
+    char *name;
+    int kind;
+    Strings list;
+    Weights mixture;
+} Settings;
+static const char *const kinds[] = {"adamw", "lion", NULL};
+static const Key settings_keys[] = {
+    {"count", KEY_INT, offsetof(Settings, count), "3", 1, 100, NULL, "steps", "How many."},
+    {"model.flag", KEY_BOOL, offsetof(Settings, flag), "true", .help = "Whether."},
+    {"model.name", KEY_TEXT, offsetof(Settings, name), NULL, .help = "A name."},
+    {"model.deep.rate", KEY_FLOAT, offsetof(Settings, rate), "0.1", 0, 1, .help = "A rate."},
+    {"model.deep.kind", KEY_CHOICE, offsetof(Settings, kind), "adamw", .choices = kinds, .help = "A kind."},
+    {"data.list", KEY_LIST, offsetof(Settings, list), NULL, .help = "A list."},
+    {"data.mixture", KEY_WEIGHTS, offsetof(Settings, mixture), NULL, .help = "Weights."},
+};
+enum { SETTINGS = sizeof settings_keys / sizeof *settings_keys };
+
+static Error *read_settings(Settings *settings, const char *text) {
+    *settings = (Settings){0};
+    keys_defaults(settings_keys, SETTINGS, settings);
+    return config_read_text(settings_keys, SETTINGS, settings, "x.yaml", text, strlen(text), NULL);
+}
+
+static void bad_settings(const char *text, const char *part) {
+    Settings settings;
+    CHECK_FAILS(read_settings(&settings, text), part);
+    keys_free(settings_keys, SETTINGS, &settings);
+}
+
+static void test_config(void) {
+    Settings s, again;
+    const char *text = "count: 7\nmodel: {flag: no, name: 'a \"b\"', deep: {rate: 0.3, kind: lion}}\n"
+                       "data:\n  list: [x, y]\n  mixture: {Pile-CC: 0.5, Perl docs: 2}\n";
+    CHECK_OK(read_settings(&s, text));
+    CHECK(s.count == 7 && !s.flag && s.rate == 0.3 && s.kind == 1 && s.list.count == 2 && s.mixture.count == 2);
+    CHECK_TEXT(s.name, "a \"b\"");
+    Buffer out = {0}, second = {0};
+    config_write(settings_keys, SETTINGS, &s, true, &out);
+    CHECK_OK(read_settings(&again, out.data));
+    config_write(settings_keys, SETTINGS, &again, true, &second);
+    CHECK_TEXT(second.data, out.data);
+    buffer_free(&out);
+    buffer_free(&second);
+    keys_free(settings_keys, SETTINGS, &s);
+    keys_free(settings_keys, SETTINGS, &again);
+
+    bad_settings("modle: {flag: no}", "unknown key modle");
+    bad_settings("model: {nmae: x}", "did you mean model.name?");
+    bad_settings("\n\ncount: 0", "x.yaml:3: count is 0, it must be between 1 and 100 steps");
+    bad_settings("count: many", "count is 'many'");
+    bad_settings("model: {deep: {kind: adam}}", "one of: adamw, lion");
+    bad_settings("count: 1\ncount: 2", "'count' stands twice");
+    bad_settings("a: &x [1]\nb: *x", "aliases");
+    bad_settings("count: [1", "not valid YAML");
+    bad_settings("model: 3", "is a section");
+    bad_settings("include: nowhere.yaml", "nowhere.yaml");
+    bad_settings("- 1", "keys with values");
+
+    const char *folder = check_folder();
+    char *base = path_join(folder, "base.yaml"), *top = path_join(folder, "top.yaml");
+    CHECK_OK(file_write(base, "count: 5\nmodel: {name: base}\n", 28));
+    CHECK_OK(file_write(top, "include: base.yaml\nmodel: {name: top}\n", 38));
+    s = (Settings){0};
+    keys_defaults(settings_keys, SETTINGS, &s);
+    char *overrides[] = {"model.deep.rate=0.5", "data.mixture={a: 1}", "data.list=[p, q, r]"};
+    CHECK_OK(config_read(settings_keys, SETTINGS, &s, top, overrides, 3, NULL));
+    CHECK(s.count == 5 && s.rate == 0.5 && s.mixture.count == 1 && s.list.count == 3);
+    CHECK_TEXT(s.name, "top");
+    char *bad[] = {"model.deep.rat=0.5"};
+    CHECK_FAILS(config_read(settings_keys, SETTINGS, &s, top, bad, 1, NULL), "did you mean model.deep.rate?");
+    CHECK_OK(file_write(base, "include: top.yaml\n", 18));
+    CHECK_FAILS(config_read(settings_keys, SETTINGS, &s, top, NULL, 0, NULL), "nested deeper");
+    keys_free(settings_keys, SETTINGS, &s);
+    free(base);
+    free(top);
+}
+
+static void test_options(void) {
+    Settings s = {0};
+    keys_defaults(settings_keys, SETTINGS, &s);
+    char *argv[] = {"in", "--count", "9", "--no-model.flag", "--data.list=x", "--data.list", "y", "--", "--out"};
+    char *rest[9];
+    int count;
+    CHECK_OK(options_parse(settings_keys, SETTINGS, &s, 9, argv, rest, &count));
+    CHECK(s.count == 9 && !s.flag && s.list.count == 2 && count == 2);
+    CHECK_TEXT(rest[1], "--out");
+    char *typo[] = {"--cuont", "9"}, *missing[] = {"--count"}, *twice[] = {"--count=1", "--count=2"};
+    CHECK_FAILS(options_parse(settings_keys, SETTINGS, &s, 2, typo, rest, &count), "did you mean --count?");
+    CHECK_FAILS(options_parse(settings_keys, SETTINGS, &s, 1, missing, rest, &count), "needs a value");
+    CHECK_FAILS(options_parse(settings_keys, SETTINGS, &s, 2, twice, rest, &count), "given twice");
+    keys_free(settings_keys, SETTINGS, &s);
+}
+
+static void test_philox(void) {
+    // Known answers of Random123: philox4x32-10 for counter and key of zeros, and of the digits of pi.
+    Philox zero = philox(0, 0, 0);
+    CHECK(zero.word[0] == 0x6627e8d5 && zero.word[1] == 0xe169c58d && zero.word[2] == 0xbc57ac4c && zero.word[3] == 0x9b00dbd8);
+    Philox pi = philox(0x299f31d0a4093822u, 0x0370734413198a2eu, 0x85a308d3243f6a88u);
+    CHECK(pi.word[0] == 0xd16cfe09 && pi.word[1] == 0x94fdcceb && pi.word[2] == 0x5001e420 && pi.word[3] == 0x24126ea1);
+
+    float whole[1001], part[700];
+    philox_normal(5, 6, 0, 2.0f, whole, 1001);
+    philox_normal(5, 6, 301, 2.0f, part, 700);
+    CHECK(memcmp(whole + 301, part, sizeof part) == 0);
+    double sum = 0, square = 0;
+    for (int i = 0; i < 1001; i++) {
+        sum += whole[i];
+        square += (double)whole[i] * whole[i];
+    }
+    CHECK_NEAR(sum / 1001, 0, 0.25);
+    CHECK_NEAR(square / 1001, 4, 0.6);
+
+    static const uint64_t counts[] = {1, 2, 3, 17, 1000, 4096, 4097};
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        bool *hit = memory_zeroed(counts[c], sizeof *hit);
+        int fixed = 0;
+        for (uint64_t i = 0; i < counts[c]; i++) {
+            uint64_t to = philox_permute(9, 1, counts[c], i);
+            CHECK(to < counts[c] && !hit[to]);
+            hit[to] = true;
+            fixed += to == i;
+        }
+        CHECK(counts[c] < 1000 || fixed < 10);
+        free(hit);
+    }
+}
+
+static void count_task(void *context, int64_t task, int thread) {
+    _Atomic int *hits = context;
+    hits[task]++;
+}
+
+static void test_threads(void) {
+    for (int threads = 1; threads <= 5; threads += 2) {
+        ThreadPool *pool = threads_create(threads);
+        for (int repeat = 0; repeat < 300; repeat++) {
+            _Atomic int hits[37] = {0};
+            threads_run(pool, 37, count_task, hits);
+            for (int i = 0; i < 37; i++) {
+                if (hits[i] != 1) {
+                    CHECK_I64(hits[i], 1);
+                }
+            }
+        }
+        threads_destroy(pool);
+    }
+    int64_t end = 0;
+    for (int part = 0; part < 7; part++) {
+        Range r = range_part(1001, 16, 7, part);
+        CHECK(r.begin == end && (r.end % 16 == 0 || r.end == 1001));
+        end = r.end;
+    }
+    CHECK_I64(end, 1001);
+}
+
+static void test_durable(void) {
+    const char *folder = check_folder();
+    char *deep = path_join(folder, "a/b/c"), *file = path_join(folder, "a/b/c/f.txt");
+    CHECK_OK(folder_create(deep));
+    CHECK_OK(file_write(file, "hello", 5));
+    CHECK_OK(file_write(file, "hello again", 11));
+    Buffer text = {0};
+    CHECK_OK(file_read(file, 100, &text));
+    CHECK_TEXT(text.data, "hello again");
+    CHECK_FAILS(file_read(file, 5, &text), "larger than 5 B");
+    CHECK_FAILS(file_read(folder, 5, &text), "is a folder");
+    Mapped mapped;
+    CHECK_OK(file_map(file, &mapped));
+    CHECK(mapped.size == 11 && memcmp(mapped.data, "hello again", 11) == 0);
+    file_unmap(&mapped);
+
+    Strings files = {0};
+    char *pattern = path_join(folder, "**/*.txt");
+    CHECK_OK(path_glob(pattern, &files));
+    CHECK(files.count == 1);
+    CHECK_TEXT(files.items[0], file);
+    free(pattern);
+    pattern = path_join(folder, "**/*.pod");
+    CHECK_FAILS(path_glob(pattern, &files), "no file matches");
+    strings_free(&files);
+    CHECK_OK(folder_remove(deep));
+    CHECK(!path_exists(deep));
+    free(pattern);
+    free(deep);
+    free(file);
+    buffer_free(&text);
+}
+
+int main(void) {
+    RUN(test_numbers);
+    RUN(test_utf8);
+    RUN(test_config);
+    RUN(test_options);
+    RUN(test_philox);
+    RUN(test_threads);
+    RUN(test_durable);
+    return check_report();
+}
