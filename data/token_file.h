@@ -1,0 +1,40 @@
+// Token files in Megatron's and GPT-NeoX's format: PREFIX.bin (raw little-endian tokens) and PREFIX.idx.
+//
+// Format (Megatron-LM megatron/core/datasets/indexed_dataset.py, GPT-NeoX megatron/data/indexed_dataset.py), little-endian:
+//   "MMIDIDX\0\0", u64 version 1, u8 dtype (8: u16, 4: i32), u64 S sequences, u64 D document indices,
+//   i32 length[S], i64 byte_offset[S], i64 document_index[D] (the first is 0, the last S).
+#pragma once
+
+#include "core/durable.h"
+
+typedef struct TokenFile {
+    Mapped bin, idx;
+    int bytes_per_token;  // 2 or 4
+    int64_t tokens;
+    int64_t documents;
+    const void *document_index;  // inside idx, misaligned
+    const void *byte_offsets;
+    int64_t sequences;
+} TokenFile;
+
+// Opens PREFIX.bin and PREFIX.idx and checks every count, length and offset against the files' sizes. Sequences must lie one
+// after the other. `prefix` may also be given with .bin or .idx.
+Error *token_file_open(const char *prefix, TokenFile *out) MUST_CHECK;
+void token_file_close(TokenFile *file);
+
+// Copies tokens [first, first + count) of the whole stream. The range must lie inside.
+void token_file_read(const TokenFile *file, int64_t first, int64_t count, int32_t *out);
+
+// The position in the stream where document d starts; d == documents gives the number of tokens.
+int64_t token_file_document_start(const TokenFile *file, int64_t document);
+
+// The document that holds position `token` (the last one that starts at or before it). O(log documents).
+int64_t token_file_document_at(const TokenFile *file, int64_t token);
+
+// Writes a pair of files. Tokens are appended document by document; nothing has its final name before commit.
+typedef struct TokenWriter TokenWriter;
+Error *token_writer_create(const char *prefix, int bytes_per_token, TokenWriter **out) MUST_CHECK;
+Error *token_writer_append(TokenWriter *writer, const int32_t *tokens, size_t count) MUST_CHECK;  // part of a document
+Error *token_writer_end_document(TokenWriter *writer) MUST_CHECK;  // an empty document is dropped
+Error *token_writer_commit(TokenWriter *writer) MUST_CHECK;        // fsync, rename .bin, then .idx; frees the writer
+void token_writer_abandon(TokenWriter *writer);                    // removes what was written; frees the writer; NULL is fine
