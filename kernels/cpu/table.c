@@ -1,0 +1,31 @@
+// The CPU backend's table of operations, one per instruction set (cpu.h).
+#include "kernels/cpu/cpu.h"
+
+#define TEXT_(name) #name
+#define TEXT(name) TEXT_(name)
+#define ROW(operation) .operation = CPU_NAME(cpu_##operation)
+
+const Operations CPU_NAME(cpu_operations) = {
+    .name = "cpu " TEXT(CPU_VARIANT),
+    ROW(matmul_forward),
+    ROW(matmul_backward_input),
+    ROW(matmul_backward_weight),
+    ROW(attention_forward),
+    ROW(attention_backward),
+    ROW(attention_decode),
+    ROW(norm_forward),
+    ROW(norm_backward),
+    ROW(rotary),
+    ROW(activation_forward),
+    ROW(gated_forward),
+    ROW(gated_backward),
+    ROW(embedding_forward),
+    ROW(embedding_backward),
+    ROW(dropout),
+    ROW(classifier),
+    ROW(classifier_scratch_bytes),
+    ROW(optimizer_step),
+    ROW(add),
+    ROW(zero),
+    ROW(sum_of_squares),
+};

@@ -1,0 +1,295 @@
+// The operation table: every operation of training, declared once.
+//
+// A backend is one filled `Operations`; a Device is a backend with its threads or card. Forward and backward are explicit
+// calls, there is no autograd. Model code sees this header alone.
+//
+// Conventions
+//   Dimensions  B sequences, T tokens a sequence, R = B*T rows, C width, V vocabulary, H query heads, G key/value groups
+//               (G divides H), D head width, F feed-forward width.
+//   Layout      dense, row-major, last dimension fastest. Pointers are aligned to 64 bytes unless said otherwise.
+//   Types       `const void *` / `void *` tensors have the device's compute type (fp32 on the CPU; bf16 on cards).
+//               `float *` is fp32 everywhere: gradients of weights, statistics, losses, optimizer state. Tokens are int32.
+//   Writes      "=" an output is overwritten, "+=" an output is accumulated into. Inputs are never changed. Outputs do not
+//   overlap
+//               inputs unless "may alias" is said.
+//   Order       Operations of one Device happen in the order of the calls. On the CPU a call returns when it is done.
+//   Determinism Every operation gives the same bits for the same input, whatever the number of threads.
+//   NULL        is allowed only where "may be NULL" is said.
+//   Counts      0 rows are allowed and do nothing.
+#pragma once
+
+#include "core/error.h"
+
+#include <stdint.h>
+
+typedef struct Device Device;
+
+typedef enum Activation {
+    ACTIVATION_NONE,
+    ACTIVATION_GELU_TANH,  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): Hendrycks & Gimpel 2016, tanh form
+    ACTIVATION_GELU_ERF,   // 0.5 x (1 + erf(x / sqrt 2))
+    ACTIVATION_RELU,
+    ACTIVATION_SILU,  // x / (1 + exp(-x))
+} Activation;
+
+// ---- Matrix products
+// ---------------------------------------------------------------------------------------------------------
+
+// y[R,O] = activation(x[R,I] w[O,I]^T + bias[O]) + residual[R,O].
+// pre[R,O] = the value before the activation, for the backward pass. residual may alias y.
+typedef struct MatmulForward {
+    int64_t rows, in, out;
+    const void *x, *w;
+    const void *bias;      // may be NULL
+    const void *residual;  // may be NULL
+    Activation activation;
+    void *pre;  // may be NULL
+    void *y;    // =
+} MatmulForward;
+
+// dx[R,I] = (dy[R,O] w[O,I]) * activation'(pre[R,I]); += instead of = where `accumulate`.
+typedef struct MatmulBackwardInput {
+    int64_t rows, in, out;
+    const void *dy, *w;
+    Activation activation;  // of the layer below, whose output was x
+    const void *pre;        // NULL iff activation is ACTIVATION_NONE
+    bool accumulate;
+    void *dx;
+} MatmulBackwardInput;
+
+// dw[O,I] += dy[R,O]^T x[R,I];  dbias[O] += sum over rows of dy.
+typedef struct MatmulBackwardWeight {
+    int64_t rows, in, out;
+    const void *dy, *x;
+    float *dw;     // +=
+    float *dbias;  // +=, may be NULL
+} MatmulBackwardWeight;
+
+// ---- Attention
+// ---------------------------------------------------------------------------------------------------------------
+
+// Causal attention with grouped queries (Ainslie et al. 2023), documents kept apart, never a T x T matrix in memory (Rabe &
+// Staats 2021; Dao et al. 2022). qkv rows are [H query heads | G key heads | G value heads] of width D each. Token t of a
+// sequence attends to keys first[t] .. t (and, where window > 0, to at most the last `window` of them). Dropout on the
+// probabilities: kept where philox_unit(word 0 of philox(seed, stream, ((first_sample + b) * H + h) * T * T + q * T + k))
+// >= dropout, then scaled by 1 / (1 - dropout).
+typedef struct AttentionShape {
+    int64_t batch, length;
+    int32_t heads, groups, head_width;
+    float scale;            // usually 1 / sqrt(D)
+    int64_t window;         // 0: none
+    float dropout;          // 0: none
+    uint64_t seed, stream;  // of the dropout
+    uint64_t first_sample;  // global index of sequence 0
+} AttentionShape;
+
+typedef struct AttentionForward {
+    AttentionShape shape;
+    const void *qkv;       // [B,T,(H+2G)D]
+    const int32_t *first;  // [B,T], first[t] <= t, not decreasing within a sequence
+    void *out;             // = [B,T,H D]
+    float *lse;            // = [B,H,T] natural log of the sum of exponentials of scaled scores
+} AttentionForward;
+
+typedef struct AttentionBackward {
+    AttentionShape shape;
+    const void *qkv, *out, *dout;
+    const float *lse;
+    const int32_t *first;
+    void *dqkv;  // = [B,T,(H+2G)D]
+} AttentionBackward;
+
+// One new token per sequence against a cache: out[B, H D] = attention of q over keys 0 .. lengths[b] - 1.
+typedef struct AttentionDecode {
+    int64_t batch, capacity;  // capacity of the cache, in tokens
+    int32_t heads, groups, head_width;
+    float scale;
+    const void *q;  // [B, H D], rows q_stride elements apart
+    int64_t q_stride;
+    const void *keys, *values;  // [B, capacity, G, D]
+    const int32_t *lengths;     // [B]
+    void *out;                  // = [B, H D]
+} AttentionDecode;
+
+// ---- Rows
+// --------------------------------------------------------------------------------------------------------------------
+
+typedef enum NormKind { NORM_LAYER, NORM_RMS } NormKind;
+
+// LayerNorm (Ba et al. 2016): y = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(var + eps), biased variance.
+// RMSNorm (Zhang & Sennrich 2019): y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps).
+typedef struct NormForward {
+    NormKind kind;
+    int64_t rows, width;
+    float epsilon;
+    const void *x;       // [R,C]
+    const void *weight;  // [C]
+    const void *bias;    // [C], may be NULL
+    void *y;             // = [R,C]
+    float *mean;         // = [R], NULL for RMSNorm
+    float *rstd;         // = [R]
+} NormForward;
+
+// dx = (or += where accumulate) the gradient through the norm; dweight +=, dbias +=.
+typedef struct NormBackward {
+    NormKind kind;
+    int64_t rows, width;
+    const void *dy, *x, *weight;
+    const float *mean;  // NULL for RMSNorm
+    const float *rstd;
+    bool accumulate;
+    void *dx;        // [R,C]; may alias dy where not accumulate
+    float *dweight;  // +=
+    float *dbias;    // +=, may be NULL
+} NormBackward;
+
+// Rotary position embedding (Su et al. 2021), in place, on the first `heads` heads of each row (the queries and keys of a qkv
+// row): within a head, pair (i, i + W/2) (LLaMA, GPT-NeoX) or, where interleaved, (2i, 2i + 1) (GPT-J) of the first W =
+// rotary_width elements is turned by the angle positions[r] * frequency[i], i < W/2. `inverse` turns back (the backward pass).
+typedef struct Rotary {
+    int64_t rows, row_stride;  // stride in elements
+    int32_t heads, head_width, rotary_width;
+    bool interleaved, inverse;
+    const int32_t *positions;  // [R]
+    const float *cos_sin;      // [most positions, W]: W/2 cosines, then W/2 sines for each position
+    void *x;                   // [R, row_stride], changed in place
+} Rotary;
+
+// y = activation(x), count elements; may alias.
+typedef struct ActivationForward {
+    Activation activation;
+    int64_t count;
+    const void *x;
+    void *y;  // =
+} ActivationForward;
+
+// Gated units (Shazeer 2020): pre[R,2F] = [gate | up]; y[R,F] = activation(gate) * up.
+typedef struct GatedForward {
+    Activation activation;
+    int64_t rows, width;  // width: F
+    const void *pre;
+    void *y;  // =
+} GatedForward;
+
+typedef struct GatedBackward {
+    Activation activation;
+    int64_t rows, width;
+    const void *dy, *pre;
+    void *dpre;  // = [R,2F]
+} GatedBackward;
+
+// y[R,C] = scale * token_table[tokens[r]] + position_table[positions[r]].
+typedef struct EmbeddingForward {
+    int64_t rows, width, vocabulary;
+    const int32_t *tokens;       // [R], each in [0, vocabulary)
+    const int32_t *positions;    // [R]; may be NULL where position_table is
+    const void *token_table;     // [V,C]
+    const void *position_table;  // [most positions, C], may be NULL
+    float scale;
+    void *y;  // =
+} EmbeddingForward;
+
+typedef struct EmbeddingBackward {
+    int64_t rows, width, vocabulary;
+    const int32_t *tokens, *positions;
+    const void *dy;
+    float scale;
+    float *dtoken_table;     // +=
+    float *dposition_table;  // +=, may be NULL
+} EmbeddingBackward;
+
+// Element i of x is kept where philox_unit(word (first + i) % 4 of philox(seed, stream, (first + i) / 4)) >= probability and
+// then scaled by 1 / (1 - probability), else zero. In place; the backward pass is the same call on the gradient.
+typedef struct Dropout {
+    int64_t count;
+    float probability;
+    uint64_t seed, stream, first;  // first: global index of element 0, a multiple of 4
+    void *x;
+} Dropout;
+
+// ---- Head and loss
+// -----------------------------------------------------------------------------------------------------------
+
+// The output head fused with softmax cross-entropy, in chunks of rows: the full [R,V] logits never exist.
+//   logits = x[R,C] w[V,C]^T (+ bias[V]);  z = log sum exp(logits);  loss[r] = z - logits[target]
+// The objective is sum over r of weights[r] * (loss[r] + z_loss * z^2) (z-loss: Chowdhery et al. 2022, section 5) times
+// grad_scale; dx = its gradient and dw += its gradient, where dx is not NULL. Rows of weight 0 cost no gradient; their target
+// may be -1 (loss 0).
+typedef struct Classifier {
+    int64_t rows, width, vocabulary;
+    const void *x, *w;
+    const void *bias;        // may be NULL
+    const int32_t *targets;  // [R]
+    const float *weights;    // [R]
+    float z_loss, grad_scale;
+    float *losses;       // = [R] without weight and z-loss
+    float *zs;           // = [R] z, may be NULL
+    void *dx;            // = [R,C], NULL: forward only
+    float *dw;           // += [V,C], NULL iff dx is
+    float *dbias;        // += [V], may be NULL
+    int64_t chunk_rows;  // rows of logits held at a time
+    void *scratch;       // classifier_scratch_bytes(chunk_rows, width, vocabulary) of device memory
+} Classifier;
+
+// ---- Parameters
+// --------------------------------------------------------------------------------------------------------------
+
+typedef enum OptimizerKind {
+    OPTIMIZER_ADAMW,  // Loshchilov & Hutter 2019, algorithm 2 (decoupled decay): both moments
+    OPTIMIZER_LION,   // Chen et al. 2023, algorithm 2: first moment
+    OPTIMIZER_SGD,    // momentum, decoupled decay: first moment
+} OptimizerKind;
+
+// A run of parameters that share their settings. Segments lie in the flat parameter array of this device.
+typedef struct OptimizerSegment {
+    int64_t offset, count;
+    float learning_rate, weight_decay;
+} OptimizerSegment;
+
+// One update of all segments:   g = grads * grad_scale
+//   adamw  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + decay p), hats divide by 1 -
+//   b^step lion   u = sign(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g;  p -= lr (u + decay p) sgd    m = b1 m + g;  p -= lr (m
+//   + decay p)
+typedef struct OptimizerStep {
+    OptimizerKind kind;
+    const OptimizerSegment *segments;  // in host memory
+    int64_t segment_count;
+    float beta1, beta2, epsilon;
+    int64_t step;      // 1 for the first
+    float grad_scale;  // clipping and averaging in one factor
+    const float *grads;
+    float *params;   // fp32 master weights
+    float *moment1;  // NULL where the kind has none
+    float *moment2;
+} OptimizerStep;
+
+// ---- The table
+// ---------------------------------------------------------------------------------------------------------------
+
+typedef struct Operations {
+    const char *name;  // "cpu avx512"
+    void (*matmul_forward)(Device *, const MatmulForward *);
+    void (*matmul_backward_input)(Device *, const MatmulBackwardInput *);
+    void (*matmul_backward_weight)(Device *, const MatmulBackwardWeight *);
+    void (*attention_forward)(Device *, const AttentionForward *);
+    void (*attention_backward)(Device *, const AttentionBackward *);
+    void (*attention_decode)(Device *, const AttentionDecode *);
+    void (*norm_forward)(Device *, const NormForward *);
+    void (*norm_backward)(Device *, const NormBackward *);
+    void (*rotary)(Device *, const Rotary *);
+    void (*activation_forward)(Device *, const ActivationForward *);
+    void (*gated_forward)(Device *, const GatedForward *);
+    void (*gated_backward)(Device *, const GatedBackward *);
+    void (*embedding_forward)(Device *, const EmbeddingForward *);
+    void (*embedding_backward)(Device *, const EmbeddingBackward *);
+    void (*dropout)(Device *, const Dropout *);
+    void (*classifier)(Device *, const Classifier *);
+    int64_t (*classifier_scratch_bytes)(int64_t chunk_rows, int64_t width, int64_t vocabulary);
+    void (*optimizer_step)(Device *, const OptimizerStep *);
+    // y += x, count elements of the compute type.
+    void (*add)(Device *, int64_t count, const void *x, void *y);
+    // x = 0.
+    void (*zero)(Device *, int64_t bytes, void *x);
+    // The sum of squares in a fixed order: bits do not depend on threads. Not finite if any element is not.
+    double (*sum_of_squares)(Device *, int64_t count, const float *x);
+} Operations;
