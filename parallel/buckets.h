@@ -1,0 +1,43 @@
+// Gradient buckets: the sum over data-parallel ranks starts while the backward pass still runs.
+//
+// Gradients lie in one flat fp32 array in the order of the forward pass, so that the backward pass finishes them from the end
+// to the front (a tied embedding at the front is final last). The array is cut from its end into buckets of a fixed size; as
+// soon as all of a bucket is final, its non-blocking all-reduce starts, in place. The sum is not divided by anything.
+//
+//     gradients  |  embedding  | block 0 | block 1 | ... | block L-1 | head |
+//     buckets    | b5 |   b4   |   b3   |    b2    |   b1    |     b0       |   b0 starts first
+//
+// Deterministic for a given number of ranks and bucket size. A group of one rank does nothing and costs nothing.
+#pragma once
+
+#include "parallel/comm.h"
+
+typedef struct Buckets Buckets;
+
+// Seconds of communication of one step: from the first start to the end, and the part that the caller stood waiting.
+typedef struct BucketsTime {
+    double active, waited;
+    int buckets;     // started
+    int done_early;  // buckets that had finished before buckets_finish was called
+} BucketsTime;
+
+// `comm` and `gradients` (count floats) stay the caller's and must outlive the buckets. bucket_bytes >= 4; 0: everything at
+// once at the end (no overlap).
+Buckets *buckets_create(Comm *comm, float *gradients, int64_t count, int64_t bucket_bytes);
+void buckets_destroy(Buckets *buckets);
+
+// Call before the backward pass that makes gradients final (the last micro-batch of a step).
+void buckets_begin(Buckets *buckets);
+
+// All gradients at flat offset >= `offset` are final and must not be touched until buckets_finish: starts what is full, polls
+// what runs. Offsets must not grow within a step.
+Error *buckets_final_from(Buckets *buckets, int64_t offset) MUST_CHECK;
+
+// Lets running reductions advance; call it between pieces of work (about a microsecond).
+Error *buckets_progress(Buckets *buckets) MUST_CHECK;
+
+// Everything is final: starts the rest and waits for all. Then `gradients` holds the sums.
+Error *buckets_finish(Buckets *buckets) MUST_CHECK;
+
+// Of the last finished step.
+BucketsTime buckets_time(const Buckets *buckets);

@@ -1,0 +1,100 @@
+// A group of ranks that work together: a small interface, one file a backend (comm_self.c, comm_mpi.c).
+//
+// Every operation except rank, size and abort is collective: all ranks of the group call it in the same order with the same
+// counts. One thread of a process, the one that opened the world, makes all calls. Counts are 64-bit; a backend cuts what its
+// library cannot take at once.
+//
+// Determinism: for a given number of ranks and count the sums are the same bits on every rank and in every run. Sums over two
+// ranks are the same bits whichever operation made them.
+//
+// Errors: a failed operation returns an error that names the rank, its host and the operation. A group is not usable after
+// that: the caller reports it and calls comm_abort, because the other ranks may be waiting for this one.
+#pragma once
+
+#include "core/memory.h"
+
+typedef struct Comm Comm;
+typedef struct CommRequest CommRequest;
+
+typedef enum CommReduce { COMM_SUM, COMM_MAX } CommReduce;
+
+// The functions of a backend; counts are at least 1 and arguments are checked before they are called.
+typedef struct CommBackend {
+    const char *name;  // "self", "mpi"
+    Error *(*all_reduce)(Comm *comm, float *data, int64_t count);
+    Error *(*all_reduce_doubles)(Comm *comm, double *values, int64_t count, CommReduce how);
+    Error *(*start_all_reduce)(Comm *comm, float *data, int64_t count, CommRequest **out);
+    Error *(*test)(CommRequest *request, bool *done);
+    Error *(*wait)(CommRequest *request);
+    void (*free_request)(CommRequest *request);
+    Error *(*broadcast)(Comm *comm, void *bytes, int64_t size, int root);
+    Error *(*gather)(Comm *comm, const void *bytes, int64_t size, void *all, const int64_t *sizes);
+    Error *(*barrier)(Comm *comm);
+    Error *(*split)(Comm *comm, int colour, int key, Comm **out);
+    void (*close)(Comm *comm);
+    void (*abort)(Comm *comm, int code);
+} CommBackend;
+
+struct Comm {
+    const CommBackend *backend;
+    int rank, size;
+    int host_rank, host_size;  // among the ranks of this group on this host
+    char host[64];
+    void *state;  // the backend's
+};
+
+// Opens the group of all ranks. MPI is initialised only where mpirun, mpiexec or srun started the process with several ranks or
+// with one (their environment variables tell); else the world is this process alone. Started with several ranks but built
+// without MPI is an error. Sets the rank for log messages. At most once in a process.
+Error *comm_open_world(Comm **out) MUST_CHECK;
+
+// A group of this process alone; costs nothing.
+Comm *comm_open_self(void);
+
+// Ends the group; for the world it waits for the other ranks (MPI_Finalize), so it is not for the way out after an error that
+// only this rank has: see comm_abort. NULL is fine.
+void comm_close(Comm *comm);
+
+// Ends the program on all ranks of the world at once, this one with that exit code. `comm` may be any group, or NULL: the world
+// if one was opened. Use after an error that other ranks do not share; they would wait for ever otherwise.
+_Noreturn void comm_abort(Comm *comm, int code);
+
+// True where the environment says that an MPI launcher started this process.
+bool comm_started_by_launcher(void);
+
+// Whether this build has MPI, and its version for `athanor doctor`: "Open MPI v4.1.4" or "none".
+const char *comm_library(void);
+
+// Sums `data` element-wise over the ranks, in place.
+Error *comm_all_reduce(Comm *comm, float *data, int64_t count) MUST_CHECK;
+// The same for a few doubles, sum or maximum.
+Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommReduce how) MUST_CHECK;
+
+// Starts a sum of `data` in place; the memory must not be touched until comm_test said done or comm_wait returned. Several may
+// be under way; all ranks start them in the same order. *out is freed by the wait or the test that finishes it.
+Error *comm_start_all_reduce(Comm *comm, float *data, int64_t count, CommRequest **out) MUST_CHECK;
+// Lets communication advance and tells whether *request has finished; then it is freed and set to NULL. Cheap (about a
+// microsecond): call it between layers.
+Error *comm_test(CommRequest **request, bool *done) MUST_CHECK;
+// Waits for it, frees it, sets it to NULL. A NULL *request is fine.
+Error *comm_wait(CommRequest **request) MUST_CHECK;
+
+// Copies `bytes` of rank `root` to all ranks. `size` is the same on all.
+Error *comm_broadcast(Comm *comm, void *bytes, int64_t size, int root) MUST_CHECK;
+// The same for bytes whose number only the root knows: replaces `buffer` on the others.
+Error *comm_broadcast_buffer(Comm *comm, Buffer *buffer, int root) MUST_CHECK;
+
+// Collects `size` bytes (may differ between ranks) at rank 0: `all` gets them in the order of ranks, ends[r] (comm->size
+// entries) the end of rank r's part. Both are untouched on other ranks and may be NULL there.
+Error *comm_gather(Comm *comm, const void *bytes, int64_t size, Buffer *all, int64_t *ends) MUST_CHECK;
+
+Error *comm_barrier(Comm *comm) MUST_CHECK;
+
+// Splits into groups of equal `colour` (>= 0), ordered by `key`, then by rank. *out is closed by the caller, before the world.
+Error *comm_split(Comm *comm, int colour, int key, Comm **out) MUST_CHECK;
+
+// Every rank passes the error it has, or NULL. NULL everywhere returns NULL. Else every rank gets an error (own ones are
+// taken): rank 0 the message of the lowest rank that failed, the others one with an empty message, which means that rank 0
+// reports it. All ranks then leave the same way, so that one bad file is one line and nobody waits. If the exchange itself
+// fails, that error is returned.
+Error *comm_agree(Comm *comm, Error *own) MUST_CHECK;
