@@ -14,7 +14,7 @@ typedef struct ModelBatch {
     const int32_t *targets;    // [B,T] in [0, vocabulary), or -1 where the weight is 0
     const float *weights;      // [B,T] loss weights
     const int32_t *first;      // [B,T] index in its row of the first token of the token's document; all 0: one document
-    const int32_t *positions;  // [B,T] in [0, context)
+    const int32_t *positions;  // [B,T] in [0, T)
     uint64_t first_sample;     // global index in the run of row 0: dropout is a function of (seed, sample)
 } ModelBatch;
 

@@ -18,6 +18,7 @@
 // Initial values are a function of (seed, row, logical element), so they depend on no layout.
 #pragma once
 
+#include "core/threads.h"
 #include "train/model/config.h"
 
 typedef enum ParamInit { INIT_NORMAL, INIT_ONES, INIT_ZEROS } ParamInit;
@@ -75,8 +76,8 @@ const Param *params_find(const ParamTable *table, const char *name);
 // The number of parameters of a config (without a table in memory).
 int64_t params_count(const ModelConfig *config);
 
-// Writes initial values to the flat array (elements floats; padding becomes zero).
-void params_initialise(const ParamTable *table, uint64_t seed, float *params);
+// Writes initial values to the flat array (elements floats; padding becomes zero), with the threads of `pool`.
+void params_initialise(const ParamTable *table, uint64_t seed, ThreadPool *pool, float *params);
 
 // The runs of trainable rows with equal settings, for Operations.optimizer_step, clipped to [begin, end) of the flat array (a
 // rank's slice; 0 and elements for all). The caller frees *out. Returns the count.

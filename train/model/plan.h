@@ -45,8 +45,8 @@ void memory_plan_add(MemoryPlan *plan, const char *name, int64_t bytes, const ch
 // Prints the plan as a table with a total, and beside it the memory that the machine has free.
 void memory_plan_print(const MemoryPlan *plan, FILE *out);
 
-// The plan of a model on a device with that many threads, without creating it. The same lines are in Model.plan.
-void model_plan(const ModelConfig *config, const ModelOptions *options, int threads, MemoryPlan *out);
+// The plan of a model on a device, without creating it. The same lines are in Model.plan.
+void model_plan(const ModelConfig *config, const ModelOptions *options, const Device *device, MemoryPlan *out);
 
 // An error where the plan's total exceeds the memory available now, with what to change.
 Error *memory_plan_check(const MemoryPlan *plan) MUST_CHECK;

@@ -1,0 +1,205 @@
+// Generation: see decoder.h.
+//
+// The cache holds keys (after the rotation) and values of each layer as [B, capacity, G, D]. A prompt runs through the same
+// block as training, its keys and values are then copied out of the qkv rows; a step runs one row per sequence and attends to
+// the cache.
+#include "train/model/decoder.h"
+
+#include "train/model/block.h"
+
+#include <math.h>
+
+struct Decoder {
+    Model view;  // the model's parameters with buffers of our own
+    Activations activations;
+    int64_t batch, capacity;
+    int32_t *lengths;           // [B]
+    int32_t *starts, *indices;  // [capacity] document starts (0) and positions of a prompt
+    int32_t *step_positions;    // [B]
+    float *logits;              // [B,V]
+    char *arena;
+    int64_t arena_bytes;
+    float *keys, *values;  // [L, B, capacity, G, D]
+};
+
+static int64_t cache_row(const ModelConfig *config) {
+    return config->groups * config->head_width;
+}
+
+static void lay_out(Decoder *decoder, Layout *layout) {
+    const ModelConfig *config = &decoder->view.config;
+    int64_t rows = decoder->batch * decoder->capacity;
+    decoder->keys = layout_take(layout, "keys", config->layers, rows, cache_row(config), sizeof(float));
+    decoder->values = layout_take(layout, "values", config->layers, rows, cache_row(config), sizeof(float));
+    decoder->logits = layout_take(layout, "logits", 1, decoder->batch, config->vocabulary, sizeof(float));
+    decoder->lengths = layout_take(layout, "lengths", 1, decoder->batch, 1, sizeof(int32_t));
+    decoder->starts = layout_take(layout, "document starts", 1, decoder->capacity, 1, sizeof(int32_t));
+    decoder->indices = layout_take(layout, "positions", 1, decoder->capacity, 1, sizeof(int32_t));
+    decoder->step_positions = layout_take(layout, "positions of a step", 1, decoder->batch, 1, sizeof(int32_t));
+    activations_layout(config, &decoder->view.options, decoder->view.device->op, layout, &decoder->activations);
+}
+
+Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decoder **out) {
+    if (batch < 1 || capacity < 1 || capacity > model->config.context || batch > 1 << 20) {
+        return failure("%lld sequences of %lld tokens cannot be generated: at least one, and at most model.context %lld tokens",
+                       (long long)batch, (long long)capacity, (long long)model->config.context);
+    }
+    Decoder *decoder = memory_zeroed(1, sizeof *decoder);
+    decoder->batch = batch;
+    decoder->capacity = capacity;
+    decoder->view = *model;
+    // One buffer serves a prompt of one sequence and a step of all: at least `batch` rows.
+    decoder->view.options = (ModelOptions){
+        .sequences = 1,
+        .length = capacity > batch ? capacity : batch,
+        .head_rows = 1,
+        .forward_only = true,
+    };
+    decoder->view.activations = &decoder->activations;
+    MemoryPlan plan = {0};
+    Layout layout = {.plan = &plan};
+    lay_out(decoder, &layout);
+    decoder->arena_bytes = layout.used;
+    Error *error = memory_plan_check(&plan);
+    if (error != NULL) {
+        free(decoder);
+        return error_wrap(error, "generation");
+    }
+    decoder->arena = device_allocate(model->device, (size_t)decoder->arena_bytes);
+    layout = (Layout){.base = decoder->arena};
+    lay_out(decoder, &layout);
+    if (model->config.position == POSITION_ROTARY) {
+        rotary_table(&model->config, decoder->view.options.length, decoder->activations.cos_sin);
+    }
+    for (int64_t t = 0; t < capacity; t++) {
+        decoder->indices[t] = (int32_t)t;
+    }
+    *out = decoder;
+    return NULL;
+}
+
+void decoder_destroy(Decoder *decoder) {
+    if (decoder != NULL) {
+        device_release(decoder->view.device, decoder->arena, (size_t)decoder->arena_bytes);
+        free(decoder);
+    }
+}
+
+int64_t decoder_capacity(const Decoder *decoder) {
+    return decoder->capacity;
+}
+
+int64_t decoder_length(const Decoder *decoder, int64_t sequence) {
+    ensure(sequence >= 0 && sequence < decoder->batch, "no sequence %lld", (long long)sequence);
+    return decoder->lengths[sequence];
+}
+
+// Where the cache of (layer, sequence) starts.
+static int64_t cache_offset(const Decoder *decoder, int64_t layer, int64_t sequence) {
+    const ModelConfig *config = &decoder->view.config;
+    int64_t row = cache_row(config), rows = decoder->batch * decoder->capacity;
+    int64_t each = (rows * row + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    return layer * each + sequence * decoder->capacity * row;
+}
+
+// Copies the key and value part of `count` qkv rows into the cache from token `at` on.
+static void remember(Decoder *decoder, int64_t layer, int64_t sequence, int64_t at, const float *qkv, int64_t count) {
+    const ModelConfig *config = &decoder->view.config;
+    int64_t row = cache_row(config), stride = model_qkv_width(config), query = model_attention_width(config);
+    int64_t offset = cache_offset(decoder, layer, sequence) + at * row;
+    for (int64_t t = 0; t < count; t++) {
+        memcpy(decoder->keys + offset + t * row, qkv + t * stride + query, (size_t)row * sizeof(float));
+        memcpy(decoder->values + offset + t * row, qkv + t * stride + query + row, (size_t)row * sizeof(float));
+    }
+}
+
+// logits = head(final norm(x)), rows x V, to host memory.
+static void head(Decoder *decoder, int64_t rows, const void *x, float *logits) {
+    const Model *model = &decoder->view;
+    const ParamTable *table = &model->table;
+    Activations *a = &decoder->activations;
+    block_norm(model, rows, table->final_norm, table->final_norm_bias, x, a->final, a->final_mean, a->final_rstd);
+    block_project(model, rows, table->head, -1, a->final, NULL, decoder->logits);
+    memcpy(logits, decoder->logits, (size_t)(rows * model->config.vocabulary) * sizeof(float));
+}
+
+void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, int64_t count, float *logits) {
+    ensure(sequence >= 0 && sequence < decoder->batch && count >= 1 && count <= decoder->capacity,
+           "a prompt of %lld tokens for sequence %lld in a decoder of %lld x %lld", (long long)count, (long long)sequence,
+           (long long)decoder->batch, (long long)decoder->capacity);
+    const Model *model = &decoder->view;
+    const LayerActivations *at = &decoder->activations.shared;
+    Pass pass = {
+        .model = model,
+        .sequences = 1,
+        .length = count,
+        .rows = count,
+        .tokens = tokens,
+        .first = decoder->starts,
+        .positions = decoder->indices,
+    };
+    embedding_pass(&pass, at->input);
+    for (int64_t layer = 0; layer < model->config.layers; layer++) {
+        block_forward(&pass, layer, at);
+        remember(decoder, layer, sequence, 0, at->qkv, count);
+    }
+    decoder->lengths[sequence] = (int32_t)count;
+    head(decoder, 1, (const float *)at->output + (count - 1) * model->config.width, logits);
+}
+
+// One layer for one new row per sequence. lengths[] already counts the new token.
+static void step_layer(Decoder *decoder, const Pass *pass, int64_t layer) {
+    const Model *model = &decoder->view;
+    const ModelConfig *config = &model->config;
+    const LayerParams *p = &model->table.layers[layer];
+    const LayerActivations *at = &decoder->activations.shared;
+    Device *device = model->device;
+    int64_t qkv_width = model_qkv_width(config);
+    block_norm(model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
+    block_project(model, pass->rows, p->qkv, p->qkv_bias, at->norm1, NULL, at->qkv);
+    block_rotate(pass, at->qkv, false);
+    for (int64_t b = 0; b < decoder->batch; b++) {
+        remember(decoder, layer, b, decoder->lengths[b] - 1, (const float *)at->qkv + b * qkv_width, 1);
+    }
+    device->op->attention_decode(device, &(AttentionDecode){
+                                             .batch = decoder->batch,
+                                             .capacity = decoder->capacity,
+                                             .heads = (int32_t)config->heads,
+                                             .groups = (int32_t)config->groups,
+                                             .head_width = (int32_t)config->head_width,
+                                             .scale = (float)(1.0 / sqrt((double)config->head_width)),
+                                             .q = at->qkv,
+                                             .q_stride = qkv_width,
+                                             .keys = decoder->keys + cache_offset(decoder, layer, 0),
+                                             .values = decoder->values + cache_offset(decoder, layer, 0),
+                                             .lengths = decoder->lengths,
+                                             .out = at->attention,
+                                         });
+    block_project(model, pass->rows, p->out, p->out_bias, at->attention, at->input, at->middle);
+    block_norm(model, pass->rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
+    block_inner(model, pass->rows, layer, at);
+    block_project(model, pass->rows, p->down, p->down_bias, at->inner, at->middle, at->output);
+}
+
+void decoder_step(Decoder *decoder, const int32_t *tokens, float *logits) {
+    const Model *model = &decoder->view;
+    const LayerActivations *at = &decoder->activations.shared;
+    int32_t *positions = decoder->step_positions;
+    for (int64_t b = 0; b < decoder->batch; b++) {
+        ensure(decoder->lengths[b] < decoder->capacity, "sequence %lld is full", (long long)b);
+        positions[b] = decoder->lengths[b]++;
+    }
+    Pass pass = {
+        .model = model,
+        .sequences = decoder->batch,
+        .length = 1,
+        .rows = decoder->batch,
+        .tokens = tokens,
+        .positions = positions,
+    };
+    embedding_pass(&pass, at->input);
+    for (int64_t layer = 0; layer < model->config.layers; layer++) {
+        step_layer(decoder, &pass, layer);
+    }
+    head(decoder, decoder->batch, at->output, logits);
+}

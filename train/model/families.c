@@ -1,0 +1,97 @@
+// Model families: see families.h.
+#include "train/model/families.h"
+
+#include <stdio.h>
+
+// GPT-2 (Radford et al. 2019): LayerNorm, biases everywhere, learned positions, tanh GELU, tied head. Its matrices are stored
+// [in, out].
+static const FamilySwitch gpt2_switches[] = {
+    {"model.norm", "layer"},       {"model.norm_epsilon", "1e-5"},    {"model.norm_bias", "true"},
+    {"model.qkv_bias", "true"},    {"model.attention_bias", "true"},  {"model.ffn_bias", "true"},
+    {"model.position", "learned"}, {"model.activation", "gelu_tanh"}, {"model.gated", "false"},
+    {"model.tied_head", "true"},
+};
+static const FamilyName gpt2_names[] = {
+    {"embedding.token", "transformer.wte.weight", PART_ALL, false},
+    {"embedding.position", "transformer.wpe.weight", PART_ALL, false},
+    {"layers.*.attention.norm.weight", "transformer.h.*.ln_1.weight", PART_ALL, false},
+    {"layers.*.attention.norm.bias", "transformer.h.*.ln_1.bias", PART_ALL, false},
+    {"layers.*.attention.qkv.weight", "transformer.h.*.attn.c_attn.weight", PART_ALL, true},
+    {"layers.*.attention.qkv.bias", "transformer.h.*.attn.c_attn.bias", PART_ALL, false},
+    {"layers.*.attention.out.weight", "transformer.h.*.attn.c_proj.weight", PART_ALL, true},
+    {"layers.*.attention.out.bias", "transformer.h.*.attn.c_proj.bias", PART_ALL, false},
+    {"layers.*.mlp.norm.weight", "transformer.h.*.ln_2.weight", PART_ALL, false},
+    {"layers.*.mlp.norm.bias", "transformer.h.*.ln_2.bias", PART_ALL, false},
+    {"layers.*.mlp.up.weight", "transformer.h.*.mlp.c_fc.weight", PART_ALL, true},
+    {"layers.*.mlp.up.bias", "transformer.h.*.mlp.c_fc.bias", PART_ALL, false},
+    {"layers.*.mlp.down.weight", "transformer.h.*.mlp.c_proj.weight", PART_ALL, true},
+    {"layers.*.mlp.down.bias", "transformer.h.*.mlp.c_proj.bias", PART_ALL, false},
+    {"final_norm.weight", "transformer.ln_f.weight", PART_ALL, false},
+    {"final_norm.bias", "transformer.ln_f.bias", PART_ALL, false},
+    {"head.weight", "lm_head.weight", PART_ALL, false},
+};
+
+// LLaMA (Touvron et al. 2023): RMSNorm, no biases, rotary positions over halves, SwiGLU, untied head.
+static const FamilySwitch llama_switches[] = {
+    {"model.norm", "rms"},
+    {"model.norm_epsilon", "1e-5"},
+    {"model.norm_bias", "false"},
+    {"model.qkv_bias", "false"},
+    {"model.attention_bias", "false"},
+    {"model.ffn_bias", "false"},
+    {"model.position", "rotary"},
+    {"model.rotary_theta", "10000"},
+    {"model.rotary_fraction", "1"},
+    {"model.rotary_interleaved", "false"},
+    {"model.activation", "silu"},
+    {"model.gated", "true"},
+    {"model.tied_head", "false"},
+};
+static const FamilyName llama_names[] = {
+    {"embedding.token", "model.embed_tokens.weight", PART_ALL, false},
+    {"layers.*.attention.norm.weight", "model.layers.*.input_layernorm.weight", PART_ALL, false},
+    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.q_proj.weight", PART_QUERY, false},
+    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.k_proj.weight", PART_KEY, false},
+    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.v_proj.weight", PART_VALUE, false},
+    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.q_proj.bias", PART_QUERY, false},
+    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.k_proj.bias", PART_KEY, false},
+    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.v_proj.bias", PART_VALUE, false},
+    {"layers.*.attention.out.weight", "model.layers.*.self_attn.o_proj.weight", PART_ALL, false},
+    {"layers.*.attention.out.bias", "model.layers.*.self_attn.o_proj.bias", PART_ALL, false},
+    {"layers.*.mlp.norm.weight", "model.layers.*.post_attention_layernorm.weight", PART_ALL, false},
+    {"layers.*.mlp.up.weight", "model.layers.*.mlp.gate_proj.weight", PART_GATE, false},
+    {"layers.*.mlp.up.weight", "model.layers.*.mlp.up_proj.weight", PART_UP, false},
+    {"layers.*.mlp.up.bias", "model.layers.*.mlp.gate_proj.bias", PART_GATE, false},
+    {"layers.*.mlp.up.bias", "model.layers.*.mlp.up_proj.bias", PART_UP, false},
+    {"layers.*.mlp.down.weight", "model.layers.*.mlp.down_proj.weight", PART_ALL, false},
+    {"layers.*.mlp.down.bias", "model.layers.*.mlp.down_proj.bias", PART_ALL, false},
+    {"final_norm.weight", "model.norm.weight", PART_ALL, false},
+    {"head.weight", "lm_head.weight", PART_ALL, false},
+};
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+const Family families[FAMILY_COUNT] = {
+    [FAMILY_GPT2] = {"gpt2", gpt2_switches, COUNT(gpt2_switches), gpt2_names, COUNT(gpt2_names)},
+    [FAMILY_LLAMA] = {"llama", llama_switches, COUNT(llama_switches), llama_names, COUNT(llama_names)},
+};
+
+void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count) {
+    int64_t query = config->heads * config->head_width, key = config->groups * config->head_width;
+    int64_t begin[] = {0, 0, query, query + key, 0, config->ffn_width};
+    int64_t rows[] = {param->shape[0], query, key, key, config->ffn_width, config->ffn_width};
+    *first = begin[part];
+    *count = rows[part];
+}
+
+const char *family_name(const char *pattern, int64_t layer, char *out, size_t size) {
+    const char *star = strchr(pattern, '*');
+    int written;
+    if (star == NULL) {
+        written = snprintf(out, size, "%s", pattern);
+    } else {
+        written = snprintf(out, size, "%.*s%lld%s", (int)(star - pattern), pattern, (long long)layer, star + 1);
+    }
+    ensure(written >= 0 && (size_t)written < size, "the name %s is too long", pattern);
+    return out;
+}

@@ -1,0 +1,38 @@
+// Model families: a row of switches and a name map each.
+//
+// Sources: transformers' configuration and modelling files of each family. A new family that the block's switches can express
+// is a new row here and nothing else.
+#pragma once
+
+#include "train/model/params.h"
+
+typedef struct FamilySwitch {
+    const char *key, *value;  // of model_keys, as a user would write it
+} FamilySwitch;
+
+// Which rows of our tensor one of their tensors holds.
+typedef enum NamePart { PART_ALL, PART_QUERY, PART_KEY, PART_VALUE, PART_GATE, PART_UP } NamePart;
+
+// One tensor of a published checkpoint. '*' stands for the layer's number in both names. Several rows with the same `ours` are
+// its parts. A row whose `ours` the model's table lacks does not apply.
+typedef struct FamilyName {
+    const char *ours, *theirs;
+    NamePart part;
+    bool transposed;  // theirs is [in, out]
+} FamilyName;
+
+typedef struct Family {
+    const char *name;
+    const FamilySwitch *switches;
+    int switch_count;
+    const FamilyName *names;
+    int name_count;
+} Family;
+
+extern const Family families[FAMILY_COUNT];
+
+// The rows [*first, *first + *count) of our tensor that a part holds.
+void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count);
+
+// Writes `pattern` with '*' replaced by `layer` to out (size bytes, at least PARAM_NAME_SIZE) and returns out.
+const char *family_name(const char *pattern, int64_t layer, char *out, size_t size);
