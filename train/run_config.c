@@ -1,0 +1,103 @@
+// The configuration of a run: see run_config.h.
+#include "train/run_config.h"
+
+#include "core/config.h"
+
+static const char *const device_names[] = {"auto", "cpu", NULL};
+static const char *const recompute_names[] = {"none", "selective", "full", NULL};
+static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
+static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
+
+#define AT(member) offsetof(RunConfig, member)
+static const Key own_keys[] = {
+    {"folder", KEY_TEXT, AT(folder),
+     .help = "The run folder: configuration, metrics, samples and checkpoints go there; a run continues from what it holds."},
+    {"seed", KEY_INT, AT(seed), "1234", 0, 9e15, .help = "Seed of initial weights, data order, dropout and samples."},
+    {"device", KEY_CHOICE, AT(device), "auto", .choices = device_names, .help = "Where to compute."},
+    {"threads", KEY_INT, AT(threads), "0", 0, 4096, .help = "Threads of each rank; 0 shares the host's cores among its ranks."},
+    {"instruction_set", KEY_TEXT, AT(instruction_set), "auto",
+     .help = "Instruction set of the CPU kernels: auto, or one that athanor doctor lists."},
+
+    {"data.corpus", KEY_TEXT, AT(data.corpus),
+     .help = "The training corpus: a folder made by athanor data build, or the prefix of a Megatron .bin/.idx pair."},
+    {"data.validation", KEY_TEXT, AT(data.validation), .help = "The held-out corpus, evaluated set by set; null: none."},
+    {"data.sequence_length", KEY_INT, AT(data.sequence_length), "0", 0, 1 << 24, .unit = "tokens",
+     .help = "Length of a sample; 0: the model's context."},
+    {"data.mixture", KEY_WEIGHTS, AT(data.mixture),
+     .help = "How often to draw from each set, relative; sets not named are left out. Empty: in proportion to size."},
+    {"data.epochs", KEY_WEIGHTS, AT(data.epochs),
+     .help = "Instead of data.mixture: how often to go through each set relative to the others; sets not named count 1."},
+    {"data.documents_apart", KEY_BOOL, AT(data.documents_apart), "true",
+     .help = "Keep attention and positions within documents."},
+    {"data.prefetch", KEY_INT, AT(data.prefetch), "4", 1, 1024, .unit = "micro-batches",
+     .help = "How many micro-batches the loader holds ready."},
+
+    {"train.steps", KEY_INT, AT(train.steps), "0", 0, 9e15, .unit = "steps",
+     .help = "Length of the run. Give this or train.tokens."},
+    {"train.tokens", KEY_INT, AT(train.tokens), "0", 0, 9e15, .unit = "tokens",
+     .help = "Length of the run, rounded up to whole steps. Give this or train.steps."},
+    {"train.batch_tokens", KEY_INT, AT(train.batch_tokens), "0", 0, 1e12, .unit = "tokens",
+     .help = "Tokens of one step over all ranks, by gradient accumulation where it needs more than one micro-batch a rank; 0: "
+             "one micro-batch a rank."},
+    {"train.micro_batch", KEY_INT, AT(train.micro_batch), "8", 1, 1 << 20, .unit = "sequences",
+     .help = "Sequences that a rank computes at a time."},
+    {"train.recompute", KEY_CHOICE, AT(train.recompute), "none", .choices = recompute_names,
+     .help = "Which activations the backward pass computes again instead of keeping: none; selective (norms and activation "
+             "functions); full (everything but each layer's input)."},
+    {"train.head_rows", KEY_INT, AT(train.head_rows), "0", 0, 1 << 30, .unit = "rows",
+     .help = "Rows of logits held at a time by the head; 0: chosen to take about 64 MiB."},
+    {"train.z_loss", KEY_FLOAT, AT(train.z_loss), "0", 0, 1,
+     .help = "Weight of the squared logarithm of the softmax normaliser in the loss (z-loss); 1e-4 is usual, 0 is off."},
+
+    {"optimizer.kind", KEY_CHOICE, AT(optimizer.kind), "adamw", .choices = optimizer_names, .help = "The optimizer."},
+    {"optimizer.learning_rate", KEY_FLOAT, AT(optimizer.learning_rate), "6e-4", 0, 1000, .help = "Peak learning rate."},
+    {"optimizer.beta1", KEY_FLOAT, AT(optimizer.beta1), "0.9", 0, 1, .help = "Decay of the first moment; the momentum of sgd."},
+    {"optimizer.beta2", KEY_FLOAT, AT(optimizer.beta2), "0.95", 0, 1,
+     .help = "Decay of the second moment; of the momentum for lion."},
+    {"optimizer.epsilon", KEY_FLOAT, AT(optimizer.epsilon), "1e-8", 0, 1, .help = "Added to the root of the second moment."},
+    {"optimizer.weight_decay", KEY_FLOAT, AT(optimizer.weight_decay), "0.1", 0, 10,
+     .help = "Decoupled weight decay; norms and biases are never decayed."},
+    {"optimizer.clip", KEY_FLOAT, AT(optimizer.clip), "1.0", 0, 1e9, .help = "Largest global gradient norm; 0 does not clip."},
+
+    {"schedule.kind", KEY_CHOICE, AT(schedule.kind), "cosine", .choices = schedule_names,
+     .help = "Shape of the learning rate after warm-up."},
+    {"schedule.warmup_steps", KEY_INT, AT(schedule.warmup_steps), "0", 0, 9e15, .unit = "steps", .help = "Linear warm-up."},
+    {"schedule.decay_steps", KEY_INT, AT(schedule.decay_steps), "0", 0, 9e15, .unit = "steps",
+     .help = "The final decay of wsd; 0: a fifth of the run."},
+    {"schedule.floor", KEY_FLOAT, AT(schedule.floor), "0.1", 0, 1, .help = "Final learning rate as a share of the peak."},
+
+    {"checkpoint.every", KEY_INT, AT(checkpoint.every), "1000", 0, 9e15, .unit = "steps",
+     .help = "How often to save; the end of the run is always saved. 0: only then."},
+    {"checkpoint.keep_last", KEY_INT, AT(checkpoint.keep_last), "2", 1, 1e6,
+     .help = "How many of the newest checkpoints to keep."},
+    {"checkpoint.keep_every", KEY_INT, AT(checkpoint.keep_every), "0", 0, 9e15, .unit = "steps",
+     .help = "Also keep every checkpoint whose step is a multiple of this; 0: none."},
+
+    {"validation.every", KEY_INT, AT(validation.every), "500", 0, 9e15, .unit = "steps",
+     .help = "How often to evaluate on data.validation; also before the first and after the last step. 0: never."},
+    {"validation.samples", KEY_INT, AT(validation.samples), "64", 1, 1e12, .unit = "sequences",
+     .help = "Sequences taken from each validation set, spread evenly."},
+
+    {"samples.every", KEY_INT, AT(samples.every), "0", 0, 9e15, .unit = "steps",
+     .help = "How often to write sample texts; also before the first and after the last step. 0: never."},
+    {"samples.prompts", KEY_LIST, AT(samples.prompts), .help = "Texts to continue; an empty text starts a new document."},
+    {"samples.tokens", KEY_INT, AT(samples.tokens), "100", 1, 1e6, .unit = "tokens", .help = "Length of a sample text."},
+    {"samples.temperature", KEY_FLOAT, AT(samples.temperature), "0.8", 0, 100,
+     .help = "Temperature of sample texts; 0 takes the most likely token."},
+    {"samples.top_k", KEY_INT, AT(samples.top_k), "0", 0, 1e9, .help = "Sample among the k most likely tokens; 0: all."},
+    {"samples.top_p", KEY_FLOAT, AT(samples.top_p), "0.95", 0, 1,
+     .help = "Sample among the most likely tokens that make up this probability."},
+
+    {"log.every", KEY_INT, AT(log.every), "10", 1, 9e15, .unit = "steps",
+     .help = "How often to print a line; every step is written to metrics.jsonl."},
+
+    {"parallel.data", KEY_INT, AT(parallel.data), "0", 0, 1 << 20, .unit = "ranks",
+     .help = "Data-parallel copies of the model; 0: all ranks that the other axes leave."},
+    {"parallel.tensor", KEY_INT, AT(parallel.tensor), "1", 1, 1 << 20, .unit = "ranks", .help = "Ranks that share each layer."},
+    {"parallel.pipeline", KEY_INT, AT(parallel.pipeline), "1", 1, 1 << 20, .unit = "ranks",
+     .help = "Ranks that share the stack of layers."},
+    {"parallel.context", KEY_INT, AT(parallel.context), "1", 1, 1 << 20, .unit = "ranks",
+     .help = "Ranks that share each sequence."},
+    {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
+     .help = "Size of the gradient buckets that are reduced while the backward pass still runs."},
+};

@@ -1,0 +1,85 @@
+// The configuration of a run: every setting, from one table.
+//
+// `athanor train CONFIG.yaml` reads it, `athanor train --keys` prints it, docs/configuration.md is that print, and the resolved
+// values are saved as RUN/config.yaml, which generate, eval and inspect read back.
+#pragma once
+
+#include "core/keys.h"
+#include "kernels/kernels.h"
+#include "train/model/config.h"
+#include "train/schedule.h"
+
+typedef struct RunConfig {
+    char *folder;
+    int64_t seed;
+    int64_t threads;  // 0: the cores of the host shared by its ranks
+    int device;       // index into device_names
+    char *instruction_set;
+
+    ModelConfig model;
+
+    struct {
+        char *corpus, *validation;
+        int64_t sequence_length;  // 0: the model's context
+        Weights mixture, epochs;
+        bool documents_apart;
+        int64_t prefetch;
+    } data;
+
+    struct {
+        int64_t steps, tokens;  // one of the two; resolved to steps
+        int64_t batch_tokens;   // of the whole step, all ranks
+        int64_t micro_batch;    // sequences
+        int recompute;
+        int64_t head_rows;
+        double z_loss;
+    } train;
+
+    struct {
+        int kind;  // OptimizerKind
+        double learning_rate, beta1, beta2, epsilon, weight_decay, clip;
+    } optimizer;
+
+    struct {
+        int kind;  // ScheduleKind
+        int64_t warmup_steps, decay_steps;
+        double floor;
+    } schedule;
+
+    struct {
+        int64_t every, keep_last, keep_every;
+    } checkpoint;
+
+    struct {
+        int64_t every, samples;
+    } validation;
+
+    struct {
+        int64_t every, tokens, top_k;
+        Strings prompts;
+        double temperature, top_p;
+    } samples;
+
+    struct {
+        int64_t every;
+    } log;
+
+    struct {
+        int64_t data, tensor, pipeline, context;  // data 0: all ranks that the others leave
+        double bucket_mib;
+    } parallel;
+} RunConfig;
+
+// The whole table, the model's keys under "model." included.
+const Key *run_config_keys(int *count);
+
+// Reads a configuration with overrides, fills what follows from the rest (family defaults, steps), and checks what can be
+// checked without the corpus. `config` must be zeroed; free it in any case.
+Error *run_config_read(RunConfig *config, const char *path, char *const *overrides, int override_count) MUST_CHECK;
+void run_config_free(RunConfig *config);
+
+// Appends the resolved configuration as YAML.
+void run_config_write(const RunConfig *config, Buffer *out);
+
+// Appends the reference of all keys as Markdown (docs/configuration.md).
+void run_config_document(Buffer *out);
