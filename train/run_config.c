@@ -2,9 +2,9 @@
 #include "train/run_config.h"
 
 #include "core/config.h"
+#include "train/model/plan.h"
 
 static const char *const device_names[] = {"auto", "cpu", NULL};
-static const char *const recompute_names[] = {"none", "selective", "full", NULL};
 static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
 static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
 
@@ -101,3 +101,131 @@ static const Key own_keys[] = {
     {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
      .help = "Size of the gradient buckets that are reduced while the backward pass still runs."},
 };
+
+enum { OWN_KEYS = sizeof own_keys / sizeof *own_keys, MOST_KEYS = 128 };
+
+// The model's keys stand between the run's own general keys and the data's, moved to where RunConfig holds them.
+const Key *run_config_keys(int *count) {
+    static Key table[MOST_KEYS];
+    static int rows;
+    if (rows == 0) {
+        ensure(OWN_KEYS + model_key_count <= MOST_KEYS, "room for %d keys", OWN_KEYS + model_key_count);
+        int general = 0, filled = 0;
+        while (strchr(own_keys[general].name, '.') == NULL) {
+            table[filled++] = own_keys[general++];
+        }
+        for (int i = 0; i < model_key_count; i++) {
+            table[filled] = model_keys[i];
+            table[filled++].offset += offsetof(RunConfig, model);
+        }
+        for (int i = general; i < OWN_KEYS; i++) {
+            table[filled++] = own_keys[i];
+        }
+        rows = filled;
+    }
+    *count = rows;
+    return table;
+}
+
+// What can be checked without the corpus.
+static Error *check(const RunConfig *config, const char *where) {
+    if (config->folder == NULL || *config->folder == 0) {
+        return failure("%s: folder is missing: where shall the run be kept?", where);
+    }
+    if (config->data.corpus == NULL) {
+        return failure("%s: data.corpus is missing: a folder made by 'athanor data build'", where);
+    }
+    if ((config->train.steps > 0) == (config->train.tokens > 0)) {
+        return failure("%s: give either train.steps or train.tokens, how long the run shall be", where);
+    }
+    if (config->optimizer.beta1 >= 1 || config->optimizer.beta2 >= 1) {
+        return failure("%s: optimizer.beta1 and optimizer.beta2 must be below 1", where);
+    }
+    if (config->data.mixture.count > 0 && config->data.epochs.count > 0) {
+        return failure("%s: give data.mixture or data.epochs, not both", where);
+    }
+    return NULL;
+}
+
+Error *run_config_read(RunConfig *config, const char *path, char *const *overrides, int override_count) {
+    int count;
+    const Key *keys = run_config_keys(&count);
+    bool seen[MOST_KEYS] = {false};
+    keys_defaults(keys, count, config);
+    TRY(config_read(keys, count, config, path, overrides, override_count, seen));
+    for (int i = 0; i < model_key_count; i++) {
+        config->model_seen[i] = seen[keys_find(keys, count, model_keys[i].name) - keys];
+    }
+    return check(config, path);
+}
+
+Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) {
+    TRY(model_config_resolve(&config->model, config->model_seen, corpus_vocabulary, where));
+    int64_t *length = &config->data.sequence_length, context = config->model.context;
+    *length = *length > 0 ? *length : context;
+    if (*length > context) {
+        return failure("%s: data.sequence_length is %lld, more than the model's context of %lld", where, (long long)*length,
+                       (long long)context);
+    }
+    int64_t round, *batch = &config->train.batch_tokens;
+    if (__builtin_mul_overflow(config->train.micro_batch * *length, data_ranks, &round)) {
+        return failure("%s: train.micro_batch times data.sequence_length is absurd", where);
+    }
+    *batch = *batch > 0 ? *batch : round;
+    if (*batch % round != 0) {
+        int64_t below = *batch / round * round;
+        return failure("%s: train.batch_tokens is %lld, no multiple of %d ranks x %lld sequences x %lld tokens = %lld; %lld or "
+                       "%lld would do",
+                       where, (long long)*batch, data_ranks, (long long)config->train.micro_batch, (long long)*length,
+                       (long long)round, (long long)(below > 0 ? below : round), (long long)(below + round));
+    }
+    if (config->train.steps == 0) {
+        config->train.steps = (config->train.tokens + *batch - 1) / *batch;
+        config->train.tokens = 0;  // the saved configuration says it in steps
+    }
+    if (config->schedule.kind == SCHEDULE_WSD && config->schedule.decay_steps == 0) {
+        config->schedule.decay_steps = config->train.steps / 5;
+    }
+    return NULL;
+}
+
+void run_config_free(RunConfig *config) {
+    int count;
+    const Key *keys = run_config_keys(&count);
+    keys_free(keys, count, config);
+}
+
+void run_config_write(const RunConfig *config, Buffer *out) {
+    int count;
+    const Key *keys = run_config_keys(&count);
+    config_write(keys, count, config, false, out);
+}
+
+void run_config_document(Buffer *out) {
+    int count;
+    const Key *keys = run_config_keys(&count);
+    const char *section = "";
+    buffer_text(out,
+                "# Configuration\n\nEvery key of `athanor train CONFIG.yaml`, made by `athanor train --keys`. A dotted key is "
+                "nested in "
+                "YAML; on the command line it is written `key.path=value`. `include: other.yaml` reads another file first.\n");
+    for (int i = 0; i < count; i++) {
+        const Key *key = &keys[i];
+        const char *dot = strchr(key->name, '.');
+        size_t length = dot != NULL ? (size_t)(dot - key->name) : 0;
+        if (i == 0 || strncmp(section, key->name, length + (dot != NULL)) != 0) {
+            buffer_printf(out, "\n## %.*s\n\n| key | default | meaning |\n|---|---|---|\n", length > 0 ? (int)length : 3,
+                          length > 0 ? key->name : "run");
+            section = dot != NULL ? key->name : "";
+        }
+        buffer_printf(out, "| `%s` | %s | %s", key->name,
+                      key->default_value != NULL && *key->default_value ? key->default_value : "", key->help);
+        if (key->unit != NULL) {
+            buffer_printf(out, " In %s.", key->unit);
+        }
+        for (int c = 0; key->type == KEY_CHOICE && key->choices[c] != NULL; c++) {
+            buffer_printf(out, "%s `%s`", c == 0 ? " One of" : ",", key->choices[c]);
+        }
+        buffer_text(out, key->type == KEY_CHOICE ? ". |\n" : " |\n");
+    }
+}

@@ -17,6 +17,7 @@ typedef struct RunConfig {
     char *instruction_set;
 
     ModelConfig model;
+    bool model_seen[64];  // which of model_keys were given
 
     struct {
         char *corpus, *validation;
@@ -73,9 +74,13 @@ typedef struct RunConfig {
 // The whole table, the model's keys under "model." included.
 const Key *run_config_keys(int *count);
 
-// Reads a configuration with overrides, fills what follows from the rest (family defaults, steps), and checks what can be
-// checked without the corpus. `config` must be zeroed; free it in any case.
+// Reads a configuration with overrides "key.path=value" and checks what can be checked without the corpus. `config` must be
+// zeroed; free it in any case.
 Error *run_config_read(RunConfig *config, const char *path, char *const *overrides, int override_count) MUST_CHECK;
+
+// Fills in what follows from the rest: the model's family defaults and vocabulary (corpus_vocabulary: 0 if unknown), the
+// sequence length, batch_tokens, steps. Sizes that do not divide are errors that name sizes that do.
+Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) MUST_CHECK;
 void run_config_free(RunConfig *config);
 
 // Appends the resolved configuration as YAML.

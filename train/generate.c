@@ -1,0 +1,82 @@
+// Text from a model: see generate.h.
+#include "train/generate.h"
+
+#include "core/text.h"
+
+// The prompt's tokens behind the token that opens a document, where there is one.
+static Error *encode_prompt(const Model *model, const Tokenizer *tokenizer, const char *prompt, size_t size, Tokens *tokens) {
+    if (utf8_valid_prefix(prompt, size) != size) {
+        return failure("the prompt is not valid UTF-8 at byte %zu", utf8_valid_prefix(prompt, size));
+    }
+    int32_t end = tokenizer_end_of_text(tokenizer);
+    if (end >= 0) {
+        array_push(tokens->ids, tokens->count, tokens->capacity, end);
+    }
+    Encoder *encoder = encoder_create(tokenizer);
+    encoder_encode(encoder, prompt, size, false, tokens);
+    encoder_free(encoder);
+    if (tokens->count == 0) {
+        return failure("an empty prompt needs a tokenizer with an end-of-text token; give --prompt a text");
+    }
+    for (size_t i = 0; i < tokens->count; i++) {
+        if (tokens->ids[i] >= model->config.vocabulary) {
+            return failure("the prompt holds token %d, but the model's vocabulary has %lld: the tokenizer is another one",
+                           tokens->ids[i], (long long)model->config.vocabulary);
+        }
+    }
+    return NULL;
+}
+
+Error *generate_text(const Model *model, const Tokenizer *tokenizer, const char *prompt, size_t prompt_size,
+                     const GenerateOptions *options, GenerateSink sink, void *context, int64_t *drawn) {
+    Tokens tokens = {0};
+    Decoder *decoder = NULL;
+    float *logits = NULL, *scratch = NULL;
+    int64_t vocabulary = model->config.vocabulary, count = 0, capacity;
+    int32_t end = tokenizer_end_of_text(tokenizer);
+    Error *error;
+    TRY_GOTO(error, out, encode_prompt(model, tokenizer, prompt, prompt_size, &tokens));
+    TRY_GOTO(error, out, decoder_create(model, 1, (int64_t)tokens.count + options->tokens, &decoder));
+    capacity = decoder_capacity(decoder);
+    logits = memory_new((size_t)vocabulary, sizeof *logits);
+    scratch = memory_new((size_t)vocabulary, 2 * sizeof *scratch);
+    for (; count < options->tokens; count++) {
+        // Read the prompt at the start; when the context is full, read its newer half again and forget the rest.
+        if (count == 0 || decoder_length(decoder, 0) == capacity) {
+            size_t room = count == 0 ? (size_t)capacity : ((size_t)capacity + 1) / 2;
+            size_t keep = tokens.count < room ? tokens.count : room;
+            decoder_prefill(decoder, 0, tokens.ids + tokens.count - keep, (int64_t)keep, logits);
+        } else {
+            decoder_step(decoder, &tokens.ids[tokens.count - 1], logits);
+        }
+        int32_t id =
+            sampling_draw(&options->sampling, logits, vocabulary, tokenizer_vocabulary(tokenizer), (uint64_t)count, scratch);
+        if (id == end) {
+            break;
+        }
+        array_push(tokens.ids, tokens.count, tokens.capacity, id);
+        size_t size;
+        const char *bytes = tokenizer_token(tokenizer, id, false, &size);
+        if (size > 0) {
+            sink(context, bytes, size);
+        }
+    }
+out:
+    if (drawn != NULL) {
+        *drawn = count;
+    }
+    free(tokens.ids);
+    free(logits);
+    free(scratch);
+    decoder_destroy(decoder);
+    return error;
+}
+
+static void append(void *context, const char *bytes, size_t size) {
+    buffer_append(context, bytes, size);
+}
+
+Error *generate_to_buffer(const Model *model, const Tokenizer *tokenizer, const char *prompt, const GenerateOptions *options,
+                          Buffer *out) {
+    return generate_text(model, tokenizer, prompt, strlen(prompt), options, append, out, NULL);
+}

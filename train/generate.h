@@ -1,0 +1,23 @@
+// Text from a model: a prompt is read at once, then token after token is drawn and fed back.
+#pragma once
+
+#include "data/tokenizer.h"
+#include "train/model/decoder.h"
+#include "train/sampling.h"
+
+typedef struct GenerateOptions {
+    int64_t tokens;  // at most; fewer where the model ends its text
+    Sampling sampling;
+} GenerateOptions;
+
+// Receives the bytes of each token as it is drawn (not necessarily whole characters).
+typedef void (*GenerateSink)(void *context, const char *bytes, size_t size);
+
+// Continues `prompt` (valid UTF-8, may be empty: a new document). The text grows beyond the model's context by forgetting its
+// older half. *drawn (may be NULL) is the number of tokens.
+Error *generate_text(const Model *model, const Tokenizer *tokenizer, const char *prompt, size_t prompt_size,
+                     const GenerateOptions *options, GenerateSink sink, void *context, int64_t *drawn) MUST_CHECK;
+
+// The same into a buffer, which is appended to.
+Error *generate_to_buffer(const Model *model, const Tokenizer *tokenizer, const char *prompt, const GenerateOptions *options,
+                          Buffer *out) MUST_CHECK;

@@ -1,0 +1,27 @@
+// A run as others read it: generate, eval and inspect open RUN, or one of its checkpoints, and get the model with its weights.
+#pragma once
+
+#include "data/tokenizer.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/model/model.h"
+#include "train/run_config.h"
+
+typedef struct SavedRun {
+    char *folder, *checkpoint;  // paths
+    RunConfig config;
+    Tokenizer *tokenizer;  // NULL where the run has none (a foreign corpus)
+    int64_t step;
+    Device *device;
+    Model *model;  // forward only
+} SavedRun;
+
+// The tokenizer's place in a run folder.
+#define RUN_TOKENIZER "tokenizer.json"
+
+// `path`: a run folder (its newest good checkpoint; damaged ones are warned about) or a checkpoint folder inside one.
+// `sequences` of the run's sequence length fit the model. `threads` 0: all cores.
+Error *saved_run_open(const char *path, int64_t sequences, int threads, SavedRun *out) MUST_CHECK;
+void saved_run_close(SavedRun *run);
+
+// Reads all weights (and, where `moments`, the optimizer's state) of a checkpoint into a model.
+Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) MUST_CHECK;
