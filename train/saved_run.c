@@ -1,6 +1,7 @@
 // A run as others read it: see saved_run.h.
 #include "train/saved_run.h"
 
+#include "core/durable.h"
 #include "core/log.h"
 
 Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) {
@@ -39,9 +40,20 @@ static Error *find_run(const char *path, char **folder) {
                      path_exists(path) ? "" : ", it does not exist");
 }
 
+static Error *load_tokenizer(SavedRun *run) {
+    static const char *const names[] = {"tokenizer.json", "tokenizer.tiktoken"};
+    Error *error = NULL;
+    for (int i = 0; i < 2 && run->tokenizer == NULL && error == NULL; i++) {
+        char *path = path_join(run->folder, names[i]);
+        error = path_exists(path) ? tokenizer_load(path, &run->tokenizer) : NULL;
+        free(path);
+    }
+    return error;
+}
+
 static Error *open_all(const char *path, int64_t sequences, int threads, SavedRun *run) {
     TRY(find_run(path, &run->folder));
-    char *config_path = path_join(run->folder, "config.yaml"), *tokenizer_path = path_join(run->folder, RUN_TOKENIZER);
+    char *config_path = path_join(run->folder, "config.yaml");
     Strings skipped = {0};
     Checkpoint *checkpoint = NULL;
     Error *error;
@@ -54,9 +66,7 @@ static Error *open_all(const char *path, int64_t sequences, int threads, SavedRu
     if (error != NULL) {
         goto out;
     }
-    if (path_exists(tokenizer_path)) {
-        TRY_GOTO(error, out, tokenizer_load(tokenizer_path, &run->tokenizer));
-    }
+    TRY_GOTO(error, out, load_tokenizer(run));
     TRY_GOTO(error, out, checkpoint_open(run->checkpoint, false, &checkpoint));
     run->step = checkpoint_info(checkpoint)->step;
     if (checkpoint_info(checkpoint)->model != model_config_hash(&run->config.model)) {
@@ -75,7 +85,6 @@ out:
     checkpoint_close(checkpoint);
     strings_free(&skipped);
     free(config_path);
-    free(tokenizer_path);
     return error;
 }
 

@@ -15,9 +15,6 @@ typedef struct SavedRun {
     Model *model;  // forward only
 } SavedRun;
 
-// The tokenizer's place in a run folder.
-#define RUN_TOKENIZER "tokenizer.json"
-
 // `path`: a run folder (its newest good checkpoint; damaged ones are warned about) or a checkpoint folder inside one.
 // `sequences` of the run's sequence length fit the model. `threads` 0: all cores.
 Error *saved_run_open(const char *path, int64_t sequences, int threads, SavedRun *out) MUST_CHECK;

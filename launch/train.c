@@ -1,0 +1,85 @@
+// athanor train: a run from a configuration, alone or as one of many ranks.
+#include "core/log.h"
+#include "launch/commands.h"
+#include "train/trainer.h"
+
+#include <signal.h>
+#include <stdio.h>
+
+typedef struct Options {
+    bool keys;
+} Options;
+
+static const Key flags[] = {
+    {"keys", KEY_BOOL, offsetof(Options, keys), "false",
+     .help = "Print the reference of all configuration keys as Markdown and stop."},
+};
+
+static void on_signal(int number) {
+    train_request_stop();
+}
+
+// SIGTERM (a batch system's limit), SIGINT (Ctrl-C) and SIGUSR1 save and stop; a second SIGINT or SIGTERM kills.
+static void catch_signals(void) {
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+}
+
+static Error *train(Comm *world, int count, char **arguments) {
+    RunConfig config = {0};
+    bool stopped = false;
+    Error *error = comm_agree(world, run_config_read(&config, arguments[0], arguments + 1, count - 1));
+    if (error == NULL) {
+        catch_signals();
+        error = train_run(&config, arguments[0], world, &stopped);
+    }
+    if (error == NULL && stopped) {
+        error = world->rank == 0
+                    ? failure("stopped by a signal with everything saved in %s; the same command goes on", config.folder)
+                    : failure("%s", "");
+    }
+    run_config_free(&config);
+    return error;
+}
+
+static Error *run(const void *options, int count, char **arguments) {
+    if (((const Options *)options)->keys) {
+        Buffer text = {0};
+        run_config_document(&text);
+        fputs(text.data, stdout);
+        buffer_free(&text);
+        return NULL;
+    }
+    if (count == 0) {
+        return usage_error("a configuration is missing; usage: athanor train CONFIG.yaml [key.path=value ...]");
+    }
+    Comm *world;
+    TRY(comm_open_world(&world));
+    Error *error = train(world, count, arguments);
+    if (error != NULL && world->size > 1) {
+        // The others may wait for this rank for ever. Rank 0 reports what all agreed on; a rank alone reports its own.
+        if (*error->message != 0) {
+            log_error("%s", error->message);
+        }
+        comm_abort(world, error->kind == ERROR_USAGE ? 2 : 1);
+    }
+    comm_close(world);
+    return error;
+}
+
+const Command command_train = {
+    .name = "train",
+    .arguments = "CONFIG.yaml [key.path=value ...]",
+    .summary = "train a model; alone, or on several ranks under mpirun or srun",
+    .details = "Continues where the run folder's newest checkpoint stands. docs/configuration.md lists all keys.",
+    .example = "  athanor train configs/runs/tiny.yaml train.steps=100\n"
+               "  mpirun -n 2 athanor train configs/runs/tiny.yaml folder=/tmp/tiny",
+    .flags = flags,
+    .flag_count = 1,
+    .options_size = sizeof(Options),
+    .least_arguments = 0,
+    .most_arguments = -1,
+    .run = run,
+};

@@ -1,0 +1,110 @@
+// RUN/run.json: see run_record.h.
+#include "train/run_record.h"
+
+#include "core/clock.h"
+#include "core/durable.h"
+#include "core/log.h"
+#include "core/text.h"
+#include "core/version.h"
+
+void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
+                      int64_t micro_batches) {
+    char parameters[32], batch[32], layout[96];
+    log_info("model     %s parameters, %lld layers, width %lld, context %lld, vocabulary %lld",
+             text_count(parameters, (double)model->table.parameters), (long long)config->model.layers,
+             (long long)config->model.width, (long long)config->model.context, (long long)config->model.vocabulary);
+    log_info("batch     %s tokens a step: %d ranks x %lld micro-batches x %lld sequences x %lld tokens",
+             text_count(batch, (double)config->train.batch_tokens), mesh->size[MESH_DATA], (long long)micro_batches,
+             (long long)config->train.micro_batch, (long long)config->data.sequence_length);
+    log_info("device    %s, %d threads a rank; layout: %s", model->device->op->name, threads_count(model->device->pool),
+             mesh_layout(mesh, layout));
+    double samples = (double)config->train.steps * (double)config->train.batch_tokens / (double)config->data.sequence_length;
+    for (int d = 0; d < corpus->set_count; d++) {
+        char tokens[32];
+        int64_t epoch = order_set_samples(order, d);
+        if (epoch > 0) {
+            log_info("corpus    %-24s %8s tokens  %5.1f%% of samples, %.2f epochs", corpus->sets[d].name,
+                     text_count(tokens, (double)corpus->sets[d].tokens), 100 * order_set_share(order, d),
+                     samples * order_set_share(order, d) / (double)epoch);
+        }
+    }
+}
+
+// The hosts of all ranks, each once.
+static Error *gather_hosts(Comm *world, json_t *hosts) {
+    Buffer all = {0};
+    int64_t *ends = memory_zeroed((size_t)world->size, sizeof *ends);
+    Error *error = comm_gather(world, world->host, (int64_t)strlen(world->host), &all, ends);
+    for (int r = 0; r < world->size && error == NULL && world->rank == 0; r++) {
+        int64_t begin = r > 0 ? ends[r - 1] : 0;
+        json_t *name = json_stringn(all.data + begin, (size_t)(ends[r] - begin));
+        bool known = name == NULL;
+        for (size_t i = 0; i < json_array_size(hosts) && !known; i++) {
+            known = json_equal(json_array_get(hosts, i), name);
+        }
+        if (!known) {
+            json_array_append(hosts, name);
+        }
+        json_decref(name);
+    }
+    buffer_free(&all);
+    free(ends);
+    return error;
+}
+
+Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, Comm *world) {
+    json_t *hosts = json_array(), *plan = json_array();
+    Error *error = gather_hosts(world, hosts);
+    if (error != NULL || world->rank != 0) {
+        json_decref(hosts);
+        json_decref(plan);
+        return error;
+    }
+    for (int i = 0; i < model->plan.count; i++) {
+        json_array_append_new(
+            plan, json_pack("{s:s, s:I}", "name", model->plan.lines[i].name, "bytes", (json_int_t)model->plan.lines[i].bytes));
+    }
+    static const char *const families[FAMILY_COUNT] = {"gpt2", "llama"};
+    char stamp[24];
+    record->path = path_join(config->folder, "run.json");
+    record->document =
+        json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:s, s:I, s:s, s:s, s:I, s:o, s:I}", "version", ATHANOR_VERSION, "commit",
+                  ATHANOR_COMMIT, "compiler", ATHANOR_COMPILER, "host", hosts, "ranks", world->size, "threads",
+                  threads_count(model->device->pool), "device", model->device->op->name, "parameters",
+                  (json_int_t)model->table.parameters, "family", families[config->model.family], "started", clock_stamp(stamp),
+                  "batch_tokens", (json_int_t)config->train.batch_tokens, "memory_plan", plan, "memory_planned",
+                  (json_int_t)model->plan.total);
+    ensure(record->document != NULL, "run.json");
+    return json_write_file(record->path, record->document);
+}
+
+void run_record_loop(RunRecord *record, int64_t first_step) {
+    record->loop_start = clock_seconds();
+    record->first_step = first_step;
+}
+
+void run_record_step(RunRecord *record, double seconds) {
+    record->steps++;
+    record->step_seconds += seconds;
+}
+
+Error *run_record_finish(RunRecord *record, Comm *world) {
+    double peak = (double)memory_peak_resident();
+    TRY(comm_all_reduce_doubles(world, &peak, 1, COMM_MAX));
+    if (world->rank != 0) {
+        return NULL;
+    }
+    char planned[32], measured[32];
+    json_object_set_new(record->document, "memory_peak", json_integer((json_int_t)peak));
+    json_object_set_new(record->document, "mean_step_seconds",
+                        json_real(record->steps > 0 ? record->step_seconds / (double)record->steps : 0));
+    log_info("memory    planned %s, peak %s a rank",
+             text_bytes(planned, (double)json_integer_value(json_object_get(record->document, "memory_planned"))),
+             text_bytes(measured, peak));
+    return json_write_file(record->path, record->document);
+}
+
+void run_record_free(RunRecord *record) {
+    json_decref(record->document);
+    free(record->path);
+}
