@@ -177,6 +177,12 @@ void file_unmap(Mapped *mapped) {
     *mapped = (Mapped){0};
 }
 
+void file_release(const Mapped *mapped) {
+    if (mapped->data != NULL) {
+        madvise((void *)(uintptr_t)mapped->data, mapped->size, MADV_DONTNEED);
+    }
+}
+
 Error *folder_create(const char *path) {
     if (path_is_folder(path)) {
         return NULL;

@@ -37,6 +37,9 @@ typedef struct Mapped {
 } Mapped;
 Error *file_map(const char *path, Mapped *out) MUST_CHECK;
 void file_unmap(Mapped *mapped);
+// Lets go of the pages that were read so far (they come back when read again), so that they do not count as this process's
+// memory.
+void file_release(const Mapped *mapped);
 
 Error *folder_create(const char *path) MUST_CHECK;                // with parents; fine if it exists
 Error *folder_remove(const char *path) MUST_CHECK;                // with content; fine if it does not exist
