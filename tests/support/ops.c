@@ -1,0 +1,409 @@
+// The table of operation cases: see ops.h.
+#include "tests/support/ops.h"
+
+#include "core/memory.h"
+#include "tests/support/reference.h"
+
+// ---- Attention
+
+static int64_t qkv_count(const AttentionShape *s) {
+    return s->batch * s->length * (s->heads + 2 * s->groups) * s->head_width;
+}
+static int64_t out_count(const AttentionShape *s) {
+    return s->batch * s->length * s->heads * s->head_width;
+}
+
+static int attention_forward_tensors(const OpCase *c, OpTensor *t) {
+    const AttentionShape *s = &c->attention_forward.shape;
+    t[0] = (OpTensor){.name = "qkv", OP_INPUT, OP_COMPUTE, qkv_count(s)};
+    t[1] = (OpTensor){.name = "first", OP_INPUT, OP_INT32, s->batch * s->length, OP_FIRST, s->length};
+    t[2] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, out_count(s)};
+    t[3] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->length};
+    return 4;
+}
+static void attention_forward_run(Device *device, const OpCase *c, void **t) {
+    AttentionForward a = c->attention_forward;
+    a.qkv = t[0], a.first = t[1], a.out = t[2], a.lse = t[3];
+    device->op->attention_forward(device, &a);
+}
+
+static int attention_backward_tensors(const OpCase *c, OpTensor *t) {
+    attention_forward_tensors(c, t);  // the shape lies first in both
+    t[2].role = t[3].role = OP_INPUT;
+    t[4] = (OpTensor){.name = "dout", OP_INPUT, OP_COMPUTE, t[2].count};
+    t[5] = (OpTensor){.name = "dqkv", OP_OUTPUT, OP_COMPUTE, t[0].count};
+    return 6;
+}
+static void attention_backward_run(Device *device, const OpCase *c, void **t) {
+    AttentionBackward a = c->attention_backward;
+    a.qkv = t[0], a.first = t[1], a.out = t[2], a.lse = t[3], a.dout = t[4], a.dqkv = t[5];
+    device->op->attention_backward(device, &a);
+}
+static long double attention_objective(const OpCase *c, double **t) {
+    reference64_attention_forward(c, t);
+    long double sum = 0;
+    for (int64_t i = 0; i < out_count(&c->attention_backward.shape); i++) {
+        sum += (long double)t[4][i] * t[2][i];
+    }
+    return sum;
+}
+
+static int attention_decode_tensors(const OpCase *c, OpTensor *t) {
+    const AttentionDecode *a = &c->attention_decode;
+    int64_t cache = a->batch * a->capacity * a->groups * a->head_width;
+    t[0] = (OpTensor){.name = "q", OP_INPUT, OP_COMPUTE, a->batch * a->q_stride};
+    t[1] = (OpTensor){.name = "keys", OP_INPUT, OP_COMPUTE, cache};
+    t[2] = (OpTensor){.name = "values", OP_INPUT, OP_COMPUTE, cache};
+    t[3] = (OpTensor){.name = "lengths", OP_INPUT, OP_INT32, a->batch, OP_LENGTH, a->capacity};
+    t[4] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, a->batch * a->heads * a->head_width};
+    return 5;
+}
+static void attention_decode_run(Device *device, const OpCase *c, void **t) {
+    AttentionDecode a = c->attention_decode;
+    a.q = t[0], a.keys = t[1], a.values = t[2], a.lengths = t[3], a.out = t[4];
+    device->op->attention_decode(device, &a);
+}
+
+// ---- Rows
+
+static int norm_forward_tensors(const OpCase *c, OpTensor *t) {
+    const NormForward *a = &c->norm_forward;
+    bool layer = a->kind == NORM_LAYER;
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_COMPUTE, a->rows * a->width};
+    t[1] = (OpTensor){.name = "weight", OP_INPUT, OP_COMPUTE, a->width};
+    t[2] = (OpTensor){.name = "bias", OP_INPUT, OP_COMPUTE, c->bare ? 0 : a->width};
+    t[3] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
+    t[4] = (OpTensor){.name = "mean", OP_OUTPUT, OP_FLOAT, layer ? a->rows : 0};
+    t[5] = (OpTensor){.name = "rstd", OP_OUTPUT, OP_FLOAT, a->rows};
+    return 6;
+}
+static void norm_forward_run(Device *device, const OpCase *c, void **t) {
+    NormForward a = c->norm_forward;
+    a.x = t[0], a.weight = t[1], a.bias = t[2], a.y = t[3], a.mean = t[4], a.rstd = t[5];
+    device->op->norm_forward(device, &a);
+}
+
+static int norm_backward_tensors(const OpCase *c, OpTensor *t) {
+    const NormBackward *a = &c->norm_backward;
+    t[0] = (OpTensor){.name = "dy", OP_INPUT, OP_COMPUTE, a->rows * a->width};
+    t[1] = (OpTensor){.name = "x", OP_INPUT, OP_COMPUTE, a->rows * a->width};
+    t[2] = (OpTensor){.name = "weight", OP_INPUT, OP_COMPUTE, a->width};
+    t[3] = (OpTensor){.name = "mean", OP_INPUT, OP_FLOAT, a->kind == NORM_LAYER ? a->rows : 0};
+    t[4] = (OpTensor){.name = "rstd", OP_INPUT, OP_FLOAT, a->rows};
+    t[5] = (OpTensor){.name = "dx", a->accumulate ? OP_UPDATE : OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
+    t[6] = (OpTensor){.name = "dweight", OP_UPDATE, OP_FLOAT, a->width};
+    t[7] = (OpTensor){.name = "dbias", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->width};
+    return 8;
+}
+static void norm_backward_run(Device *device, const OpCase *c, void **t) {
+    NormBackward a = c->norm_backward;
+    a.dy = t[0], a.x = t[1], a.weight = t[2], a.mean = t[3], a.rstd = t[4], a.dx = t[5], a.dweight = t[6], a.dbias = t[7];
+    device->op->norm_backward(device, &a);
+}
+// The forward formula on the tensors of a backward case: y into `y`, the statistics where the case has them.
+static void norm_forward_of(const OpCase *c, double **t, double *y) {
+    const NormBackward *a = &c->norm_backward;
+    OpCase forward = {.bare = true, .norm_forward = {a->kind, a->rows, a->width, 1e-5f}};
+    double *tensors[] = {t[1], t[2], NULL, y, t[3], t[4]};
+    reference64_norm_forward(&forward, tensors);
+}
+static void norm_backward_prepare(const OpCase *c, double **t) {
+    double *y = memory_new((size_t)(c->norm_backward.rows * c->norm_backward.width) + 1, sizeof *y);
+    norm_forward_of(c, t, y);
+    free(y);
+}
+static long double norm_objective(const OpCase *c, double **t) {
+    int64_t count = c->norm_backward.rows * c->norm_backward.width;
+    double *y = memory_new((size_t)count + 1, sizeof *y);
+    long double sum = 0;
+    norm_forward_of(c, t, y);
+    for (int64_t i = 0; i < count; i++) {
+        sum += (long double)t[0][i] * y[i];
+    }
+    free(y);
+    return sum;
+}
+
+static int rotary_tensors(const OpCase *c, OpTensor *t) {
+    const Rotary *a = &c->rotary;
+    enum { POSITIONS = 11 };
+    t[0] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, a->rows, OP_INDEX, POSITIONS};
+    t[1] = (OpTensor){.name = "cos_sin", OP_INPUT, OP_FLOAT, POSITIONS * a->rotary_width};
+    t[2] = (OpTensor){.name = "x", OP_UPDATE, OP_COMPUTE, a->rows * a->row_stride};
+    return 3;
+}
+static void rotary_run(Device *device, const OpCase *c, void **t) {
+    Rotary a = c->rotary;
+    a.positions = t[0], a.cos_sin = t[1], a.x = t[2];
+    device->op->rotary(device, &a);
+}
+
+static int activation_forward_tensors(const OpCase *c, OpTensor *t) {
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_COMPUTE, c->activation_forward.count, .deviation = 2};
+    t[1] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, c->activation_forward.count};
+    return 2;
+}
+static void activation_forward_run(Device *device, const OpCase *c, void **t) {
+    ActivationForward a = c->activation_forward;
+    a.x = t[0], a.y = t[1];
+    device->op->activation_forward(device, &a);
+}
+
+static int gated_forward_tensors(const OpCase *c, OpTensor *t) {
+    const GatedForward *a = &c->gated_forward;
+    t[0] = (OpTensor){.name = "pre", OP_INPUT, OP_COMPUTE, a->rows * 2 * a->width, .deviation = 2};
+    t[1] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
+    return 2;
+}
+static void gated_forward_run(Device *device, const OpCase *c, void **t) {
+    GatedForward a = c->gated_forward;
+    a.pre = t[0], a.y = t[1];
+    device->op->gated_forward(device, &a);
+}
+
+static int gated_backward_tensors(const OpCase *c, OpTensor *t) {
+    const GatedBackward *a = &c->gated_backward;
+    t[0] = (OpTensor){.name = "dy", OP_INPUT, OP_COMPUTE, a->rows * a->width};
+    t[1] = (OpTensor){.name = "pre", OP_INPUT, OP_COMPUTE, a->rows * 2 * a->width, .deviation = 2};
+    t[2] = (OpTensor){.name = "dpre", OP_OUTPUT, OP_COMPUTE, a->rows * 2 * a->width};
+    return 3;
+}
+static void gated_backward_run(Device *device, const OpCase *c, void **t) {
+    GatedBackward a = c->gated_backward;
+    a.dy = t[0], a.pre = t[1], a.dpre = t[2];
+    device->op->gated_backward(device, &a);
+}
+static long double gated_objective(const OpCase *c, double **t) {
+    const GatedBackward *a = &c->gated_backward;
+    OpCase forward = {.gated_forward = {a->activation, a->rows, a->width}};
+    double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y), *tensors[] = {t[1], y};
+    long double sum = 0;
+    reference64_gated_forward(&forward, tensors);
+    for (int64_t i = 0; i < a->rows * a->width; i++) {
+        sum += (long double)t[0][i] * y[i];
+    }
+    free(y);
+    return sum;
+}
+
+enum { EMBEDDING_POSITIONS = 13 };
+
+static int embedding_forward_tensors(const OpCase *c, OpTensor *t) {
+    const EmbeddingForward *a = &c->embedding_forward;
+    t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
+    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, EMBEDDING_POSITIONS};
+    t[2] = (OpTensor){.name = "token_table", OP_INPUT, OP_COMPUTE, a->vocabulary * a->width};
+    t[3] = (OpTensor){.name = "position_table", OP_INPUT, OP_COMPUTE, c->bare ? 0 : EMBEDDING_POSITIONS * a->width};
+    t[4] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
+    return 5;
+}
+static void embedding_forward_run(Device *device, const OpCase *c, void **t) {
+    EmbeddingForward a = c->embedding_forward;
+    a.tokens = t[0], a.positions = t[1], a.token_table = t[2], a.position_table = t[3], a.y = t[4];
+    device->op->embedding_forward(device, &a);
+}
+
+static int embedding_backward_tensors(const OpCase *c, OpTensor *t) {
+    const EmbeddingBackward *a = &c->embedding_backward;
+    t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
+    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, EMBEDDING_POSITIONS};
+    t[2] = (OpTensor){.name = "dy", OP_INPUT, OP_COMPUTE, a->rows * a->width};
+    t[3] = (OpTensor){.name = "dtoken_table", OP_UPDATE, OP_FLOAT, a->vocabulary * a->width};
+    t[4] = (OpTensor){.name = "dposition_table", OP_UPDATE, OP_FLOAT, c->bare ? 0 : EMBEDDING_POSITIONS * a->width};
+    return 5;
+}
+static void embedding_backward_run(Device *device, const OpCase *c, void **t) {
+    EmbeddingBackward a = c->embedding_backward;
+    a.tokens = t[0], a.positions = t[1], a.dy = t[2], a.dtoken_table = t[3], a.dposition_table = t[4];
+    device->op->embedding_backward(device, &a);
+}
+static long double embedding_objective(const OpCase *c, double **t) {
+    // The tables of the forward pass stand where the backward pass has their gradients.
+    const EmbeddingBackward *a = &c->embedding_backward;
+    OpCase forward = {.bare = c->bare, .embedding_forward = {.rows = a->rows, .width = a->width, .scale = a->scale}};
+    double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y), *tensors[] = {t[0], t[1], t[3], t[4], y};
+    long double sum = 0;
+    reference64_embedding_forward(&forward, tensors);
+    for (int64_t i = 0; i < a->rows * a->width; i++) {
+        sum += (long double)t[2][i] * y[i];
+    }
+    free(y);
+    return sum;
+}
+
+static int dropout_tensors(const OpCase *c, OpTensor *t) {
+    t[0] = (OpTensor){.name = "x", OP_UPDATE, OP_COMPUTE, c->dropout.count};
+    return 1;
+}
+static void dropout_run(Device *device, const OpCase *c, void **t) {
+    Dropout a = c->dropout;
+    a.x = t[0];
+    device->op->dropout(device, &a);
+}
+
+// ---- Parameters
+
+int op_segments(int64_t count, OptimizerSegment *out) {
+    int64_t half = count / 2;
+    out[0] = (OptimizerSegment){0, half, 1e-2f, 0.1f};
+    out[1] = (OptimizerSegment){half + 1, count - half - 1, 3e-3f, 0};
+    return count - half - 1 > 0 ? 2 : 1;
+}
+static int optimizer_step_tensors(const OpCase *c, OpTensor *t) {
+    int64_t count = c->optimizer_step.segment_count;
+    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, count};
+    t[1] = (OpTensor){.name = "params", OP_UPDATE, OP_FLOAT, count};
+    t[2] = (OpTensor){.name = "moment1", OP_UPDATE, OP_FLOAT, count, .deviation = 0.1};
+    t[3] =
+        (OpTensor){.name = "moment2", OP_UPDATE, OP_FLOAT, c->optimizer_step.kind == OPTIMIZER_ADAMW ? count : 0, OP_POSITIVE};
+    return 4;
+}
+static void optimizer_step_run(Device *device, const OpCase *c, void **t) {
+    OptimizerSegment segments[2];
+    OptimizerStep a = c->optimizer_step;
+    a.segment_count = op_segments(a.segment_count, segments);
+    a.segments = segments, a.grads = t[0], a.params = t[1], a.moment1 = t[2], a.moment2 = t[3];
+    device->op->optimizer_step(device, &a);
+}
+
+static int add_tensors(const OpCase *c, OpTensor *t) {
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_COMPUTE, c->add};
+    t[1] = (OpTensor){.name = "y", OP_UPDATE, OP_COMPUTE, c->add};
+    return 2;
+}
+static void add_run(Device *device, const OpCase *c, void **t) {
+    device->op->add(device, c->add, t[0], t[1]);
+}
+
+// ---- Kinds and rows
+
+#define KIND(operation, ...)                                                                                                   \
+    static const OpKind operation = {.name = #operation,                                                                       \
+                                     .tensors = operation##_tensors,                                                           \
+                                     .run = operation##_run,                                                                   \
+                                     .reference64 = reference64_##operation,                                                   \
+                                     .reference32 = reference32_##operation,                                                   \
+                                     __VA_ARGS__}
+KIND(attention_forward);
+KIND(attention_backward, .prepare = reference64_attention_forward, .objective = attention_objective, .gradients = {{0, 5}});
+KIND(attention_decode);
+KIND(norm_forward);
+KIND(norm_backward, .prepare = norm_backward_prepare, .objective = norm_objective, .gradients = {{1, 5}, {2, 6}},
+     .alias = {0, 5});
+KIND(rotary);
+KIND(activation_forward, .alias = {0, 1});
+KIND(gated_forward);
+KIND(gated_backward, .objective = gated_objective, .gradients = {{1, 2}});
+KIND(embedding_forward);
+KIND(embedding_backward, .objective = embedding_objective, .gradients = {{3, 3}, {4, 4}});
+KIND(dropout);
+KIND(optimizer_step);
+KIND(add);
+
+#define ATTENTION(B, T, H, G, D, ...)                                                                                          \
+    {.kind = &attention_forward, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                              \
+        .kind = &attention_backward, .attention_backward = {.shape = {B, T, H, G, D, __VA_ARGS__} }                            \
+    }
+#define DECODE(B, N, H, G, D)                                                                                                  \
+    {                                                                                                                          \
+        .kind = &attention_decode, .attention_decode = { B, N, H, G, D, 0.3f, .q_stride = (H + 2 * G) * D }                    \
+    }
+#define NORM_EASY(R, C)                                                                                                        \
+    {.kind = &norm_forward, .norm_forward = {NORM_LAYER, R, C, 1e-5f}},                                                        \
+        {.kind = &norm_forward, .bare = true, .norm_forward = {NORM_RMS, R, C, 1e-6f}},                                        \
+        {.kind = &norm_backward, .bare = true, .alias = true, .norm_backward = {NORM_RMS, R, C}}, {                            \
+        .kind = &norm_backward, .bare = true, .norm_backward = { NORM_RMS, R, C, .accumulate = true }                          \
+    }
+#define NORM(R, C)                                                                                                             \
+    NORM_EASY(R, C), {.kind = &norm_backward, .norm_backward = {NORM_LAYER, R, C}},                                            \
+        {.kind = &norm_backward, .alias = true, .norm_backward = {NORM_LAYER, R, C}}, {                                        \
+        .kind = &norm_backward, .norm_backward = { NORM_LAYER, R, C, .accumulate = true }                                      \
+    }
+#define ROTARY(R, H, D, W)                                                                                                     \
+    {.kind = &rotary, .rotary = {R, (H + 3) * D, H, D, W, false, false}},                                                      \
+        {.kind = &rotary, .rotary = {R, (H + 3) * D, H, D, W, false, true}},                                                   \
+        {.kind = &rotary, .rotary = {R, (H + 3) * D, H, D, W, true, false}}, {                                                 \
+        .kind = &rotary, .rotary = { R, (H + 3) * D, H, D, W, true, true }                                                     \
+    }
+#define ACTIVATION(which, N, R, F)                                                                                             \
+    {.kind = &activation_forward, .activation_forward = {which, N}},                                                           \
+        {.kind = &activation_forward, .alias = true, .activation_forward = {which, R * F}},                                    \
+        {.kind = &gated_forward, .gated_forward = {which, R, F}}, {.kind = &gated_backward, .gated_backward = {which, R, F}},  \
+    {                                                                                                                          \
+        .kind = &gated_backward, .gated_backward = { which, 67, 131 }                                                          \
+    }
+#define EMBEDDING(R, C, V, S)                                                                                                  \
+    {.kind = &embedding_forward, .embedding_forward = {R, C, V, .scale = S}},                                                  \
+        {.kind = &embedding_forward, .bare = true, .embedding_forward = {R, C, V, .scale = S}},                                \
+        {.kind = &embedding_backward, .embedding_backward = {R, C, V, .scale = S}}, {                                          \
+        .kind = &embedding_backward, .bare = true, .embedding_backward = { R, C, V, .scale = S }                               \
+    }
+#define DROPOUT(N, P, F)                                                                                                       \
+    {                                                                                                                          \
+        .kind = &dropout, .dropout = { N, P, 0x123456789ABCDEFu, 0xFEDCBA987654321u, F }                                       \
+    }
+#define OPTIMIZER(which, N, step)                                                                                              \
+    {                                                                                                                          \
+        .kind = &optimizer_step, .optimizer_step = { which, NULL, N, 0.9f, 0.95f, 1e-8f, step, 0.7f }                          \
+    }
+
+const OpCase op_cases[] = {
+    ATTENTION(1, 1, 1, 1, 1, 1.0f),
+    ATTENTION(2, 2, 2, 1, 3, 0.5f),
+    ATTENTION(1, 17, 3, 3, 5, 0.4f),
+    ATTENTION(2, 31, 4, 2, 16, 0.25f, .window = 7),
+    ATTENTION(1, 64, 4, 4, 32, 0.1767767f),
+    ATTENTION(2, 63, 4, 1, 32, 0.1767767f, .dropout = 0.2f, .seed = 7, .stream = 1ull << 57, .first_sample = 1ull << 40),
+    ATTENTION(1, 65, 2, 1, 64, 0.125f, .window = 64),
+    ATTENTION(1, 129, 2, 2, 48, 0.144f, .dropout = 0.5f, .seed = 1ull << 63, .stream = 3),
+    ATTENTION(1, 200, 3, 1, 64, 0.125f),
+    ATTENTION(2, 131, 6, 2, 40, 0.15f, .window = 33, .dropout = 0.1f, .seed = 11),
+    ATTENTION(1, 257, 2, 2, 128, 0.0883883f),
+    ATTENTION(1, 97, 2, 2, 80, 0.1118f),
+    ATTENTION(1, 67, 2, 1, 256, 0.0625f),
+    ATTENTION(1, 33, 1, 1, 257, 0.0625f),
+    ATTENTION(1, 100, 2, 2, 64, 5.0f),  // scores far apart
+    DECODE(1, 1, 1, 1, 1),
+    DECODE(3, 7, 4, 2, 5),
+    DECODE(2, 64, 4, 4, 32),
+    DECODE(3, 300, 6, 2, 64),
+    DECODE(1, 1030, 2, 1, 128),
+    NORM_EASY(1, 1),  // LayerNorm of one element has no gradient: what is left of g - g is rounding
+    NORM(3, 2),
+    NORM(5, 17),
+    NORM(31, 64),
+    NORM(67, 131),
+    NORM(130, 128),
+    NORM(33, 768),
+    NORM(1100, 48),
+    ROTARY(1, 1, 2, 2),
+    ROTARY(5, 3, 6, 4),
+    ROTARY(37, 4, 32, 32),
+    ROTARY(130, 5, 64, 16),
+    ROTARY(9, 2, 80, 38),
+    ACTIVATION(ACTIVATION_NONE, 1, 1, 1),
+    ACTIVATION(ACTIVATION_GELU_TANH, 1031, 5, 7),
+    ACTIVATION(ACTIVATION_GELU_ERF, 1027, 3, 17),
+    ACTIVATION(ACTIVATION_RELU, 19, 33, 2),
+    ACTIVATION(ACTIVATION_SILU, 40001, 2, 33),
+    EMBEDDING(1, 1, 1, 1.0f),
+    EMBEDDING(37, 17, 5, 0.5f),
+    EMBEDDING(300, 64, 1000, 1.0f),
+    EMBEDDING(129, 200, 31, 3.0f),
+    DROPOUT(1, 0.5f, 0),
+    DROPOUT(63, 0.1f, 4),
+    DROPOUT(1025, 0.25f, (1ull << 34) - 8),
+    DROPOUT(40003, 0.9f, 1ull << 50),
+    DROPOUT(37, 0.0f, 12),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1, 1),
+    OPTIMIZER(OPTIMIZER_ADAMW, 37, 1),
+    OPTIMIZER(OPTIMIZER_ADAMW, 80001, 1000),
+    OPTIMIZER(OPTIMIZER_LION, 37, 3),
+    OPTIMIZER(OPTIMIZER_LION, 1003, 2),
+    OPTIMIZER(OPTIMIZER_SGD, 37, 1),
+    OPTIMIZER(OPTIMIZER_SGD, 1003, 5),
+    {.kind = &add, .add = 1},
+    {.kind = &add, .add = 17},
+    {.kind = &add, .add = 40003},
+};
+const int op_case_count = sizeof op_cases / sizeof *op_cases;

@@ -1,0 +1,80 @@
+// One table of cases for every operation of kernels/kernels.h.
+//
+// A case is a row: the operation, its shape and its switches. The same row serves correctness (against float64), sentinels,
+// determinism, thread counts and gradients, for each backend. A new operation is a kind (which tensors, how it is called, its
+// reference in tests/support/reference.h) and some rows.
+#pragma once
+
+#include "kernels/device.h"
+
+typedef enum OpRole {
+    OP_INPUT,   // must not change
+    OP_OUTPUT,  // "=": filled with NaN before
+    OP_UPDATE,  // "+=" or changed in place: filled like an input
+} OpRole;
+
+typedef enum OpType { OP_COMPUTE, OP_FLOAT, OP_INT32 } OpType;
+
+// How a tensor is filled.
+typedef enum OpFill { OP_NORMAL, OP_POSITIVE, OP_INDEX, OP_FIRST, OP_LENGTH } OpFill;
+
+typedef struct OpTensor {
+    const char *name;
+    OpRole role;
+    OpType type;
+    int64_t count;
+    OpFill fill;
+    int64_t limit;     // OP_INDEX: values in [0, limit); OP_LENGTH: in [1, limit]; OP_FIRST: tokens of a sequence
+    double deviation;  // OP_NORMAL, OP_POSITIVE; 0: 1
+} OpTensor;
+
+enum { OP_TENSORS = 8 };
+
+typedef struct OpKind OpKind;
+
+typedef struct OpCase {
+    const OpKind *kind;
+    bool bare;   // tensors that may be NULL are NULL
+    bool alias;  // the output shares memory with the input that it may alias
+    union {
+        AttentionForward attention_forward;
+        AttentionBackward attention_backward;
+        AttentionDecode attention_decode;
+        NormForward norm_forward;
+        NormBackward norm_backward;
+        Rotary rotary;
+        ActivationForward activation_forward;
+        GatedForward gated_forward;
+        GatedBackward gated_backward;
+        EmbeddingForward embedding_forward;
+        EmbeddingBackward embedding_backward;
+        Dropout dropout;
+        OptimizerStep optimizer_step;
+        int64_t add;  // the count
+    };
+} OpCase;
+
+struct OpKind {
+    const char *name;
+    // Lists the tensors (at most OP_TENSORS, in the order in which `run` and the references take them) and returns their
+    // number.
+    int (*tensors)(const OpCase *c, OpTensor *out);
+    // Calls the operation. t holds device memory.
+    void (*run)(Device *device, const OpCase *c, void **t);
+    // The formula, straightforward, in double and in single precision. Integer tensors are int32_t behind the pointers.
+    void (*reference64)(const OpCase *c, double **t);
+    void (*reference32)(const OpCase *c, float **t);
+    // Computes inputs that depend on others (what a forward pass saved), in place; may be NULL.
+    void (*prepare)(const OpCase *c, double **t);
+    // For a backward operation: sum(dy * y) of the forward formula on the inputs of this case, for central differences.
+    long double (*objective)(const OpCase *c, double **t);
+    int gradients[4][2];  // for `objective`: pairs {input, gradient} by tensor number; {0, 0} ends them
+    int alias[2];         // {input, output} that may share memory
+};
+
+extern const OpCase op_cases[];
+extern const int op_case_count;
+
+// The segments of an optimizer case over `count` parameters: two that differ in rate and decay, and one parameter between them
+// that belongs to none. Returns their number.
+int op_segments(int64_t count, OptimizerSegment *out);

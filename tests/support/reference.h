@@ -1,0 +1,28 @@
+// The operations written straightforwardly, in double and in single precision.
+//
+// reference64_* is what is right. reference32_* is the same source in float: what it errs is what a plain implementation errs,
+// and twice that is what ours may (see tests/test_ops.c). Arguments: a case and its tensors in the order of its kind
+// (tests/support/ops.c); "+=" tensors are updated in place.
+#pragma once
+
+#include "tests/support/ops.h"
+
+#define REFERENCES(suffix, real)                                                                                               \
+    void reference##suffix##_attention_forward(const OpCase *c, real **t);                                                     \
+    void reference##suffix##_attention_backward(const OpCase *c, real **t);                                                    \
+    void reference##suffix##_attention_decode(const OpCase *c, real **t);                                                      \
+    void reference##suffix##_norm_forward(const OpCase *c, real **t);                                                          \
+    void reference##suffix##_norm_backward(const OpCase *c, real **t);                                                         \
+    void reference##suffix##_rotary(const OpCase *c, real **t);                                                                \
+    void reference##suffix##_activation_forward(const OpCase *c, real **t);                                                    \
+    void reference##suffix##_gated_forward(const OpCase *c, real **t);                                                         \
+    void reference##suffix##_gated_backward(const OpCase *c, real **t);                                                        \
+    void reference##suffix##_embedding_forward(const OpCase *c, real **t);                                                     \
+    void reference##suffix##_embedding_backward(const OpCase *c, real **t);                                                    \
+    void reference##suffix##_dropout(const OpCase *c, real **t);                                                               \
+    void reference##suffix##_optimizer_step(const OpCase *c, real **t);                                                        \
+    void reference##suffix##_add(const OpCase *c, real **t);
+
+REFERENCES(64, double)
+REFERENCES(32, float)
+#undef REFERENCES

@@ -1,0 +1,4 @@
+// The reference in double precision: see reference.h and reference_body.h.
+#define REAL double
+#define REFERENCE(name) reference64_##name
+#include "tests/support/reference_body.h"

@@ -1,0 +1,327 @@
+// The body of reference64.c and reference32.c: every formula of kernels/kernels.h in the plainest form, for REAL = double and
+// float. No blocking, no vectors, sums in the order of the indices.
+#include "core/memory.h"
+#include "core/philox.h"
+#include "tests/support/reference.h"
+
+#include <tgmath.h>
+
+#define R(constant) ((REAL)(constant))
+
+static REAL activated(Activation activation, REAL x) {
+    switch (activation) {
+    case ACTIVATION_NONE:
+        return x;
+    case ACTIVATION_GELU_TANH:
+        return R(0.5) * x * (1 + tanh(R(0.79788456080286535588) * (x + R(0.044715) * x * x * x)));
+    case ACTIVATION_GELU_ERF:
+        return R(0.5) * x * (1 + erf(x * R(0.70710678118654752440)));
+    case ACTIVATION_RELU:
+        return x > 0 ? x : 0;
+    case ACTIVATION_SILU:
+        return x / (1 + exp(-x));
+    }
+    return 0;
+}
+
+static REAL slope(Activation activation, REAL x) {
+    switch (activation) {
+    case ACTIVATION_NONE:
+        return 1;
+    case ACTIVATION_GELU_TANH: {
+        REAL c = R(0.79788456080286535588), h = tanh(c * (x + R(0.044715) * x * x * x));
+        return R(0.5) * (1 + h) + R(0.5) * x * (1 - h * h) * c * (1 + R(0.134145) * x * x);
+    }
+    case ACTIVATION_GELU_ERF:
+        return R(0.5) * (1 + erf(x * R(0.70710678118654752440))) + x * R(0.39894228040143267794) * exp(R(-0.5) * x * x);
+    case ACTIVATION_RELU:
+        return x > 0 ? 1 : 0;
+    case ACTIVATION_SILU: {
+        REAL s = 1 / (1 + exp(-x));
+        return s * (1 + x * (1 - s));
+    }
+    }
+    return 0;
+}
+
+// The factor of dropout on probability (q, k) of head h in sequence b.
+static REAL kept(const AttentionShape *s, int64_t b, int64_t h, int64_t q, int64_t k) {
+    if (s->dropout == 0) {
+        return 1;
+    }
+    uint64_t t = (uint64_t)s->length, heads = (uint64_t)s->heads;
+    uint64_t index = ((s->first_sample + (uint64_t)b) * heads + (uint64_t)h) * t * t + (uint64_t)q * t + (uint64_t)k;
+    Philox r = philox(s->seed, s->stream, index);
+    return philox_unit(r.word[0]) >= (double)s->dropout ? 1 / (1 - R(s->dropout)) : 0;
+}
+
+// The probabilities of one query over keys 0 .. q (0 where it may not look), and the log-sum-exp.
+static REAL probabilities(const AttentionShape *s, const REAL *query, const REAL *keys, int64_t stride, int64_t first,
+                          int64_t q, REAL *p) {
+    REAL most = -R(INFINITY), sum = 0;
+    for (int64_t k = 0; k <= q; k++) {
+        p[k] = 0;
+        if (k < first || (s->window > 0 && k <= q - s->window)) {
+            continue;
+        }
+        for (int d = 0; d < s->head_width; d++) {
+            p[k] += query[d] * keys[k * stride + d];
+        }
+        p[k] *= R(s->scale);
+        most = p[k] > most ? p[k] : most;
+    }
+    for (int64_t k = 0; k <= q; k++) {
+        bool seen = k >= first && (s->window == 0 || k > q - s->window);
+        p[k] = seen ? exp(p[k] - most) : 0;
+        sum += p[k];
+    }
+    for (int64_t k = 0; k <= q; k++) {
+        p[k] /= sum;
+    }
+    return most + log(sum);
+}
+
+void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
+    const AttentionShape *s = &c->attention_forward.shape;
+    const int32_t *first = (const void *)t[1];
+    int64_t width = s->head_width, stride = (s->heads + 2 * s->groups) * width;
+    REAL *p = memory_new((size_t)s->length + 1, sizeof *p);
+    for (int64_t b = 0; b < s->batch; b++) {
+        for (int64_t h = 0; h < s->heads; h++) {
+            const REAL *rows = t[0] + b * s->length * stride;
+            const REAL *keys = rows + (s->heads + h / (s->heads / s->groups)) * width, *values = keys + s->groups * width;
+            for (int64_t q = 0; q < s->length; q++) {
+                t[3][(b * s->heads + h) * s->length + q] =
+                    probabilities(s, rows + q * stride + h * width, keys, stride, first[b * s->length + q], q, p);
+                for (int64_t d = 0; d < width; d++) {
+                    REAL sum = 0;
+                    for (int64_t k = 0; k <= q; k++) {
+                        sum += p[k] * kept(s, b, h, q, k) * values[k * stride + d];
+                    }
+                    t[2][((b * s->length + q) * s->heads + h) * width + d] = sum;
+                }
+            }
+        }
+    }
+    free(p);
+}
+
+void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
+    const AttentionShape *s = &c->attention_backward.shape;
+    const int32_t *first = (const void *)t[1];
+    int64_t width = s->head_width, stride = (s->heads + 2 * s->groups) * width;
+    REAL *p = memory_new((size_t)s->length + 1, sizeof *p);
+    for (int64_t i = 0; i < s->batch * s->length * stride; i++) {
+        t[5][i] = 0;
+    }
+    for (int64_t b = 0; b < s->batch; b++) {
+        for (int64_t h = 0; h < s->heads; h++) {
+            const REAL *rows = t[0] + b * s->length * stride;
+            REAL *drows = t[5] + b * s->length * stride;
+            int64_t to_key = (s->heads + h / (s->heads / s->groups)) * width, to_value = to_key + s->groups * width;
+            for (int64_t q = 0; q < s->length; q++) {
+                int64_t to_query = q * stride + h * width;
+                const REAL *dout = t[4] + ((b * s->length + q) * s->heads + h) * width;
+                probabilities(s, rows + to_query, rows + to_key, stride, first[b * s->length + q], q, p);
+                REAL delta = 0;  // sum over keys of p dp
+                for (int64_t k = 0; k <= q; k++) {
+                    REAL dp = 0;
+                    for (int64_t d = 0; d < width; d++) {
+                        dp += dout[d] * rows[k * stride + to_value + d];
+                    }
+                    delta += p[k] * kept(s, b, h, q, k) * dp;
+                }
+                for (int64_t k = 0; k <= q; k++) {
+                    REAL dp = 0, keep = kept(s, b, h, q, k);
+                    for (int64_t d = 0; d < width; d++) {
+                        dp += dout[d] * rows[k * stride + to_value + d];
+                    }
+                    REAL ds = p[k] * (keep * dp - delta) * R(s->scale);
+                    for (int64_t d = 0; d < width; d++) {
+                        drows[k * stride + to_value + d] += p[k] * keep * dout[d];
+                        drows[to_query + d] += ds * rows[k * stride + to_key + d];
+                        drows[k * stride + to_key + d] += ds * rows[to_query + d];
+                    }
+                }
+            }
+        }
+    }
+    free(p);
+}
+
+void REFERENCE(attention_decode)(const OpCase *c, REAL **t) {
+    const AttentionDecode *a = &c->attention_decode;
+    const int32_t *lengths = (const void *)t[3];
+    AttentionShape s = {.head_width = a->head_width, .scale = a->scale};
+    int64_t width = a->head_width, stride = a->groups * width;
+    REAL *p = memory_new((size_t)a->capacity + 1, sizeof *p);
+    for (int64_t b = 0; b < a->batch; b++) {
+        for (int64_t h = 0; h < a->heads; h++) {
+            int64_t start = b * a->capacity * stride + h / (a->heads / a->groups) * width;
+            probabilities(&s, t[0] + b * a->q_stride + h * width, t[1] + start, stride, 0, lengths[b] - 1, p);
+            for (int64_t d = 0; d < width; d++) {
+                REAL sum = 0;
+                for (int64_t k = 0; k < lengths[b]; k++) {
+                    sum += p[k] * t[2][start + k * stride + d];
+                }
+                t[4][(b * a->heads + h) * width + d] = sum;
+            }
+        }
+    }
+    free(p);
+}
+
+void REFERENCE(norm_forward)(const OpCase *c, REAL **t) {
+    const NormForward *a = &c->norm_forward;
+    for (int64_t r = 0; r < a->rows; r++) {
+        const REAL *x = t[0] + r * a->width;
+        REAL mean = 0, square = 0;
+        for (int64_t i = 0; i < a->width && a->kind == NORM_LAYER; i++) {
+            mean += x[i];
+        }
+        mean /= R(a->width);
+        for (int64_t i = 0; i < a->width; i++) {
+            square += (x[i] - mean) * (x[i] - mean);
+        }
+        REAL rstd = 1 / sqrt(square / R(a->width) + R(a->epsilon));
+        for (int64_t i = 0; i < a->width; i++) {
+            t[3][r * a->width + i] = (x[i] - mean) * rstd * t[1][i] + (c->bare ? 0 : t[2][i]);
+        }
+        if (a->kind == NORM_LAYER) {
+            t[4][r] = mean;
+        }
+        t[5][r] = rstd;
+    }
+}
+
+void REFERENCE(norm_backward)(const OpCase *c, REAL **t) {
+    const NormBackward *a = &c->norm_backward;
+    for (int64_t r = 0; r < a->rows; r++) {
+        const REAL *dy = t[0] + r * a->width, *x = t[1] + r * a->width;
+        REAL *dx = t[5] + r * a->width, mean = a->kind == NORM_LAYER ? t[3][r] : 0, rstd = t[4][r];
+        REAL mean_g = 0, mean_gn = 0;
+        for (int64_t i = 0; i < a->width; i++) {
+            REAL n = (x[i] - mean) * rstd;
+            mean_g += a->kind == NORM_LAYER ? dy[i] * t[2][i] : 0;
+            mean_gn += dy[i] * t[2][i] * n;
+            t[6][i] += dy[i] * n;
+            if (!c->bare) {
+                t[7][i] += dy[i];
+            }
+        }
+        mean_g /= R(a->width);
+        mean_gn /= R(a->width);
+        for (int64_t i = 0; i < a->width; i++) {
+            REAL gradient = rstd * (dy[i] * t[2][i] - mean_g - (x[i] - mean) * rstd * mean_gn);
+            dx[i] = a->accumulate ? dx[i] + gradient : gradient;
+        }
+    }
+}
+
+void REFERENCE(rotary)(const OpCase *c, REAL **t) {
+    const Rotary *a = &c->rotary;
+    const int32_t *positions = (const void *)t[0];
+    int half = a->rotary_width / 2;
+    for (int64_t r = 0; r < a->rows; r++) {
+        for (int h = 0; h < a->heads; h++) {
+            REAL *x = t[2] + r * a->row_stride + h * a->head_width;
+            for (int i = 0; i < half; i++) {
+                REAL cosine = t[1][positions[r] * a->rotary_width + i], sine = t[1][positions[r] * a->rotary_width + half + i];
+                int one = a->interleaved ? 2 * i : i, two = a->interleaved ? 2 * i + 1 : i + half;
+                REAL u = x[one], v = x[two];
+                sine = a->inverse ? -sine : sine;
+                x[one] = u * cosine - v * sine;
+                x[two] = v * cosine + u * sine;
+            }
+        }
+    }
+}
+
+void REFERENCE(activation_forward)(const OpCase *c, REAL **t) {
+    for (int64_t i = 0; i < c->activation_forward.count; i++) {
+        t[1][i] = activated(c->activation_forward.activation, t[0][i]);
+    }
+}
+
+void REFERENCE(gated_forward)(const OpCase *c, REAL **t) {
+    const GatedForward *a = &c->gated_forward;
+    for (int64_t i = 0; i < a->rows * a->width; i++) {
+        const REAL *gate = t[0] + i / a->width * 2 * a->width + i % a->width;
+        t[1][i] = activated(a->activation, gate[0]) * gate[a->width];
+    }
+}
+
+void REFERENCE(gated_backward)(const OpCase *c, REAL **t) {
+    const GatedBackward *a = &c->gated_backward;
+    for (int64_t i = 0; i < a->rows * a->width; i++) {
+        int64_t at = i / a->width * 2 * a->width + i % a->width;
+        t[2][at] = t[0][i] * t[1][at + a->width] * slope(a->activation, t[1][at]);
+        t[2][at + a->width] = t[0][i] * activated(a->activation, t[1][at]);
+    }
+}
+
+void REFERENCE(embedding_forward)(const OpCase *c, REAL **t) {
+    const EmbeddingForward *a = &c->embedding_forward;
+    const int32_t *tokens = (const void *)t[0], *positions = (const void *)t[1];
+    for (int64_t r = 0; r < a->rows; r++) {
+        for (int64_t i = 0; i < a->width; i++) {
+            t[4][r * a->width + i] =
+                R(a->scale) * t[2][tokens[r] * a->width + i] + (c->bare ? 0 : t[3][positions[r] * a->width + i]);
+        }
+    }
+}
+
+void REFERENCE(embedding_backward)(const OpCase *c, REAL **t) {
+    const EmbeddingBackward *a = &c->embedding_backward;
+    const int32_t *tokens = (const void *)t[0], *positions = (const void *)t[1];
+    for (int64_t r = 0; r < a->rows; r++) {
+        for (int64_t i = 0; i < a->width; i++) {
+            t[3][tokens[r] * a->width + i] += R(a->scale) * t[2][r * a->width + i];
+            if (!c->bare) {
+                t[4][positions[r] * a->width + i] += t[2][r * a->width + i];
+            }
+        }
+    }
+}
+
+void REFERENCE(dropout)(const OpCase *c, REAL **t) {
+    const Dropout *a = &c->dropout;
+    for (int64_t i = 0; i < a->count; i++) {
+        uint64_t index = a->first + (uint64_t)i;
+        Philox r = philox(a->seed, a->stream, index / 4);
+        bool keep = philox_unit(r.word[index % 4]) >= (double)a->probability;
+        t[0][i] = keep ? t[0][i] / (1 - R(a->probability)) : 0;
+    }
+}
+
+void REFERENCE(optimizer_step)(const OpCase *c, REAL **t) {
+    const OptimizerStep *a = &c->optimizer_step;
+    OptimizerSegment segments[2];
+    int count = op_segments(a->segment_count, segments);
+    REAL b1 = a->beta1, b2 = a->beta2;
+    REAL hat1 = 1 - pow(b1, R(a->step)), hat2 = 1 - pow(b2, R(a->step));
+    for (int s = 0; s < count; s++) {
+        REAL rate = segments[s].learning_rate, decay = segments[s].weight_decay;
+        for (int64_t i = segments[s].offset; i < segments[s].offset + segments[s].count; i++) {
+            REAL g = t[0][i] * R(a->grad_scale), *p = &t[1][i], *m = &t[2][i], *v = &t[3][i];
+            if (a->kind == OPTIMIZER_ADAMW) {
+                *m = b1 * *m + (1 - b1) * g;
+                *v = b2 * *v + (1 - b2) * g * g;
+                *p -= rate * (*m / hat1 / (sqrt(*v / hat2) + R(a->epsilon)) + decay * *p);
+            } else if (a->kind == OPTIMIZER_LION) {
+                REAL mixed = b1 * *m + (1 - b1) * g;
+                *m = b2 * *m + (1 - b2) * g;
+                *p -= rate * (R((mixed > 0) - (mixed < 0)) + decay * *p);
+            } else {
+                *m = b1 * *m + g;
+                *p -= rate * (*m + decay * *p);
+            }
+        }
+    }
+}
+
+void REFERENCE(add)(const OpCase *c, REAL **t) {
+    for (int64_t i = 0; i < c->add; i++) {
+        t[1][i] += t[0][i];
+    }
+}
