@@ -59,6 +59,13 @@ void error_free(Error *error) {
     free(error);
 }
 
+void error_keep(Error **slot, Error *error) {
+    Error *empty = NULL;
+    if (error != NULL && !__atomic_compare_exchange_n(slot, &empty, error, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        error_free(error);
+    }
+}
+
 _Noreturn void ensure_failed(const char *file, int line, const char *condition, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);

@@ -35,6 +35,9 @@ Error *error_wrap(Error *inner, const char *format, ...) PRINTF_LIKE(2, 3) MUST_
 
 void error_free(Error *error);
 
+// Puts `error` into *slot if that is empty, else frees it: the first failure of several threads. NULL is fine.
+void error_keep(Error **slot, Error *error);
+
 #define failure(...) error_new(ERROR_FAILURE, __VA_ARGS__)
 #define usage_error(...) error_new(ERROR_USAGE, __VA_ARGS__)
 #define damaged(...) error_new(ERROR_DAMAGED, __VA_ARGS__)

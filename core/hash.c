@@ -33,6 +33,16 @@ uint64_t hasher_result(const Hasher *hasher) {
     return XXH3_64bits_digest((const XXH3_state_t *)hasher);
 }
 
+Hash128 hasher_result128(const Hasher *hasher) {
+    // One state serves both widths (xxhash.h: the 128-bit reset and update are those of 64 bits).
+    XXH128_hash_t h = XXH3_128bits_digest((const XXH3_state_t *)hasher);
+    return (Hash128){h.low64, h.high64};
+}
+
+void hasher_restart(Hasher *hasher) {
+    XXH3_64bits_reset((XXH3_state_t *)hasher);
+}
+
 void hasher_destroy(Hasher *hasher) {
     XXH3_freeState((XXH3_state_t *)hasher);
 }

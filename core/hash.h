@@ -13,9 +13,11 @@ typedef struct Hash128 {
 } Hash128;
 Hash128 hash128(const void *bytes, size_t size);
 
-// A hash of a stream of bytes: equal to hash64 of the whole.
+// A hash of a stream of bytes: equal to hash64, and to hash128, of the whole.
 typedef struct Hasher Hasher;
 Hasher *hasher_create(void);
 void hasher_add(Hasher *hasher, const void *bytes, size_t size);
 uint64_t hasher_result(const Hasher *hasher);
+Hash128 hasher_result128(const Hasher *hasher);
+void hasher_restart(Hasher *hasher);
 void hasher_destroy(Hasher *hasher);

@@ -4,7 +4,7 @@
 
 #include "launch/command.h"
 
-#define COMMANDS COMMAND(doctor)
+#define COMMANDS COMMAND(data_pack) COMMAND(doctor)
 
 #define COMMAND(name) extern const Command command_##name;
 COMMANDS
