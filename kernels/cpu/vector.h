@@ -29,8 +29,8 @@
 #define VEC_LANES 4
 #endif
 
-typedef float Vec __attribute__((vector_size(VEC_LANES * 4), may_alias));
-typedef int32_t VecI __attribute__((vector_size(VEC_LANES * 4), may_alias));
+typedef float Vec __attribute__((vector_size(VEC_LANES * 4)));
+typedef int32_t VecI __attribute__((vector_size(VEC_LANES * 4)));
 typedef float VecUnaligned __attribute__((vector_size(VEC_LANES * 4), aligned(4), may_alias));
 typedef int32_t VecIUnaligned __attribute__((vector_size(VEC_LANES * 4), aligned(4), may_alias));
 
