@@ -15,7 +15,13 @@ typedef struct Tokens {
 } Tokens;
 
 // Loads a tokenizer file, its kind told by content. Errors name the file and what is wrong. Caller owns *out.
+//
+// Of a tokenizer.json the post-processor, truncation and padding are not applied: they would add or drop ids of a whole text.
+// A .tiktoken file does not say how text is cut nor which special tokens there are: both follow from a hint in the file's name
+// (gpt2, r50k, p50k, cl100k, o200k, llama3, qwen) or from the number of tokens, see tokenizer_tiktoken.c.
 Error *tokenizer_load(const char *path, Tokenizer **out) MUST_CHECK;
+// The same from memory. `name` stands for the file in messages, and for hints.
+Error *tokenizer_load_bytes(const char *name, const char *bytes, size_t size, Tokenizer **out) MUST_CHECK;
 void tokenizer_free(Tokenizer *tokenizer);
 
 // The number of ids, highest id + 1 (added tokens included).
@@ -24,7 +30,7 @@ int32_t tokenizer_vocabulary(const Tokenizer *tokenizer);
 // The id that ends a document (<|endoftext|> and its kin), -1 where there is none (plain bytes).
 int32_t tokenizer_end_of_text(const Tokenizer *tokenizer);
 
-// Equal for tokenizers that encode every text to the same ids.
+// Tokenizers with equal fingerprints encode every text to the same ids and decode them to the same bytes.
 uint64_t tokenizer_fingerprint(const Tokenizer *tokenizer);
 
 // The bytes that `id` stands for in decoded text; NULL with size 0 for an id that is none. Special tokens decode to nothing

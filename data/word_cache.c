@@ -1,0 +1,55 @@
+// A cache from pre-token to ids: see word_cache.h.
+#include "data/word_cache.h"
+
+#include "core/hash.h"
+
+void word_cache_create(WordCache *cache) {
+    *cache = (WordCache){0};
+    size_t bytes = ((size_t)2 << WORD_BUCKET_BITS) * sizeof *cache->entries;
+    cache->entries = memory_tensor(bytes);
+    cache->long_entries = memory_zeroed((size_t)1 << LONG_BITS, sizeof *cache->long_entries);
+    cache->arena = memory_new(LONG_ARENA, sizeof *cache->arena);
+}
+
+void word_cache_free(WordCache *cache) {
+    if (cache->entries != NULL) {
+        memory_tensor_free(cache->entries, ((size_t)2 << WORD_BUCKET_BITS) * sizeof *cache->entries);
+    }
+    free(cache->long_entries);
+    free(cache->arena);
+    *cache = (WordCache){0};
+}
+
+void word_store(WordEntry *bucket, WordKey key, const int32_t *ids, size_t count) {
+    bucket[1] = bucket[0];
+    bucket[0].key = key;
+    bucket[0].count = (uint32_t)count;
+    memcpy(bucket[0].ids, ids, count * sizeof *ids);
+}
+
+const int32_t *word_find_long(const WordCache *cache, const uint8_t *word, size_t size, size_t *count) {
+    uint64_t hash = hash64(word, size);
+    const LongEntry *entry = &cache->long_entries[hash >> (64 - LONG_BITS)];
+    const int32_t *ids = cache->arena + entry->offset;
+    if (entry->hash != hash || entry->size != size || memcmp(ids + entry->count, word, size) != 0) {
+        return NULL;
+    }
+    *count = entry->count;
+    return ids;
+}
+
+void word_store_long(WordCache *cache, const uint8_t *word, size_t size, const int32_t *ids, size_t count) {
+    size_t needed = count + (size + 3) / 4;
+    if (cache->arena_used + needed > LONG_ARENA) {
+        memset(cache->long_entries, 0, ((size_t)1 << LONG_BITS) * sizeof *cache->long_entries);
+        cache->arena_used = 0;
+    }
+    uint64_t hash = hash64(word, size);
+    LongEntry *entry = &cache->long_entries[hash >> (64 - LONG_BITS)];
+    *entry = (LongEntry){hash, (uint32_t)cache->arena_used, (uint16_t)size, (uint16_t)count};
+    if (count > 0) {
+        memcpy(cache->arena + cache->arena_used, ids, count * sizeof *ids);
+    }
+    memcpy(cache->arena + cache->arena_used + count, word, size);
+    cache->arena_used += needed;
+}
