@@ -4,7 +4,12 @@
 
 #include "launch/command.h"
 
-#define COMMANDS COMMAND(data_pack) COMMAND(doctor)
+// clang-format off
+#define COMMANDS \
+    COMMAND(data_pack) \
+    COMMAND(report) \
+    COMMAND(doctor)
+// clang-format on
 
 #define COMMAND(name) extern const Command command_##name;
 COMMANDS

@@ -1,0 +1,599 @@
+// The report of a run: see report.h.
+#include "train/report/report.h"
+
+#include "core/clock.h"
+#include "core/durable.h"
+#include "core/text.h"
+#include "core/version.h"
+#include "train/report/chart.h"
+#include "train/report/markup.h"
+#include "train/report/run_data.h"
+#include "train/report/style.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { MOST_SAMPLE_BYTES = 3000, MOST_PLAN_ROWS = 24, WIDE = 1000, NARROW = 380 };
+
+// ---- Values of run.json, each of which may be missing
+
+static const char *run_text(const RunData *data, const char *key) {
+    const json_t *value = json_object_get(data->run, key);
+    return json_is_string(value) ? json_string_value(value) : NULL;
+}
+
+static double run_number(const RunData *data, const char *key) {
+    const json_t *value = json_object_get(data->run, key);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+static double last_of(const Series *series) {
+    return series->count > 0 ? bin_y(&series->bins[series->count - 1]) : NAN;
+}
+
+static double first_of(const Series *series) {
+    return series->count > 0 ? bin_y(&series->bins[0]) : NAN;
+}
+
+// The smoothing of every curve of the report: a thirtieth of its length to each side.
+static void smooth(const Series *series, Series *out) {
+    series_smooth(series, series->count / 30, out);
+}
+
+// The set whose loss stands for the run: the mean, or the only one.
+static const SetHistory *main_set(const RunData *data) {
+    const SetHistory *all = run_data_set(data, "all");
+    return all != NULL ? all : data->set_count == 1 ? &data->sets[0] : NULL;
+}
+
+static bool is_mean(const SetHistory *set) {
+    return strcmp(set->name, "all") == 0;
+}
+
+static int named_sets(const RunData *data) {
+    return data->set_count - (run_data_set(data, "all") != NULL);
+}
+
+// ---- Head
+
+static void add_words(Buffer *out, const char *words) {
+    if (words != NULL && *words != 0) {
+        buffer_text(out, out->size > 0 ? " \xC2\xB7 " : "");
+        markup_text(out, words, strlen(words), 200);
+    }
+}
+
+static void add_lead(const RunData *data, Buffer *out) {
+    Buffer words = {0};
+    char count[32];
+    double parameters = run_number(data, "parameters"), ranks = run_number(data, "ranks"),
+           threads = run_number(data, "threads");
+    add_words(&words, run_text(data, "family"));
+    if (parameters > 0) {
+        buffer_printf(&words, "%s%s parameters", words.size > 0 ? " \xC2\xB7 " : "", text_count(count, parameters));
+    }
+    if (ranks > 0) {
+        buffer_printf(&words, "%s%.0f rank%s", words.size > 0 ? " \xC2\xB7 " : "", ranks, ranks == 1 ? "" : "s");
+    }
+    if (threads > 0) {
+        buffer_printf(&words, "%s%.0f thread%s each", words.size > 0 ? " \xC3\x97 " : "", threads, threads == 1 ? "" : "s");
+    }
+    const char *started = run_text(data, "started");
+    if (started != NULL) {
+        Buffer when = {0};
+        buffer_printf(&when, "started %.64s", started);
+        add_words(&words, when.data);
+        buffer_free(&when);
+    }
+    if (words.size > 0) {
+        buffer_printf(out, "<p class=\"lead\">%s</p>\n", words.data);
+    }
+    buffer_free(&words);
+}
+
+static void add_head(const RunData *data, Buffer *out) {
+    buffer_text(out,
+                "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
+                "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
+                "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src &#39;none&#39;; style-src "
+                "&#39;unsafe-inline&#39;; img-src data:\"/>\n"
+                "<meta name=\"generator\" content=\"athanor " ATHANOR_VERSION "\"/>\n<link rel=\"icon\" href=\"data:,\"/>\n"
+                "<title>");
+    markup_string(out, data->name);
+    buffer_text(out, " \xC2\xB7 athanor</title>\n<style>\n");
+    buffer_text(out, report_style);
+    buffer_text(out,
+                "</style>\n</head>\n<body>\n<header>\n<div class=\"brand\"><svg viewBox=\"0 0 18 22\" aria-hidden=\"true\">"
+                "<path style=\"fill:inherit\" d=\"M9.6 0C10.4 4 4 7 2.6 11.200a7.300 7.300 0 0 0 1.700 8.300C3.500 16 5.600 "
+                "14.200 6.600 12c1 1.200 1 2.300.900 3.300C10 13.600 10.300 10.300 9.800 8.200c3 2 4.200 6.400 2.300 "
+                "11.600 5.700-3.600 4.600-9.800 1.900-13.100-.300 1.300-.900 2-1.700 2.400C12.800 5.600 11.900 2 9.600 0z\"/>"
+                "</svg>ATHANOR</div>\n<h1>");
+    markup_string(out, data->name);
+    buffer_text(out, "</h1>\n");
+    add_lead(data, out);
+}
+
+static void add_tile(Buffer *out, const char *class_name, const char *value, const char *name) {
+    buffer_printf(out, "<div class=\"card tile%s\"><b>%s</b><span>%s</span></div>\n", class_name, value, name);
+}
+
+static void add_tiles(const RunData *data, Buffer *out) {
+    char value[64], name[128], number[32];
+    buffer_text(out, "<div class=\"tiles\">\n");
+    const SetHistory *set = main_set(data);
+    if (set != NULL && set->loss.count > 0) {
+        snprintf(value, sizeof value, "%.3f", last_of(&set->loss));
+        snprintf(name, sizeof name, "held-out loss, was %.3f", first_of(&set->loss));
+        add_tile(out, " first", value, set->loss.count > 1 ? name : "held-out loss");
+        if (isfinite(set->last_bits_per_byte)) {
+            snprintf(value, sizeof value, "%.3f", set->last_bits_per_byte);
+            snprintf(name, sizeof name, "bits per byte, perplexity %s",
+                     isfinite(set->last_perplexity) ? text_count(number, set->last_perplexity) : "unknown");
+            add_tile(out, "", value, name);
+        }
+    }
+    if (data->loss.count > 0) {
+        Series even = {0};
+        smooth(&data->loss, &even);
+        snprintf(value, sizeof value, "%.3f", last_of(&even));
+        add_tile(out, set == NULL ? " first" : "", value, "training loss");
+        series_free(&even);
+    }
+    if (data->tokens > 0) {
+        snprintf(name, sizeof name, "steps, %s tokens", text_count(number, data->tokens));
+    } else {
+        snprintf(name, sizeof name, "steps");
+    }
+    if (fabs(data->last_step) < 1e6) {
+        snprintf(value, sizeof value, "%.0f", data->last_step);
+    } else {
+        text_count(value, data->last_step);
+    }
+    add_tile(out, "", value, name);
+    double speed = series_median(&data->tokens_per_second);
+    if (isfinite(speed)) {
+        add_tile(out, "", text_count(number, speed), "tokens a second, median");
+    }
+    if (data->seconds > 0) {
+        add_tile(out, "", text_duration(number, data->seconds), "in training steps");
+    }
+    buffer_text(out, "</div>\n");
+}
+
+static void add_warnings(const RunData *data, Buffer *out) {
+    if (data->bad_lines > 0) {
+        buffer_printf(
+            out, "<p class=\"card warn\">%lld line%s of the run&#39;s records could not be read and %s left out; the first is ",
+            (long long)data->bad_lines, data->bad_lines == 1 ? "" : "s", data->bad_lines == 1 ? "is" : "are");
+        markup_string(out, data->first_bad_line);
+        buffer_text(out, ".</p>\n");
+    }
+    if (data->skipped > 0) {
+        buffer_printf(out, "<p class=\"card warn\">%.0f step%s skipped because a gradient was not finite.</p>\n", data->skipped,
+                      data->skipped == 1 ? " was" : "s were");
+    }
+    if (data->sets_left_out > 0) {
+        buffer_printf(out, "<p class=\"card warn\">Only the first %d validation sets are shown.</p>\n", MOST_SETS);
+    }
+}
+
+// ---- Charts
+
+typedef struct Marks {
+    double *steps;
+    int count;
+} Marks;
+
+static Marks find_marks(const RunData *data) {
+    Marks marks = {memory_new((size_t)data->resumes.count + 1, sizeof(double)), 0};
+    for (int64_t i = 0; i < data->resumes.count; i++) {
+        marks.steps[marks.count++] = data->resumes.bins[i].first_x;
+    }
+    return marks;
+}
+
+// The drawing twice: for wide and for narrow screens, where a scaled one could not be read.
+static void add_wide_chart(Chart chart, int narrow_height, Buffer *out) {
+    char *name = memory_format("%s-narrow", chart.id);
+    chart_svg(&chart, "wide", out);
+    chart.width = NARROW;
+    chart.height = narrow_height;
+    chart.id = name;
+    chart_svg(&chart, "narrow", out);
+    free(name);
+}
+
+static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
+    const SetHistory *set = main_set(data);
+    Series even = {0}, none = {0};
+    smooth(&data->loss, &even);
+    ChartLine lines[3] = {
+        {&data->loss, NULL, LINE_FAINT, 0},
+        {&even, "train", LINE_PLAIN, 0},
+        {set != NULL ? &set->loss : &none, "held-out", LINE_DOTS, 1},
+    };
+    buffer_text(out,
+                "<h2>Loss</h2>\n<p class=\"about\">Cross-entropy of the next token. The faint band is every training step, "
+                "the line through it its running mean; points are measured on text the model never trains on.</p>\n"
+                "<figure class=\"card\" style=\"margin:0\">\n");
+    add_wide_chart((Chart){.title = "Training and held-out loss over steps",
+                           .unit = "loss, nats per token",
+                           .x_unit = "step",
+                           .width = WIDE,
+                           .height = 400,
+                           .lines = lines,
+                           .line_count = 3,
+                           .marks = marks->steps,
+                           .mark_count = marks->count,
+                           .id = "loss"},
+                   300, out);
+    buffer_text(out, "</figure>\n");
+    if (marks->count > 0) {
+        buffer_printf(out, "<p class=\"none\">Dashed verticals: the run was resumed there (%d time%s).</p>\n", marks->count,
+                      marks->count == 1 ? "" : "s");
+    }
+    series_free(&even);
+}
+
+static void add_set_row(const SetHistory *set, int colour, Buffer *out) {
+    buffer_printf(out, "<tr%s><td>", is_mean(set) ? " class=\"all\"" : "");
+    if (colour >= 0) {
+        buffer_printf(out, "<i class=\"key b%d\"></i>", colour % 8);
+    }
+    if (is_mean(set)) {
+        buffer_text(out, "mean of the sets");
+    } else {
+        markup_text(out, set->name, strlen(set->name), 120);
+    }
+    double values[] = {first_of(&set->loss), last_of(&set->loss), set->last_perplexity, set->last_bits_per_byte};
+    buffer_text(out, "</td>");
+    for (int i = 0; i < 4; i++) {
+        char text[32];
+        if (isfinite(values[i])) {
+            snprintf(text, sizeof text, "%.3f", values[i]);
+            buffer_printf(out, "<td>%s</td>", i == 2 ? text_count(text, values[i]) : text);
+        } else {
+            buffer_text(out, "<td>\xE2\x80\x93</td>");
+        }
+    }
+    buffer_text(out, "</tr>\n");
+}
+
+static void add_sets(const RunData *data, const Marks *marks, Buffer *out) {
+    if (named_sets(data) == 0) {
+        return;
+    }
+    ChartLine lines[MOST_SETS];
+    int count = 0;
+    for (int i = 0; i < data->set_count; i++) {
+        if (!is_mean(&data->sets[i])) {
+            lines[count] = (ChartLine){&data->sets[i].loss, data->sets[i].name, LINE_DOTS, count};
+            count++;
+        }
+    }
+    buffer_text(out,
+                "<h2>Held-out sets</h2>\n<p class=\"about\">Each set is measured by itself. Bits per byte does not depend on "
+                "the tokenizer, so it compares "
+                "runs with different ones. The drawing shows what follows the first steep fall.</p>\n<figure class=\"card\" "
+                "style=\"margin:0\">\n");
+    int height = 340 > 17 * count + 90 ? 340 : 17 * count + 90;
+    add_wide_chart((Chart){.title = "Held-out loss of each set over steps",
+                           .unit = "loss, nats per token",
+                           .x_unit = "step",
+                           .width = WIDE,
+                           .height = height,
+                           .settle = count > 1 && data->sets[0].loss.count >= 8 ? 0.1 : 0,
+                           .lines = lines,
+                           .line_count = count,
+                           .marks = marks->steps,
+                           .mark_count = marks->count,
+                           .id = "sets"},
+                   height, out);
+    buffer_text(out, "<div class=\"scroll\" style=\"margin-top:12px\"><table>\n<thead><tr><th>set</th><th>first "
+                     "loss</th><th>loss</th><th>perplexity</th><th>bits per byte</th></tr></thead>\n<tbody>\n");
+    for (int i = 0, colour = 0; i < data->set_count; i++) {
+        if (!is_mean(&data->sets[i])) {
+            add_set_row(&data->sets[i], colour++, out);
+        }
+    }
+    if (run_data_set(data, "all") != NULL && named_sets(data) > 1) {
+        add_set_row(run_data_set(data, "all"), -1, out);
+    }
+    buffer_text(out, "</tbody></table></div>\n</figure>\n");
+}
+
+static void add_small_chart(const char *title, const char *note, Chart chart, Buffer *out) {
+    buffer_printf(out, "<figure class=\"card\" style=\"margin:0\"><h3>%s<small>%s</small></h3>\n", title, note);
+    chart.title = title;
+    chart.x_unit = "step";
+    chart.width = 460;
+    chart.height = 230;
+    chart_svg(&chart, "small", out);
+    buffer_text(out, "</figure>\n");
+}
+
+static void add_course(const RunData *data, const Marks *marks, Buffer *out) {
+    Series norm = {0}, speed = {0}, waits[2] = {{0}, {0}};
+    smooth(&data->grad_norm, &norm);
+    smooth(&data->tokens_per_second, &speed);
+    smooth(&data->data_wait, &waits[0]);
+    smooth(&data->comm_wait, &waits[1]);
+    ChartLine rate_lines[] = {{&data->learning_rate, NULL, LINE_PLAIN, 4}};
+    ChartLine norm_lines[] = {{&data->grad_norm, NULL, LINE_FAINT, 3}, {&norm, NULL, LINE_PLAIN, 3}};
+    ChartLine speed_lines[] = {{&data->tokens_per_second, NULL, LINE_FAINT, 2}, {&speed, NULL, LINE_PLAIN, 2}};
+    ChartLine wait_lines[] = {{&waits[0], "data", LINE_PLAIN, 5}, {&waits[1], "ranks", LINE_PLAIN, 6}};
+    Chart base = {.marks = marks->steps, .mark_count = marks->count};
+    Chart chart;
+    buffer_text(out, "<h2>How it ran</h2>\n<p class=\"about\">Bands are single steps, lines running means.</p>\n<div "
+                     "class=\"pair\">\n");
+    chart = base;
+    chart.unit = "";
+    chart.lines = rate_lines;
+    chart.line_count = 1;
+    chart.from_zero = true;
+    chart.id = "rate";
+    add_small_chart("Learning rate", "", chart, out);
+    chart.lines = norm_lines;
+    chart.line_count = 2;
+    chart.from_zero = false;
+    chart.logarithmic = true;
+    chart.id = "norm";
+    add_small_chart("Gradient norm", "before clipping, logarithmic", chart, out);
+    chart.lines = speed_lines;
+    chart.logarithmic = false;
+    chart.from_zero = true;
+    chart.id = "speed";
+    add_small_chart("Throughput", "tokens a second, all ranks", chart, out);
+    chart.lines = wait_lines;
+    chart.percent = true;
+    chart.id = "wait";
+    add_small_chart("Waiting", "share of a step, for data and for other ranks", chart, out);
+    buffer_text(out, "</div>\n");
+    series_free(&norm);
+    series_free(&speed);
+    series_free(&waits[0]);
+    series_free(&waits[1]);
+}
+
+// ---- Samples
+
+static void add_sample(const Sample *sample, const char *title, const char *class_name, Buffer *out) {
+    buffer_printf(out, "<article class=\"card%s\"><h3>%s<small>step %.0f</small></h3>\n<div class=\"sample\" dir=\"auto\">",
+                  class_name, title, sample->step);
+    const char *text = sample->text;
+    size_t size = sample->text_size;
+    if (size >= sample->prompt_size && memcmp(text, sample->prompt, sample->prompt_size) == 0) {
+        text += sample->prompt_size;  // a text that repeats its prompt
+        size -= sample->prompt_size;
+    }
+    if (sample->prompt_size > 0) {
+        buffer_text(out, "<b>");
+        markup_text(out, sample->prompt, sample->prompt_size, MOST_SAMPLE_BYTES);
+        buffer_text(out, "</b>");
+    }
+    markup_text(out, text, size, MOST_SAMPLE_BYTES);
+    buffer_text(out, "</div></article>\n");
+}
+
+static bool same_prompt(const Sample *a, const Sample *b) {
+    return a->prompt_size == b->prompt_size && memcmp(a->prompt, b->prompt, a->prompt_size) == 0;
+}
+
+static void add_samples(const RunData *data, Buffer *out) {
+    if (data->sample_count == 0) {
+        return;
+    }
+    const Sample *first = &data->samples[0], *last = &data->samples[data->sample_count - 1];
+    for (int64_t i = data->sample_count - 1; i > 0; i--) {
+        if (same_prompt(first, &data->samples[i])) {
+            last = &data->samples[i];
+            break;
+        }
+    }
+    buffer_text(out,
+                "<h2>What it writes</h2>\n<p class=\"about\">Text continued by the model from the same prompt, which is set "
+                "in colour.</p>\n<div class=\"pair\">\n");
+    if (last != first) {
+        add_sample(first, "At first", "", out);
+    }
+    add_sample(last, last != first ? "At last" : "So far", " last", out);
+    buffer_text(out, "</div>\n");
+    if (data->sample_count > 2) {
+        buffer_printf(out, "<details><summary>%lld more samples, in the order of training</summary>\n",
+                      (long long)data->sample_count - 2);
+        for (int64_t i = 1; i < data->sample_count; i++) {
+            if (&data->samples[i] != last) {
+                add_sample(&data->samples[i], "", "", out);
+            }
+        }
+        buffer_text(out, "</details>\n");
+    }
+}
+
+// ---- Memory
+
+typedef struct PlanRow {
+    const char *name;
+    double bytes;
+} PlanRow;
+
+static int compare_rows(const void *a, const void *b) {
+    const PlanRow *x = a, *y = b;
+    return (x->bytes < y->bytes) - (x->bytes > y->bytes);
+}
+
+// The rows of the plan, largest first; what does not fit is summed up.
+static int read_plan(const RunData *data, PlanRow *rows) {
+    const json_t *plan = json_object_get(data->run, "memory_plan"), *item;
+    size_t index;
+    int count = 0;
+    double rest = 0;
+    json_array_foreach(plan, index, item) {
+        const json_t *name = json_object_get(item, "name"), *bytes = json_object_get(item, "bytes");
+        double value = json_is_number(bytes) ? json_number_value(bytes) : 0;
+        if (!json_is_string(name) || !(value > 0 && value < 1e18)) {
+            continue;
+        }
+        if (count < MOST_PLAN_ROWS - 1) {
+            rows[count++] = (PlanRow){json_string_value(name), value};
+        } else {
+            rest += value;
+        }
+    }
+    qsort(rows, (size_t)count, sizeof *rows, compare_rows);
+    if (rest > 0) {
+        rows[count++] = (PlanRow){"other", rest};
+    }
+    return count;
+}
+
+static void add_memory(const RunData *data, Buffer *out) {
+    PlanRow rows[MOST_PLAN_ROWS];
+    int count = read_plan(data, rows);
+    double planned = 0, peak = run_number(data, "memory_peak"), stated = run_number(data, "memory_planned");
+    for (int i = 0; i < count; i++) {
+        planned += rows[i].bytes;
+    }
+    planned = stated > 0 ? fmax(stated, planned) : planned;
+    if (!(planned > 0)) {
+        return;
+    }
+    char text[32];
+    double full = peak > planned ? peak : planned, x = 0;
+    buffer_printf(out, "<h2>Memory</h2>\n<p class=\"about\">Planned before the first step: %s a rank.",
+                  text_bytes(text, planned));
+    if (peak > 0) {
+        buffer_printf(out, " Measured peak: %s, %.1f%% %s the plan.", text_bytes(text, peak), fabs(100 * (peak / planned - 1)),
+                      peak > planned ? "above" : "below");
+    }
+    buffer_printf(out,
+                  "</p>\n<figure class=\"card\" style=\"margin:0\">\n<svg viewBox=\"0 0 1000 %d\" role=\"img\" "
+                  "preserveAspectRatio=\"none\" style=\"height:%dpx\"><title>Planned memory by use%s</title>\n",
+                  peak > 0 ? 56 : 34, peak > 0 ? 56 : 34, peak > 0 ? ", above the measured peak" : "");
+    for (int i = 0; i < count; i++) {
+        double width = rows[i].bytes / full * 1000;
+        buffer_printf(out, "<rect class=\"b%d\" x=\"%.2f\" y=\"0\" width=\"%.2f\" height=\"34\"><title>", i % 8, x,
+                      fmax(width - 1, 0.5));
+        markup_text(out, rows[i].name, strlen(rows[i].name), 120);
+        buffer_printf(out, ": %s</title></rect>\n", text_bytes(text, rows[i].bytes));
+        x += width;
+    }
+    if (peak > 0) {
+        buffer_printf(
+            out, "<rect class=\"peak\" x=\"0\" y=\"42\" width=\"%.2f\" height=\"14\"><title>measured peak: %s</title></rect>\n",
+            peak / full * 1000, text_bytes(text, peak));
+    }
+    buffer_text(out, "</svg>\n<div class=\"scroll\" style=\"margin-top:12px\"><table><tbody>\n");
+    for (int i = 0; i < count; i++) {
+        buffer_printf(out, "<tr><td><i class=\"key b%d\"></i>", i % 8);
+        markup_text(out, rows[i].name, strlen(rows[i].name), 120);
+        buffer_printf(out, "</td><td>%s</td><td>%.1f%%</td></tr>\n", text_bytes(text, rows[i].bytes),
+                      100 * rows[i].bytes / planned);
+    }
+    buffer_text(out, "</tbody></table></div>\n</figure>\n");
+}
+
+// ---- Configuration and machine
+
+// YAML with its keys and comments set apart.
+static void add_yaml(const Buffer *yaml, Buffer *out) {
+    const char *line = yaml->data, *end = yaml->data + yaml->size;
+    while (line < end) {
+        const char *newline = memchr(line, '\n', (size_t)(end - line)), *stop = newline != NULL ? newline : end;
+        const char *p = line;
+        while (p < stop && (*p == ' ' || *p == '-')) {
+            p++;
+        }
+        const char *word = p;
+        while (p < stop && (strchr("_-. ", *p) != NULL || (*p >= '0' && *p <= '9') || ((*p | 32) >= 'a' && (*p | 32) <= 'z'))) {
+            p++;
+        }
+        markup_text(out, line, (size_t)(word - line), SIZE_MAX);
+        if (p < stop && *p == ':' && p > word) {
+            buffer_text(out, "<span class=\"word\">");
+            markup_text(out, word, (size_t)(p - word), SIZE_MAX);
+            buffer_text(out, "</span>");
+        } else {
+            p = word;
+        }
+        const char *note = memmem(p, (size_t)(stop - p), " #", 2);
+        note = p < stop && *p == '#' ? p : note;
+        markup_text(out, p, (size_t)((note != NULL ? note : stop) - p), SIZE_MAX);
+        if (note != NULL) {
+            buffer_text(out, "<span class=\"note\">");
+            markup_text(out, note, (size_t)(stop - note), SIZE_MAX);
+            buffer_text(out, "</span>");
+        }
+        buffer_byte(out, '\n');
+        line = stop + 1;
+    }
+}
+
+static void add_fact(const char *name, const char *value, Buffer *out) {
+    if (value != NULL && *value != 0) {
+        buffer_printf(out, "<dt>%s</dt><dd>", name);
+        markup_text(out, value, strlen(value), 400);
+        buffer_text(out, "</dd>\n");
+    }
+}
+
+static void add_machine(const RunData *data, Buffer *out) {
+    Buffer hosts = {0}, facts = {0};
+    const json_t *host = json_object_get(data->run, "host"), *item;
+    size_t index;
+    json_array_foreach(host, index, item) {
+        if (json_is_string(item) && index < 16) {
+            buffer_printf(&hosts, "%s%s", hosts.size > 0 ? ", " : "", json_string_value(item));
+        }
+    }
+    if (json_is_string(host)) {
+        buffer_text(&hosts, json_string_value(host));
+    }
+    if (json_array_size(host) > 16) {
+        buffer_printf(&hosts, " and %zu more", json_array_size(host) - 16);
+    }
+    add_fact("athanor", run_text(data, "version"), &facts);
+    add_fact("commit", run_text(data, "commit"), &facts);
+    add_fact("hosts", hosts.data, &facts);
+    add_fact("started", run_text(data, "started"), &facts);
+    if (facts.size > 0) {
+        buffer_printf(out, "<h2>Made by</h2>\n<div class=\"card\"><dl>\n%s</dl></div>\n", facts.data);
+    }
+    buffer_free(&hosts);
+    buffer_free(&facts);
+}
+
+static void add_page(const RunData *data, Buffer *out) {
+    Marks marks = find_marks(data);
+    add_head(data, out);
+    add_tiles(data, out);
+    buffer_text(out, "</header>\n<main>\n");
+    add_warnings(data, out);
+    add_loss(data, &marks, out);
+    add_samples(data, out);
+    add_sets(data, &marks, out);
+    add_course(data, &marks, out);
+    add_memory(data, out);
+    if (data->config.size > 0) {
+        buffer_text(out, "<h2>Configuration</h2>\n<p class=\"about\">As resolved when the run started.</p>\n<details "
+                         "open=\"open\"><summary>config.yaml</summary><div class=\"card\"><pre>");
+        add_yaml(&data->config, out);
+        buffer_text(out, "</pre></div></details>\n");
+    }
+    add_machine(data, out);
+    char stamp[24];
+    buffer_printf(out, "</main>\n<footer>Written %s by athanor " ATHANOR_VERSION ".</footer>\n</body>\n</html>\n",
+                  clock_stamp(stamp));
+    free(marks.steps);
+}
+
+Error *report_write(const char *run, const char *out) {
+    RunData data;
+    TRY(run_data_read(run, &data));
+    Buffer page = {0};
+    add_page(&data, &page);
+    Error *error = file_write(out, page.data, page.size);
+    buffer_free(&page);
+    run_data_free(&data);
+    return error;
+}
