@@ -1,6 +1,7 @@
 // Files and folders that are whole or absent: see durable.h.
 #include "core/durable.h"
 
+#include "core/hash.h"
 #include "core/text.h"
 
 #include <dirent.h>
@@ -83,6 +84,35 @@ Error *file_read(const char *path, size_t limit, Buffer *out) {
             break;
         }
     }
+    close(descriptor);
+    return error;
+}
+
+Error *file_hash(const char *path, int64_t *bytes, uint64_t *hash) {
+    enum { PIECE = 1 << 20 };
+    int descriptor;
+    size_t size;
+    *bytes = 0;
+    TRY(open_for_reading(path, &descriptor, &size));
+    Hasher *hasher = hasher_create();
+    char *piece = memory_new(PIECE, 1);
+    Error *error = NULL;
+    for (;;) {
+        ssize_t got = read(descriptor, piece, PIECE);
+        if (got < 0 && errno != EINTR) {
+            error = error_system(errno, "%s cannot be read", path);
+        }
+        if (got == 0 || error != NULL) {
+            break;
+        }
+        if (got > 0) {
+            hasher_add(hasher, piece, (size_t)got);
+            *bytes += got;
+        }
+    }
+    *hash = hasher_result(hasher);
+    free(piece);
+    hasher_destroy(hasher);
     close(descriptor);
     return error;
 }

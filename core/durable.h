@@ -24,6 +24,9 @@ Error *file_write(const char *path, const void *bytes, size_t size) MUST_CHECK;
 // Writes all bytes to a descriptor, whatever it takes; `path` is for the message.
 Error *file_write_all(int descriptor, const char *path, const void *bytes, size_t size) MUST_CHECK;
 
+// The size and hash64 of a whole file, read in pieces.
+Error *file_hash(const char *path, int64_t *bytes, uint64_t *hash) MUST_CHECK;
+
 // fsync of an existing file or folder.
 Error *file_sync(const char *path) MUST_CHECK;
 

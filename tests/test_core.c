@@ -1,6 +1,7 @@
 // core/: text, keys, configuration, randomness, threads, durable files.
 #include "core/config.h"
 #include "core/durable.h"
+#include "core/hash.h"
 #include "core/options.h"
 #include "core/philox.h"
 #include "core/text.h"
@@ -219,6 +220,11 @@ static void test_durable(void) {
     CHECK_OK(file_read(file, 100, &text));
     CHECK_TEXT(text.data, "hello again");
     CHECK_FAILS(file_read(file, 5, &text), "larger than 5 B");
+    int64_t bytes;
+    uint64_t hash;
+    CHECK_OK(file_hash(file, &bytes, &hash));
+    CHECK(bytes == 11 && hash == hash64("hello again", 11));
+    CHECK_FAILS(file_hash(folder, &bytes, &hash), "is a folder");
     CHECK_FAILS(file_read(folder, 5, &text), "is a folder");
     Mapped mapped;
     CHECK_OK(file_map(file, &mapped));

@@ -1,0 +1,229 @@
+// One rank's slices as an HDF5 file: see slices_h5.h.
+#define H5_USE_110_API  // the same calls with newer libraries
+#include "train/checkpoint/slices_h5.h"
+
+#include "core/memory.h"
+
+#include <errno.h>
+#include <hdf5.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+// ---- errors and the lock ----
+
+// Takes the lock. The settings are the thread's own in some builds of the library, so they are made each time.
+static void enter(void) {
+    pthread_mutex_lock(&lock);
+    static bool first = true;
+    if (first) {
+        first = false;
+        H5dont_atexit();  // nothing of ours stays open, and exit must not race with a thread that writes
+        H5open();
+        H5PLset_loading_state(0);  // no filter code from wherever a file or the environment says
+    }
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+
+static void leave(void) {
+    H5Eclear2(H5E_DEFAULT);
+    pthread_mutex_unlock(&lock);
+}
+
+// H5Ewalk's first call upward is the innermost frame: the reason.
+static herr_t keep_first(unsigned n, const H5E_error2_t *frame, void *context) {
+    char *text = context;
+    if (n == 0 && frame->desc != NULL) {
+        snprintf(text, 256, "%s", frame->desc);
+    }
+    return 0;
+}
+
+static Error *h5_failure(const char *file, const char *what) {
+    char reason[256] = "no reason given";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, reason);
+    H5Eclear2(H5E_DEFAULT);
+    return damaged("%s: %s: HDF5: %s", file, what, reason);
+}
+
+// Closes an object unless it was never opened.
+static void close_with(herr_t (*close_function)(hid_t), hid_t id) {
+    if (id >= 0) {
+        close_function(id);
+    }
+}
+
+static hid_t access_properties(void) {
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
+#if H5_VERSION_GE(1, 10, 7) && !(H5_VERSION_GE(1, 11, 0) && H5_VERSION_LE(1, 12, 0))
+    // A committed file never changes and a partial one has one writer; locks only fail on network file systems.
+    H5Pset_file_locking(access, false, true);
+#endif
+    return access;
+}
+
+// ---- writing ----
+
+static Error *add_attribute(const char *file, hid_t dataset, const char *name, const int64_t *values, int count) {
+    hsize_t extent = (hsize_t)count;
+    hid_t space = count > 0 ? H5Screate_simple(1, &extent, NULL) : H5Screate(H5S_NULL);
+    hid_t attribute = H5Acreate2(dataset, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT);
+    bool failed = attribute < 0 || (count > 0 && H5Awrite(attribute, H5T_NATIVE_INT64, values) < 0);
+    close_with(H5Aclose, attribute);
+    close_with(H5Sclose, space);
+    return failed ? h5_failure(file, "an attribute cannot be written") : NULL;
+}
+
+static Error *create_dataset(const char *file, hid_t handle, hid_t links, hid_t creation, H5Slice *slice) {
+    hsize_t extent = (hsize_t)slice->count;
+    hid_t space = H5Screate_simple(1, &extent, NULL);
+    hid_t dataset = H5Dcreate2(handle, slice->path, H5T_IEEE_F32LE, space, links, creation, H5P_DEFAULT);
+    Error *error = NULL;
+    if (dataset < 0) {
+        error = h5_failure(file, slice->path);
+    } else {
+        haddr_t offset = H5Dget_offset(dataset);
+        slice->offset = (int64_t)offset;
+        if (offset == HADDR_UNDEF || offset > INT64_MAX) {
+            error = h5_failure(file, slice->path);
+        }
+    }
+    if (error == NULL) {
+        error = add_attribute(file, dataset, "begin", &slice->begin, 1);
+    }
+    if (error == NULL) {
+        error = add_attribute(file, dataset, "shape", slice->shape, slice->dims);
+    }
+    close_with(H5Dclose, dataset);
+    close_with(H5Sclose, space);
+    return error;
+}
+
+Error *h5_create(const char *file, H5Slice *slices, int count, int64_t *bytes) {
+    enter();
+    hid_t access = access_properties(), links = H5Pcreate(H5P_LINK_CREATE), creation = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_create_intermediate_group(links, 1);
+    // Space is given at once and never filled: the numbers come from us.
+    H5Pset_layout(creation, H5D_CONTIGUOUS);
+    H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY);
+    H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER);
+    errno = 0;
+    hid_t handle = H5Fcreate(file, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    Error *error = handle < 0 ? h5_failure(file, "cannot be created") : NULL;
+    for (int i = 0; i < count && error == NULL; i++) {
+        error = create_dataset(file, handle, links, creation, &slices[i]);
+    }
+    if (handle >= 0 && error == NULL && H5Fflush(handle, H5F_SCOPE_GLOBAL) < 0) {
+        error = h5_failure(file, "cannot be written");
+    }
+    if (handle >= 0 && H5Fclose(handle) < 0 && error == NULL) {
+        error = h5_failure(file, "cannot be closed");
+    }
+    close_with(H5Pclose, creation);
+    close_with(H5Pclose, links);
+    close_with(H5Pclose, access);
+    leave();
+    struct stat info;
+    if (error == NULL && stat(file, &info) != 0) {
+        error = error_system(errno, "%s cannot be read back", file);
+    }
+    if (error == NULL) {
+        *bytes = info.st_size;
+        for (int i = 0; i < count; i++) {
+            int64_t end = slices[i].offset + slices[i].count * (int64_t)sizeof(float);
+            *bytes = end > *bytes ? end : *bytes;
+        }
+    } else {
+        error->kind = ERROR_FAILURE;  // our own file: not damaged, but impossible to write
+    }
+    return error;
+}
+
+// ---- reading ----
+
+static bool is_hard_link(hid_t handle, const char *path) {
+    H5L_info_t info;
+    return H5Lget_info(handle, path, &info, H5P_DEFAULT) >= 0 && info.type == H5L_TYPE_HARD;
+}
+
+// Why a dataset is not one that h5_create makes; NULL if it is.
+static const char *strange(hid_t dataset, int64_t count) {
+    hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset), creation = H5Dget_create_plist(dataset);
+    hsize_t extent = 0, most = 0;
+    const char *problem = NULL;
+    if (type < 0 || H5Tget_class(type) != H5T_FLOAT || H5Tget_size(type) != sizeof(float) ||
+        H5Tequal(type, H5T_IEEE_F32LE) <= 0) {
+        problem = "its numbers are not little-endian 32-bit floats";
+    } else if (space < 0 || H5Sis_simple(space) <= 0 || H5Sget_simple_extent_ndims(space) != 1) {
+        problem = "it is not one-dimensional";
+    } else if (H5Sget_simple_extent_dims(space, &extent, &most) != 1 || extent != (hsize_t)count) {
+        problem = "its length is not the one in the manifest";
+    } else if (creation < 0 || H5Pget_layout(creation) != H5D_CONTIGUOUS) {
+        problem = "it is not stored contiguously";
+    } else if (H5Pget_nfilters(creation) != 0) {
+        problem = "it has filters";
+    } else if (H5Pget_external_count(creation) != 0) {
+        problem = "its numbers lie in another file";
+    }
+    close_with(H5Pclose, creation);
+    close_with(H5Sclose, space);
+    close_with(H5Tclose, type);
+    return problem;
+}
+
+static Error *locate_dataset(const char *file, hid_t handle, int64_t file_bytes, H5Slice *slice) {
+    // "/weight/name": both steps must be hard links of this file.
+    const char *second = strchr(slice->path + 1, '/');
+    char *group = memory_format("%.*s", second != NULL ? (int)(second - slice->path) : 0, slice->path);
+    bool linked = second != NULL && is_hard_link(handle, group) && is_hard_link(handle, slice->path);
+    free(group);
+    if (!linked) {
+        return damaged("%s has no dataset %s", file, slice->path);
+    }
+    H5O_info_t info;
+    if (H5Oget_info_by_name(handle, slice->path, &info, H5P_DEFAULT) < 0 || info.type != H5O_TYPE_DATASET) {
+        return damaged("%s: %s is not a dataset", file, slice->path);
+    }
+    hid_t dataset = H5Dopen2(handle, slice->path, H5P_DEFAULT);
+    if (dataset < 0) {
+        return h5_failure(file, slice->path);
+    }
+    const char *problem = strange(dataset, slice->count);
+    haddr_t offset = problem == NULL ? H5Dget_offset(dataset) : HADDR_UNDEF;
+    close_with(H5Dclose, dataset);
+    int64_t bytes = slice->count * (int64_t)sizeof(float);  // the manifest's limit keeps this small
+    if (problem == NULL && (offset == HADDR_UNDEF || bytes > file_bytes || offset > (haddr_t)(file_bytes - bytes))) {
+        problem = "its numbers lie outside the file";
+    }
+    slice->offset = (int64_t)offset;
+    return problem != NULL ? damaged("%s: dataset %s: %s", file, slice->path, problem) : NULL;
+}
+
+Error *h5_locate(const char *file, H5Slice *slices, int count) {
+    struct stat info;
+    if (stat(file, &info) != 0) {
+        return error_system(errno, "%s cannot be read", file);
+    }
+    enter();
+    hid_t access = access_properties();
+    hid_t handle = H5Fopen(file, H5F_ACC_RDONLY, access);
+    Error *error = handle < 0 ? h5_failure(file, "cannot be opened") : NULL;
+    for (int i = 0; i < count && error == NULL; i++) {
+        error = locate_dataset(file, handle, info.st_size, &slices[i]);
+    }
+    close_with(H5Fclose, handle);
+    close_with(H5Pclose, access);
+    leave();
+    return error;
+}
+
+const char *h5_version(void) {
+    static char text[32];
+    unsigned major, minor, release;
+    H5get_libversion(&major, &minor, &release);
+    snprintf(text, sizeof text, "%u.%u.%u", major, minor, release);
+    return text;
+}
