@@ -197,8 +197,13 @@ static Error *parse_slice(const char *where, const json_t *item, const Manifest 
     }
     if (slice->tensor < 0 || slice->file < 0 || k == SLICE_KINDS) {
         return damaged("%s: a slice names %s \"%.*s\", which is not listed", where,
-                       slice->tensor < 0 ? "tensor" : slice->file < 0 ? "file" : "kind", MANIFEST_NAME_BYTES,
-                       slice->tensor < 0 ? tensor : slice->file < 0 ? file : kind);
+                       slice->tensor < 0 ? "tensor"
+                       : slice->file < 0 ? "file"
+                                         : "kind",
+                       MANIFEST_NAME_BYTES,
+                       slice->tensor < 0 ? tensor
+                       : slice->file < 0 ? file
+                                         : kind);
     }
     slice->kind = (SliceKind)k;
     TRY(json_field_i64(item, where, "begin", 0, m->elements[slice->tensor] - 1, &slice->begin));
@@ -301,7 +306,8 @@ char *manifest_dataset(const CheckpointTensor *tensor, const CheckpointSlice *sl
                              : memory_format("/%s/%s@%" PRId64, kind, tensor->name, slice->begin);
 }
 
-json_t *manifest_slice_json(const CheckpointTensor *tensor, const CheckpointSlice *slice, const char *file, const char *dataset) {
+json_t *manifest_slice_json(const CheckpointTensor *tensor, const CheckpointSlice *slice, const char *file,
+                            const char *dataset) {
     return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s}", "tensor", tensor->name, "kind", slice_kind_name(slice->kind), "begin",
                      (json_int_t)slice->begin, "end", (json_int_t)slice->end, "file", file, "dataset", dataset);
 }

@@ -76,6 +76,7 @@ bool manifest_plain_name(const char *name);
 
 // Parts of documents, for the writer. The dataset of a slice is /KIND/NAME if it begins at 0, else /KIND/NAME@BEGIN.
 json_t *manifest_file_json(const char *name, int64_t bytes, uint64_t hash);
-json_t *manifest_slice_json(const CheckpointTensor *tensor, const CheckpointSlice *slice, const char *file, const char *dataset);
+json_t *manifest_slice_json(const CheckpointTensor *tensor, const CheckpointSlice *slice, const char *file,
+                            const char *dataset);
 json_t *manifest_tensors_json(const CheckpointTensor *tensors, int count);
 char *manifest_dataset(const CheckpointTensor *tensor, const CheckpointSlice *slice);
