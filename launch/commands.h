@@ -7,6 +7,8 @@
 // clang-format off
 #define COMMANDS \
     COMMAND(data_pack) \
+    COMMAND(data_build) \
+    COMMAND(data_info) \
     COMMAND(report) \
     COMMAND(doctor)
 // clang-format on

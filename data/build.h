@@ -1,0 +1,31 @@
+// Building a corpus: shards of documents become one token file per set (corpus.h).
+//
+// Three stages:
+//   1. each shard becomes a part, its documents' tokens in the shard's order     OUT.partial/parts/   (build_shards.c)
+//   2. the parts' documents are sorted into their sets, shard after shard        OUT.partial/whole/
+//   3. tokenizer and manifest are added and the folder gets its name             OUT/
+// A part that is finished survives a kill: the same command continues with the shards that are missing. The files do not depend
+// on the number of workers, nor on how often the work was broken off. Memory is bounded by the workers, not by the shards.
+//
+// Every document ends with the tokenizer's end-of-text id, if it has one. Empty documents are dropped. Special tokens that
+// stand in a text are encoded as text.
+#pragma once
+
+#include "core/memory.h"
+
+typedef struct BuildPlan {
+    Strings inputs;  // shards, in the order in which their documents shall come
+    const char *tokenizer;
+    const char *out;
+    int workers;
+    int64_t bad_lines_most;  // one more is an error
+} BuildPlan;
+
+typedef struct BuildResult {
+    bool done_before;           // OUT existed already and comes from the same shards and tokenizer
+    int shards, shards_before;  // of all, those that an earlier run had finished
+    int64_t bad_lines;
+    double seconds;
+} BuildResult;
+
+Error *build_corpus(const BuildPlan *plan, BuildResult *result) MUST_CHECK;

@@ -1,0 +1,86 @@
+// athanor data build: shards become a corpus of token files.
+#include "core/log.h"
+#include "core/text.h"
+#include "core/threads.h"
+#include "data/build.h"
+#include "data/describe.h"
+#include "launch/commands.h"
+
+#include <stdio.h>
+
+typedef struct Options {
+    Strings inputs;
+    char *tokenizer, *out;
+    int64_t workers, bad_lines;
+} Options;
+
+static const Key flags[] = {
+    {"input", KEY_LIST, offsetof(Options, inputs), NULL,
+     .help = "Shards (.jsonl.zst, .jsonl.gz, .jsonl), a file or a pattern in quotes."},
+    {"tokenizer", KEY_TEXT, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
+    {"out", KEY_TEXT, offsetof(Options, out), NULL, .help = "The folder to make; it must not exist."},
+    {"workers", KEY_INT, offsetof(Options, workers), "0", 0, 4096, .unit = "threads", .help = "0 is one per core."},
+    {"max-bad-lines", KEY_INT, offsetof(Options, bad_lines), "1000", 0, 9e15, .unit = "lines",
+     .help = "Lines that cannot be used are skipped and counted up to this number; one more is an error."},
+};
+
+static Error *check(const Options *options) {
+    const char *missing = options->inputs.count == 0   ? "--input"
+                          : options->tokenizer == NULL ? "--tokenizer"
+                          : options->out == NULL       ? "--out"
+                                                       : NULL;
+    return missing != NULL ? usage_error("%s is missing", missing) : NULL;
+}
+
+static Error *report(const char *out, const BuildResult *result) {
+    if (result->done_before) {
+        log_info("%s was built from these shards before: there is nothing to do", out);
+    }
+    Buffer text = {0};
+    Error *error = corpus_describe(out, false, &text);
+    if (error == NULL) {
+        char time[32];
+        fputs(text.data, stdout);
+        if (!result->done_before) {
+            printf("built in     %s\n", text_duration(time, result->seconds));
+        }
+    }
+    buffer_free(&text);
+    return error;
+}
+
+static Error *run(const void *given, int count, char **arguments) {
+    const Options *options = given;
+    TRY(check(options));
+    BuildPlan plan = {.tokenizer = options->tokenizer,
+                      .out = options->out,
+                      .workers = options->workers > 0 ? (int)options->workers : threads_available(),
+                      .bad_lines_most = options->bad_lines};
+    Error *error = NULL;
+    for (size_t i = 0; i < options->inputs.count && error == NULL; i++) {
+        error = path_glob(options->inputs.items[i], &plan.inputs);
+    }
+    BuildResult result;
+    if (error == NULL) {
+        error = build_corpus(&plan, &result);
+    }
+    if (error == NULL) {
+        error = report(plan.out, &result);
+    }
+    strings_free(&plan.inputs);
+    return error;
+}
+
+const Command command_data_build = {
+    .name = "data build",
+    .arguments = "",
+    .summary = "tokenize shards into a corpus",
+    .details = "Writes one token file per set in Megatron's .bin/.idx format, a manifest, and a copy of the tokenizer. Every\n"
+               "document ends with the tokenizer's end-of-text id. A run that was killed continues with the shards it had not\n"
+               "finished when the same command is given again.",
+    .example = "  athanor data build --input 'texts-packed/train/*.jsonl.zst' --tokenizer tokenizer.json --out corpus",
+    .flags = flags,
+    .flag_count = sizeof flags / sizeof *flags,
+    .options_size = sizeof(Options),
+    .run = run,
+};
