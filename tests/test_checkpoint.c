@@ -447,7 +447,8 @@ static void test_hostile_hdf5(void) {
         if (trick < TRICKS) {
             write_trick(path, other, trick);
         } else {
-            CHECK_OK(file_write(path, "\211HDF\r\n\032\n and then nothing that HDF5 knows, only words and words", 66));
+            static const char words[] = "\211HDF\r\n\032\n and then nothing that HDF5 knows, only words and words";
+            CHECK_OK(file_write(path, words, sizeof words));
         }
         int64_t bytes;
         uint64_t hash;

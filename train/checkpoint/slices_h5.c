@@ -32,11 +32,15 @@ static void leave(void) {
     pthread_mutex_unlock(&lock);
 }
 
-// H5Ewalk's first call upward is the innermost frame: the reason.
+// H5Ewalk's first call upward is the innermost frame: the reason. Where the system refused something, its words are enough:
+// "file write failed: time = ..., errno = 28, error message = 'No space left on device', buf = ...".
 static herr_t keep_first(unsigned n, const H5E_error2_t *frame, void *context) {
-    char *text = context;
+    static const char system_words[] = "error message = '";
     if (n == 0 && frame->desc != NULL) {
-        snprintf(text, 256, "%s", frame->desc);
+        char *text = context;
+        const char *words = strstr(frame->desc, system_words);
+        snprintf(text, 256, "%s", words != NULL ? words + strlen(system_words) : frame->desc);
+        text[strcspn(text, words != NULL ? "'" : "\n")] = 0;
     }
     return 0;
 }
