@@ -1,0 +1,100 @@
+// Small models and batches for tests: see models.h.
+#include "tests/support/models.h"
+
+#include "core/config.h"
+#include "core/philox.h"
+
+static void must(Error *error) {
+    ensure(error == NULL, "%s", error->message);
+}
+
+ModelConfig models_config(const char *yaml) {
+    ModelConfig config = {0};
+    bool *seen = memory_zeroed((size_t)model_key_count, sizeof *seen);
+    keys_defaults(model_keys, model_key_count, &config);
+    must(config_read_text(model_keys, model_key_count, &config, "test", yaml, strlen(yaml), seen));
+    must(model_config_resolve(&config, seen, 0, "test"));
+    free(seen);
+    return config;
+}
+
+Model *models_open(const ModelConfig *config, const ModelOptions *options, int threads) {
+    Device *device;
+    Model *model;
+    must(device_open_cpu(threads, NULL, &device));
+    must(model_create(device, config, options, &model));
+    model_initialise(model, 1);
+    for (int32_t i = 0; i < model->table.count; i++) {
+        const Param *row = &model->table.rows[i];
+        float *noise = memory_new((size_t)row->count, sizeof *noise);
+        philox_normal(2, philox_stream(RANDOM_TEST, (uint64_t)i), 0, 0.15F, noise, row->count);
+        for (int64_t j = 0; j < row->count; j++) {
+            model->params[row->offset + j] += noise[j];
+        }
+        free(noise);
+    }
+    model_params_changed(model);
+    return model;
+}
+
+void models_close(Model *model) {
+    Device *device = model->device;
+    model_destroy(model);
+    device_close(device);
+}
+
+TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed) {
+    size_t rows = (size_t)(sequences * length);
+    TestBatch out = {
+        .tokens = memory_new(rows, sizeof(int32_t)),
+        .targets = memory_new(rows, sizeof(int32_t)),
+        .first = memory_new(rows, sizeof(int32_t)),
+        .positions = memory_new(rows, sizeof(int32_t)),
+        .weights = memory_new(rows, sizeof(float)),
+    };
+    for (size_t r = 0; r < rows; r++) {
+        Philox random = philox(seed, philox_stream(RANDOM_TEST, 0), r);
+        int32_t t = (int32_t)(r % (size_t)length);
+        bool starts = t == 0 || (documents && random.word[3] % 7 == 0);
+        out.tokens[r] = (int32_t)(random.word[0] % (uint64_t)vocabulary);
+        out.targets[r] = (int32_t)(random.word[1] % (uint64_t)vocabulary);
+        out.weights[r] = (float)(0.25 + philox_unit(random.word[2]));
+        out.first[r] = starts ? t : out.first[r - 1];
+        out.positions[r] = t - out.first[r];
+        if (random.word[2] % 5 == 0) {
+            out.weights[r] = 0;
+            out.targets[r] = -1;
+        }
+    }
+    out.batch = (ModelBatch){
+        .sequences = sequences,
+        .length = length,
+        .tokens = out.tokens,
+        .targets = out.targets,
+        .weights = out.weights,
+        .first = out.first,
+        .positions = out.positions,
+    };
+    return out;
+}
+
+void models_batch_free(TestBatch *batch) {
+    free(batch->tokens);
+    free(batch->targets);
+    free(batch->first);
+    free(batch->positions);
+    free(batch->weights);
+}
+
+ModelBatch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count) {
+    ModelBatch part = batch->batch;
+    int64_t skip = begin * part.length;
+    part.sequences = count;
+    part.tokens += skip;
+    part.targets += skip;
+    part.weights += skip;
+    part.first += skip;
+    part.positions += skip;
+    part.first_sample += (uint64_t)begin;
+    return part;
+}

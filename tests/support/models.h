@@ -1,0 +1,25 @@
+// Small models and batches for tests.
+#pragma once
+
+#include "train/model/model.h"
+
+// The config of YAML text with a section `model`. Aborts where it is wrong.
+ModelConfig models_config(const char *yaml);
+
+// A model on a device with that many threads, initialised with a seed; every parameter (norm weights and biases too) then gets
+// noise, so that no gradient is trivially right. Close with models_close.
+Model *models_open(const ModelConfig *config, const ModelOptions *options, int threads);
+void models_close(Model *model);
+
+// A batch with random tokens, targets, weights (some 0, their targets -1) and, where `documents`, several documents in a row.
+typedef struct TestBatch {
+    ModelBatch batch;
+    int32_t *tokens, *targets, *first, *positions;
+    float *weights;
+} TestBatch;
+
+TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed);
+void models_batch_free(TestBatch *batch);
+
+// Rows [begin, begin + count) of a batch, sharing its memory.
+ModelBatch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count);

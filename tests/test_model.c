@@ -1,0 +1,641 @@
+// train/model: configs, parameter table, gradients, recompute, accumulation, documents, decoding, dropout, the plan.
+#include "core/config.h"
+#include "core/philox.h"
+#include "tests/support/check.h"
+#include "tests/support/models.h"
+#include "train/model/decoder.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static const char tiny_gpt2[] =
+    "model:\n  family: gpt2\n  layers: 2\n  width: 24\n  heads: 3\n  context: 16\n  vocabulary: 37\n";
+static const char tiny_llama[] = "model:\n  family: llama\n  layers: 3\n  width: 32\n  heads: 4\n  groups: 2\n  ffn_width: 40\n"
+                                 "  context: 16\n  vocabulary: 37\n";
+// The switches that the two families leave unused, with dropout.
+static const char tiny_mixed[] =
+    "model:\n  family: llama\n  layers: 2\n  width: 20\n  heads: 4\n  groups: 1\n  head_width: 8\n  ffn_width: 24\n  context: "
+    "16\n"
+    "  vocabulary: 37\n  norm: layer\n  qkv_bias: true\n  gated: false\n  activation: gelu_erf\n  rotary_fraction: 0.5\n"
+    "  rotary_interleaved: true\n  tied_head: true\n  embedding_scale: 1.7\n  dropout: 0.2\n";
+static const char tiny_plain[] =
+    "model:\n  family: gpt2\n  layers: 1\n  width: 16\n  heads: 2\n  position: none\n  gated: true\n"
+    "  activation: gelu_tanh\n  norm_bias: false\n  context: 16\n  vocabulary: 37\n";
+
+enum { SEQUENCES = 2, LENGTH = 13 };
+
+static ModelOptions options_with(Recompute recompute) {
+    return (ModelOptions){.sequences = SEQUENCES, .length = LENGTH, .recompute = recompute, .head_rows = 7};
+}
+
+static double objective(Model *model, const ModelBatch *batch, const StepOptions *step) {
+    StepResult result;
+    model_forward_backward(model, batch, step, &result);
+    return (result.loss_sum + (double)step->z_loss * result.z_sum) * (double)step->grad_scale;
+}
+
+static float *copy_of(const float *values, int64_t count) {
+    return memcpy(memory_new((size_t)count, sizeof *values), values, (size_t)count * sizeof *values);
+}
+
+static bool same_bits(const float *a, const float *b, int64_t count) {
+    return memcmp(a, b, (size_t)count * sizeof *a) == 0;
+}
+
+// The largest difference relative to the largest element.
+static double worst_error(const float *a, const float *b, int64_t count) {
+    double worst = 0, largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+        largest = fmax(largest, fabs((double)b[i]));
+    }
+    return largest > 0 ? worst / largest : worst;
+}
+
+// ---- Configs and the parameter table
+
+static Error *resolve(const char *yaml, ModelConfig *config) {
+    bool *seen = memory_zeroed((size_t)model_key_count, sizeof *seen);
+    *config = (ModelConfig){0};
+    keys_defaults(model_keys, model_key_count, config);
+    Error *error = config_read_text(model_keys, model_key_count, config, "x.yaml", yaml, strlen(yaml), seen);
+    if (error == NULL) {
+        error = model_config_resolve(config, seen, 100, "x.yaml");
+    }
+    free(seen);
+    return error;
+}
+
+static void test_config(void) {
+    ModelConfig config, other;
+    CHECK_OK(resolve("model:\n  family: llama\n  layers: 2\n", &config));
+    CHECK_I64(config.norm, NORM_RMS);
+    CHECK_I64(config.position, POSITION_ROTARY);
+    CHECK_I64(config.activation, ACTIVATION_SILU);
+    CHECK(config.gated && !config.tied_head && !config.qkv_bias);
+    CHECK_I64(config.ffn_width, 2048);
+    CHECK_I64(config.groups, 12);
+    CHECK_I64(config.head_width, 64);
+    CHECK_I64(config.vocabulary, 100);
+    // What the user gives wins over the family.
+    CHECK_OK(resolve("model:\n  tied_head: true\n  norm: layer\n  family: llama\n  layers: 2\n", &other));
+    CHECK(other.norm == NORM_LAYER && other.tied_head && other.gated);
+    CHECK(model_config_hash(&config) != model_config_hash(&other));
+    CHECK_FAILS(model_config_same(&config, &other, "run"), "run is of another model: model.norm is rms there, layer here");
+    other = config;
+    other.dropout = 0.5;
+    CHECK(model_config_hash(&config) == model_config_hash(&other));
+    CHECK_OK(model_config_same(&config, &other, "run"));
+    // A resolved config written out reads back as itself.
+    Buffer text = {0};
+    config_write(model_keys, model_key_count, &config, true, &text);
+    CHECK_OK(resolve(text.data, &other));
+    CHECK(model_config_hash(&config) == model_config_hash(&other));
+    buffer_free(&text);
+}
+
+static void bad_config(const char *settings, const char *part) {
+    char *yaml = memory_format("model:\n%s", settings);
+    ModelConfig config;
+    CHECK_FAILS(resolve(yaml, &config), part);
+    free(yaml);
+}
+
+static void test_bad_configs(void) {
+    bad_config("  width: 100\n  heads: 3\n", "model.width 100 is not a multiple of model.heads 3");
+    bad_config("  heads: 12\n  groups: 5\n", "model.groups 5 does not divide model.heads 12");
+    bad_config("  family: llama\n  width: 24\n  heads: 8\n", "must be an even number");
+    bad_config("  family: llama\n  rotary_fraction: 0.3\n", "must be an even number");
+    bad_config("  vocabulary: 99\n", "smaller than the tokenizer's 100");
+    bad_config("  layers: 0\n", "must be between 1 and");
+    bad_config("  gated: true\n  activation: none\n", "needs an activation");
+    bad_config("  dropout: 0.1\n  width: 15\n  heads: 3\n", "multiple of 4");
+    bad_config("  layer: 3\n", "did you mean model.layers?");
+    ModelConfig config = models_config(tiny_gpt2);
+    config.heads = 0;
+    CHECK_FAILS(model_config_check(&config, "file"), "model.heads is 0");
+    config = models_config(tiny_gpt2);
+    Device *device;
+    Model *model;
+    CHECK_OK(device_open_cpu(1, NULL, &device));
+    ModelOptions options = {.sequences = 1, .length = 17};
+    CHECK_FAILS(model_create(device, &config, &options, &model), "longer than model.context 16");
+    options = (ModelOptions){.sequences = 0, .length = 4};
+    CHECK_FAILS(model_create(device, &config, &options, &model), "not possible");
+    CHECK_OK(resolve("model:\n  layers: 4000\n  width: 200000\n  heads: 10000\n", &config));
+    options = (ModelOptions){.sequences = 1, .length = 4};
+    CHECK_FAILS(model_create(device, &config, &options, &model), "is available; the largest part is");
+    device_close(device);
+}
+
+static void test_params(void) {
+    ModelConfig config = models_config(tiny_llama);
+    ParamTable table;
+    params_create(&config, &table);
+    CHECK_I64(table.count, 2 + 3 * 6 + 1);
+    CHECK_TEXT(table.rows[0].name, "embedding.token");
+    CHECK_TEXT(table.rows[table.count - 1].name, "head.weight");
+    const Param *qkv = params_find(&table, "layers.1.attention.qkv.weight");
+    CHECK(qkv != NULL && qkv->shape[0] == 64 && qkv->shape[1] == 32 && qkv->layer == 1 && qkv->split == SPLIT_QKV &&
+          qkv->decay);
+    CHECK(params_find(&table, "layers.1.attention.qkv.bias") == NULL);
+    int64_t end = 0;
+    for (int32_t i = 0; i < table.count; i++) {
+        const Param *row = &table.rows[i];
+        CHECK(row->offset % PARAM_ALIGN == 0 && row->offset >= end && row->offset - end < PARAM_ALIGN);
+        CHECK(row->decay == (row->rank == 2));
+        end = row->offset + row->count;
+    }
+    // Segments cover every parameter once, whatever the cut.
+    for (int64_t cut = 0; cut <= table.elements; cut += table.elements / 5) {
+        int64_t covered = 0;
+        for (int half = 0; half < 2; half++) {
+            OptimizerSegment *segments;
+            int64_t begin = half ? cut : 0, stop = half ? table.elements : cut;
+            int64_t count = params_segments(&table, 0.1, 0.01, begin, stop, &segments);
+            for (int64_t i = 0; i < count; i++) {
+                CHECK(segments[i].offset >= begin && segments[i].offset + segments[i].count <= stop);
+                covered += segments[i].count;
+            }
+            free(segments);
+        }
+        CHECK(covered >= table.parameters && covered <= table.elements);
+    }
+    params_free(&table);
+}
+
+static void test_initial_values(void) {
+    ModelConfig config = models_config(tiny_gpt2);
+    ParamTable table;
+    params_create(&config, &table);
+    float *one = memory_new((size_t)table.elements, sizeof *one), *two = memory_new((size_t)table.elements, sizeof *two);
+    ThreadPool *single = threads_create(1), *pair = threads_create(2);
+    params_initialise(&table, 5, single, one);
+    params_initialise(&table, 5, pair, two);
+    CHECK(same_bits(one, two, table.elements));
+    const Param *out = params_find(&table, "layers.1.attention.out.weight");
+    float expected[4];
+    philox_normal(5, philox_stream(RANDOM_INIT, (uint64_t)(out - table.rows)), 0, (float)(0.02 / sqrt(4.0)), expected, 4);
+    CHECK(same_bits(one + out->offset, expected, 4));
+    CHECK(one[params_find(&table, "final_norm.weight")->offset] == 1);
+    CHECK(one[params_find(&table, "final_norm.bias")->offset] == 0);
+    threads_destroy(single);
+    threads_destroy(pair);
+    free(one);
+    free(two);
+    params_free(&table);
+}
+
+// The first line of each preset: "# 124,439,808 parameters with a vocabulary of 50,257: ...".
+static int64_t number_after(const char **text) {
+    int64_t value = 0;
+    for (; **text != 0 && (**text < '0' || **text > '9'); ++*text) {
+    }
+    for (; (**text >= '0' && **text <= '9') || **text == ','; ++*text) {
+        value = **text == ',' ? value : 10 * value + (**text - '0');
+    }
+    return value;
+}
+
+static void test_presets(void) {
+    const char *source = getenv("ATHANOR_SOURCE");
+    char *folder = memory_format("%s/configs/models", source != NULL ? source : ".");
+    DIR *listing = opendir(folder);
+    ensure(listing != NULL, "%s cannot be listed", folder);
+    int presets = 0;
+    for (struct dirent *entry; (entry = readdir(listing)) != NULL;) {
+        if (strstr(entry->d_name, ".yaml") == NULL) {
+            continue;
+        }
+        char *path = memory_format("%s/%s", folder, entry->d_name), line[256];
+        FILE *file = fopen(path, "r");
+        ensure(file != NULL && fgets(line, sizeof line, file) != NULL, "%s cannot be read", path);
+        fclose(file);
+        const char *text = line;
+        int64_t parameters = number_after(&text), vocabulary = number_after(&text);
+        ModelConfig config;
+        CHECK_OK(model_config_read(path, vocabulary, &config));
+        if (!CHECK_I64(params_count(&config), parameters)) {
+            printf("  in %s\n", path);
+        }
+        free(path);
+        presets++;
+    }
+    closedir(listing);
+    free(folder);
+    CHECK(presets >= 12);
+}
+
+// ---- Gradients
+//
+// Against central differences of fourth order along directions d of length 1 within one tensor:
+//   f'(0) ~ (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / (12 h)
+// Float32 leaves noise of about 1e-6 of the objective (about 4) in f, so 1e-4 in the quotient at h = 0.03; the truncation error
+// is of order h^4 = 1e-6 times a fifth derivative. A derivative along the gradient itself equals its norm: the strongest
+// signal. Tolerance: 5e-4 absolute and 1e-3 relative to the gradient's norm. A missing or doubled term errs by 0.1 and more.
+
+typedef struct Slope {
+    Model *model;
+    const ModelBatch *batch;
+    const StepOptions *step;
+    float *values;       // the tensor
+    const float *saved;  // and its values
+    int64_t count;
+} Slope;
+
+static double value_at(const Slope *slope, const double *direction, double h) {
+    for (int64_t i = 0; i < slope->count; i++) {
+        slope->values[i] = (float)((double)slope->saved[i] + h * direction[i]);
+    }
+    model_params_changed(slope->model);
+    return objective(slope->model, slope->batch, slope->step);
+}
+
+static double slope_along(const Slope *slope, const double *direction) {
+    const double h = 0.03;
+    double near = value_at(slope, direction, h) - value_at(slope, direction, -h);
+    double far = value_at(slope, direction, 2 * h) - value_at(slope, direction, -2 * h);
+    memcpy(slope->values, slope->saved, (size_t)slope->count * sizeof *slope->values);
+    return (8 * near - far) / (12 * h);
+}
+
+static void check_row(Slope *slope, const Param *row, const float *gradient) {
+    double norm = 0, *direction = memory_zeroed((size_t)slope->count, sizeof *direction);
+    int64_t largest = 0;
+    for (int64_t i = 0; i < slope->count; i++) {
+        norm += (double)gradient[i] * (double)gradient[i];
+        largest = fabsf(gradient[i]) > fabsf(gradient[largest]) ? i : largest;
+    }
+    norm = sqrt(norm);
+    double tolerance = 5e-4 + 1e-3 * norm;
+    bool right = CHECK(norm > 0);
+    // Along the gradient, along a random direction, along the largest and one other element.
+    for (int kind = 0; kind < 4; kind++) {
+        double expected = 0;
+        for (int64_t i = 0; i < slope->count; i++) {
+            bool sign = philox(9, philox_stream(RANDOM_TEST, (uint64_t)row->offset), (uint64_t)i).word[0] & 1;
+            double along = kind == 0   ? (double)gradient[i] / norm
+                           : kind == 1 ? (sign ? 1 : -1) / sqrt((double)slope->count)
+                                       : i == (kind == 2 ? largest : slope->count / 2);
+            direction[i] = along;
+            expected += along * (double)gradient[i];
+        }
+        right = CHECK_NEAR(slope_along(slope, direction), expected, tolerance) && right;
+    }
+    if (!right) {
+        printf("  %s (gradient norm %g)\n", row->name, norm);
+    }
+    free(direction);
+}
+
+static void check_gradients(const char *yaml) {
+    ModelConfig config = models_config(yaml);
+    ModelOptions options = options_with(RECOMPUTE_NONE);
+    Model *model = models_open(&config, &options, 1);
+    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    StepOptions step = {.grad_scale = 1.0F / (SEQUENCES * LENGTH), .z_loss = 0.01F, .seed = 11};
+    objective(model, &batch.batch, &step);
+    float *grads = copy_of(model->grads, model->table.elements), *params = copy_of(model->params, model->table.elements);
+    for (int32_t i = 0; i < model->table.count; i++) {
+        const Param *row = &model->table.rows[i];
+        Slope slope = {model, &batch.batch, &step, model->params + row->offset, params + row->offset, row->count};
+        check_row(&slope, row, grads + row->offset);
+    }
+    free(grads);
+    free(params);
+    models_batch_free(&batch);
+    models_close(model);
+}
+
+static void test_gradients_gpt2(void) {
+    check_gradients(tiny_gpt2);
+}
+
+static void test_gradients_llama(void) {
+    check_gradients(tiny_llama);
+}
+
+static void test_gradients_mixed(void) {
+    check_gradients(tiny_mixed);
+}
+
+static void test_gradients_plain(void) {
+    check_gradients(tiny_plain);
+}
+
+// ---- Same bits
+
+// One step's gradients and losses; the caller frees both.
+typedef struct Outcome {
+    float *grads;
+    int64_t count;
+    StepResult result;
+} Outcome;
+
+static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int threads, const ModelBatch *batch, uint64_t seed) {
+    ModelOptions options = {.sequences = batch->sequences, .length = batch->length, .recompute = recompute};
+    Model *model = models_open(config, &options, threads);
+    StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = seed};
+    Outcome out = {.count = model->table.elements};
+    // Twice: the second time every buffer is dirty.
+    model_forward_backward(model, batch, &step, &out.result);
+    model_zero_gradients(model);
+    model_forward_backward(model, batch, &step, &out.result);
+    out.grads = copy_of(model->grads, out.count);
+    models_close(model);
+    return out;
+}
+
+static void check_same(const Outcome *a, const Outcome *b) {
+    CHECK(same_bits(a->grads, b->grads, a->count));
+    CHECK(a->result.loss_sum == b->result.loss_sum && a->result.z_sum == b->result.z_sum);
+}
+
+static void test_recompute_and_threads(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_llama, tiny_mixed, tiny_plain};
+    for (int i = 0; i < 4; i++) {
+        ModelConfig config = models_config(yamls[i]);
+        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, &batch.batch, 7);
+        for (int threads = 1; threads <= 2; threads++) {
+            for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
+                Outcome other = outcome_of(&config, mode, threads, &batch.batch, 7);
+                check_same(&plain, &other);
+                free(other.grads);
+            }
+        }
+        Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, &batch.batch, 8);
+        CHECK((config.dropout > 0) == !same_bits(plain.grads, reseeded.grads, plain.count));
+        free(reseeded.grads);
+        free(plain.grads);
+        models_batch_free(&batch);
+    }
+}
+
+// A batch equals its parts, with dropout too: it is a function of the sample's index.
+static void test_accumulation(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_mixed};
+    for (int i = 0; i < 2; i++) {
+        ModelConfig config = models_config(yamls[i]);
+        TestBatch batch = models_batch(4, LENGTH, config.vocabulary, true, 3);
+        batch.batch.first_sample = 40;
+        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, &batch.batch, 7);
+        ModelOptions options = options_with(RECOMPUTE_NONE);
+        Model *model = models_open(&config, &options, 1);
+        StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = 7};
+        double loss = 0, weight = 0;
+        for (int64_t begin = 0; begin < 4; begin += 2) {
+            ModelBatch part = models_batch_rows(&batch, begin, 2);
+            StepResult result;
+            model_forward_backward(model, &part, &step, &result);
+            loss += result.loss_sum;
+            weight += result.weight_sum;
+        }
+        CHECK_NEAR(loss, whole.result.loss_sum, 1e-6 * loss);
+        CHECK_NEAR(weight, whole.result.weight_sum, 1e-12 * weight);
+        CHECK(worst_error(model->grads, whole.grads, whole.count) < 2e-6);
+        models_close(model);
+        free(whole.grads);
+        models_batch_free(&batch);
+    }
+}
+
+// Tokens of one document change no logit of another.
+static void test_documents(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_llama};
+    for (int i = 0; i < 2; i++) {
+        ModelConfig config = models_config(yamls[i]);
+        ModelOptions options = {.sequences = 1, .length = LENGTH, .forward_only = true};
+        Model *model = models_open(&config, &options, 1);
+        TestBatch batch = models_batch(1, LENGTH, config.vocabulary, false, 3);
+        const int starts[] = {0, 5, 6}, count = 3;
+        for (int d = 0; d < count; d++) {
+            for (int t = starts[d]; t < (d + 1 < count ? starts[d + 1] : LENGTH); t++) {
+                batch.first[t] = starts[d];
+                batch.positions[t] = t - starts[d];
+            }
+        }
+        int64_t vocabulary = config.vocabulary, size = LENGTH * vocabulary;
+        float *before = memory_new((size_t)size, sizeof *before), *after = memory_new((size_t)size, sizeof *after);
+        model_logits(model, &batch.batch, before);
+        batch.tokens[2] = (batch.tokens[2] + 1) % (int32_t)vocabulary;
+        batch.tokens[5] = (batch.tokens[5] + 1) % (int32_t)vocabulary;
+        model_logits(model, &batch.batch, after);
+        CHECK(same_bits(before, after, 2 * vocabulary));
+        CHECK(!same_bits(before + 4 * vocabulary, after + 4 * vocabulary, vocabulary));
+        CHECK(same_bits(before + 6 * vocabulary, after + 6 * vocabulary, (LENGTH - 6) * vocabulary));
+        free(before);
+        free(after);
+        models_batch_free(&batch);
+        models_close(model);
+    }
+}
+
+// Evaluation agrees with training's own losses, in a model that trains and in one that cannot.
+static void test_evaluate(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_llama};
+    for (int i = 0; i < 2; i++) {
+        ModelConfig config = models_config(yamls[i]);
+        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        float losses[SEQUENCES * LENGTH], again[SEQUENCES * LENGTH];
+        StepResult result;
+        StepOptions step = {.grad_scale = 1};
+        for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
+            ModelOptions options = options_with(mode);
+            Model *model = models_open(&config, &options, 1);
+            model_forward_backward(model, &batch.batch, &step, &result);
+            model_evaluate(model, &batch.batch, losses);
+            models_close(model);
+        }
+        double sum = 0;
+        for (int r = 0; r < SEQUENCES * LENGTH; r++) {
+            sum += (double)losses[r] * (double)batch.weights[r];
+            CHECK(batch.targets[r] >= 0 ? losses[r] > 0 : losses[r] == 0);
+        }
+        CHECK_NEAR(sum, result.loss_sum, 1e-6 * sum);
+        ModelOptions options = options_with(RECOMPUTE_NONE);
+        options.forward_only = true;
+        Model *model = models_open(&config, &options, 2);
+        CHECK(model->grads == NULL && model->moment1 == NULL);
+        model_evaluate(model, &batch.batch, again);
+        CHECK(same_bits(losses, again, SEQUENCES * LENGTH));
+        models_close(model);
+        models_batch_free(&batch);
+    }
+}
+
+// ---- Decoding
+
+static void test_decode(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_llama, tiny_mixed, tiny_plain};
+    for (int i = 0; i < 4; i++) {
+        ModelConfig config = models_config(yamls[i]);
+        ModelOptions options = options_with(RECOMPUTE_NONE);
+        Model *model = models_open(&config, &options, 2);
+        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, false, 3);
+        int64_t vocabulary = config.vocabulary;
+        float *full = memory_new((size_t)(SEQUENCES * LENGTH * vocabulary), sizeof *full);
+        float *logits = memory_new((size_t)(SEQUENCES * vocabulary), sizeof *logits);
+        model_logits(model, &batch.batch, full);
+        Decoder *decoder;
+        CHECK_OK(decoder_create(model, SEQUENCES, LENGTH, &decoder));
+        // Prompts of different lengths; a first use leaves dirt behind.
+        decoder_prefill(decoder, 0, batch.tokens + 3, 9, logits);
+        const int64_t prompts[SEQUENCES] = {4, 1};
+        for (int b = 0; b < SEQUENCES; b++) {
+            decoder_prefill(decoder, b, batch.tokens + b * LENGTH, prompts[b], logits);
+            CHECK(worst_error(logits, full + (b * LENGTH + prompts[b] - 1) * vocabulary, vocabulary) < 1e-5);
+        }
+        for (int64_t s = 0; prompts[0] + s < LENGTH; s++) {
+            int32_t next[SEQUENCES];
+            for (int b = 0; b < SEQUENCES; b++) {
+                CHECK_I64(decoder_length(decoder, b), prompts[b] + s);
+                next[b] = batch.tokens[b * LENGTH + prompts[b] + s];
+            }
+            decoder_step(decoder, next, logits);
+            for (int b = 0; b < SEQUENCES; b++) {
+                const float *expected = full + (b * LENGTH + prompts[b] + s) * vocabulary;
+                CHECK(worst_error(logits + b * vocabulary, expected, vocabulary) < 1e-5);
+            }
+        }
+        CHECK_I64(decoder_length(decoder, 0), decoder_capacity(decoder));
+        decoder_destroy(decoder);
+        CHECK_FAILS(decoder_create(model, 1, config.context + 1, &decoder), "model.context 16");
+        free(full);
+        free(logits);
+        models_batch_free(&batch);
+        models_close(model);
+    }
+}
+
+// ---- A step
+
+typedef struct Finals {
+    const Model *model;
+    float *seen;  // what was announced as final
+    int64_t from;
+    int calls;
+} Finals;
+
+static void note_final(void *context, int64_t offset) {
+    Finals *finals = context;
+    CHECK(offset < finals->from);
+    memcpy(finals->seen + offset, finals->model->grads + offset, (size_t)(finals->from - offset) * sizeof(float));
+    finals->from = offset;
+    finals->calls++;
+}
+
+static void test_gradients_final(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_llama};
+    for (int i = 0; i < 2; i++) {
+        ModelConfig config = models_config(yamls[i]);
+        ModelOptions options = options_with(RECOMPUTE_SELECTIVE);
+        Model *model = models_open(&config, &options, 1);
+        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Finals finals = {.model = model, .from = model->table.elements};
+        finals.seen = memory_zeroed((size_t)model->table.elements, sizeof(float));
+        StepOptions step = {.grad_scale = 1, .gradients_final = note_final, .context = &finals};
+        objective(model, &batch.batch, &step);
+        CHECK_I64(finals.from, 0);
+        CHECK_I64(finals.calls, config.layers + 2);
+        CHECK(same_bits(finals.seen, model->grads, model->table.elements));
+        free(finals.seen);
+        models_batch_free(&batch);
+        models_close(model);
+    }
+}
+
+// Both families learn one batch by heart, with each optimizer.
+static void test_learning(void) {
+    const char *yamls[] = {tiny_gpt2, tiny_llama};
+    const double rates[] = {[OPTIMIZER_ADAMW] = 1e-2, [OPTIMIZER_LION] = 2e-3, [OPTIMIZER_SGD] = 0.1};
+    for (int i = 0; i < 2; i++) {
+        for (OptimizerKind kind = OPTIMIZER_ADAMW; kind <= OPTIMIZER_SGD; kind++) {
+            ModelConfig config = models_config(yamls[i]);
+            ModelOptions options = options_with(RECOMPUTE_NONE);
+            options.optimizer = kind;
+            Model *model = models_open(&config, &options, 1);
+            TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+            double first = 0, last = 0;
+            for (int step = 1; step <= 60; step++) {
+                StepOptions how = {.grad_scale = 1.0F / (SEQUENCES * LENGTH)};
+                model_zero_gradients(model);
+                last = objective(model, &batch.batch, &how);
+                first = step == 1 ? last : first;
+                OptimizerStep update = {.beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F, .step = step, .grad_scale = 1};
+                model_optimizer_step(model, &update, rates[kind], 0.01, 0, model->table.elements);
+            }
+            if (!CHECK(last < 0.5 * first)) {
+                printf("  from %g to %g with optimizer %d\n", first, last, (int)kind);
+            }
+            models_batch_free(&batch);
+            models_close(model);
+        }
+    }
+}
+
+// ---- The plan
+
+// In a process of its own: the plan's total against the peak that the system saw. Exit code 0 if within 5%.
+static int measure_plan(void) {
+    ModelConfig config = models_config("model:\n  layers: 4\n  width: 512\n  heads: 8\n  context: 256\n  vocabulary: 4096\n");
+    ModelOptions options = {.sequences = 4, .length = 256};
+    Device *device;
+    Model *model;
+    CHECK_OK(device_open_cpu(2, NULL, &device));
+    CHECK_OK(model_create(device, &config, &options, &model));
+    model_initialise(model, 1);
+    TestBatch batch = models_batch(4, 256, config.vocabulary, false, 3);
+    StepOptions how = {.grad_scale = 1};
+    objective(model, &batch.batch, &how);
+    OptimizerStep update = {.beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F, .step = 1, .grad_scale = 1};
+    model_optimizer_step(model, &update, 1e-3, 0, 0, model->table.elements);
+    double ratio = (double)memory_peak_resident() / (double)model->plan.total;
+    if (fabs(ratio - 1) > 0.05) {
+        memory_plan_print(&model->plan, stdout);
+        printf("  the peak is %.3f of the plan\n", ratio);
+    }
+    return fabs(ratio - 1) <= 0.05 ? 0 : 1;
+}
+
+static void test_plan(void) {
+    const char *sanitizers = getenv("ATHANOR_SANITIZE");
+    if (sanitizers != NULL && sanitizers[0] != 0) {
+        return;  // their shadow memory is in no plan
+    }
+    fflush(stdout);
+    pid_t child = fork();
+    ensure(child >= 0, "no child process");
+    if (child == 0) {
+        int code = measure_plan();
+        fflush(stdout);
+        _exit(code);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK_I64(status, 0);
+}
+
+int main(void) {
+    RUN(test_plan);
+    RUN(test_config);
+    RUN(test_bad_configs);
+    RUN(test_params);
+    RUN(test_initial_values);
+    RUN(test_presets);
+    RUN(test_gradients_gpt2);
+    RUN(test_gradients_llama);
+    RUN(test_gradients_mixed);
+    RUN(test_gradients_plain);
+    RUN(test_recompute_and_threads);
+    RUN(test_accumulation);
+    RUN(test_documents);
+    RUN(test_evaluate);
+    RUN(test_decode);
+    RUN(test_gradients_final);
+    RUN(test_learning);
+    return check_report();
+}
