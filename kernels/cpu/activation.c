@@ -1,58 +1,52 @@
-// Activations and gated units (formulas in kernels.h; GELU: Hendrycks & Gimpel 2016, gated units: Shazeer 2020).
+// Activations and gated units on flat arrays (formulas in kernels.h; vectors and slopes in activation.h).
+//
+// Each loop is written once for any activation and made constant by a switch outside of it.
+#include "kernels/cpu/activation.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/parts.h"
 
-#include <math.h>
-
-static float value_of(Activation activation, float x) {
-    switch (activation) {
-    case ACTIVATION_NONE:
-        return x;
-    case ACTIVATION_GELU_TANH:
-        return 0.5f * x * (1 + tanhf(0.797884560802865f * (x + 0.044715f * x * x * x)));
-    case ACTIVATION_GELU_ERF:
-        return 0.5f * x * (1 + erff(x * 0.707106781186548f));
-    case ACTIVATION_RELU:
-        return x > 0 ? x : 0;
-    case ACTIVATION_SILU:
-        return x / (1 + expf(-x));
+// Calls step(activation, ...) with a constant activation.
+#define FOR_ACTIVATION(activation, step, ...)                                                                                  \
+    switch (activation) {                                                                                                      \
+    case ACTIVATION_NONE:                                                                                                      \
+        step(ACTIVATION_NONE, __VA_ARGS__);                                                                                    \
+        break;                                                                                                                 \
+    case ACTIVATION_GELU_TANH:                                                                                                 \
+        step(ACTIVATION_GELU_TANH, __VA_ARGS__);                                                                               \
+        break;                                                                                                                 \
+    case ACTIVATION_GELU_ERF:                                                                                                  \
+        step(ACTIVATION_GELU_ERF, __VA_ARGS__);                                                                                \
+        break;                                                                                                                 \
+    case ACTIVATION_RELU:                                                                                                      \
+        step(ACTIVATION_RELU, __VA_ARGS__);                                                                                    \
+        break;                                                                                                                 \
+    case ACTIVATION_SILU:                                                                                                      \
+        step(ACTIVATION_SILU, __VA_ARGS__);                                                                                    \
+        break;                                                                                                                 \
     }
-    return 0;
-}
-
-static float slope_of(Activation activation, float x) {
-    switch (activation) {
-    case ACTIVATION_NONE:
-        return 1;
-    case ACTIVATION_GELU_TANH: {
-        float t = tanhf(0.797884560802865f * (x + 0.044715f * x * x * x));
-        return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.797884560802865f * (1 + 3 * 0.044715f * x * x);
-    }
-    case ACTIVATION_GELU_ERF:
-        return 0.5f * (1 + erff(x * 0.707106781186548f)) + x * 0.398942280401433f * expf(-0.5f * x * x);
-    case ACTIVATION_RELU:
-        return x > 0 ? 1.0f : 0.0f;
-    case ACTIVATION_SILU: {
-        float s = 1 / (1 + expf(-x));
-        return s * (1 + x * (1 - s));
-    }
-    }
-    return 0;
-}
 
 typedef struct ActivationWork {
     const ActivationForward *a;
     int64_t parts;
 } ActivationWork;
 
+VEC_INLINE void activate(Activation activation, const float *x, float *y, int64_t count) {
+    int64_t i = 0;
+    for (; i + VEC_LANES <= count; i += VEC_LANES) {
+        vec_store(y + i, vec_activation(activation, vec_load(x + i)));
+    }
+    if (i < count) {
+        vec_store_partial(y + i, vec_activation(activation, vec_load_partial(x + i, count - i)), count - i);
+    }
+}
+
 static void activation_part(void *context, int64_t task, int thread) {
     const ActivationWork *w = context;
-    Range range = range_part(w->a->count, 1024, w->parts, task);
-    const float *x = w->a->x;
-    float *y = w->a->y;
-    for (int64_t i = range.begin; i < range.end; i++) {
-        y[i] = value_of(w->a->activation, x[i]);
-    }
+    const ActivationForward *a = w->a;
+    Range range = range_part(a->count, 1024, w->parts, task);
+    const float *x = (const float *)a->x + range.begin;
+    float *y = (float *)a->y + range.begin;
+    FOR_ACTIVATION(a->activation, activate, x, y, range.end - range.begin)
 }
 
 void CPU_NAME(cpu_activation_forward)(Device *device, const ActivationForward *a) {
@@ -65,6 +59,18 @@ typedef struct GatedWork {
     int64_t parts;
 } GatedWork;
 
+VEC_INLINE void gate_row(Activation activation, const float *gate, const float *up, float *y, int64_t width) {
+    int64_t c = 0;
+    for (; c + VEC_LANES <= width; c += VEC_LANES) {
+        vec_store(y + c, vec_activation(activation, vec_load(gate + c)) * vec_load(up + c));
+    }
+    if (c < width) {
+        int64_t left = width - c;
+        Vec product = vec_activation(activation, vec_load_partial(gate + c, left)) * vec_load_partial(up + c, left);
+        vec_store_partial(y + c, product, left);
+    }
+}
+
 static void gated_part(void *context, int64_t task, int thread) {
     const GatedWork *w = context;
     const GatedForward *a = w->a;
@@ -72,9 +78,7 @@ static void gated_part(void *context, int64_t task, int thread) {
     for (int64_t r = range.begin; r < range.end; r++) {
         const float *gate = (const float *)a->pre + r * 2 * a->width, *up = gate + a->width;
         float *y = (float *)a->y + r * a->width;
-        for (int64_t c = 0; c < a->width; c++) {
-            y[c] = value_of(a->activation, gate[c]) * up[c];
-        }
+        FOR_ACTIVATION(a->activation, gate_row, gate, up, y, a->width)
     }
 }
 
@@ -88,6 +92,23 @@ typedef struct GatedBackwardWork {
     int64_t parts;
 } GatedBackwardWork;
 
+// dgate = dy up activation'(gate); dup = dy activation(gate).
+VEC_INLINE void gate_row_backward(Activation activation, const float *dy, const float *gate, const float *up, float *dgate,
+                                  float *dup, int64_t width) {
+    int64_t c = 0;
+    for (; c + VEC_LANES <= width; c += VEC_LANES) {
+        Vec d = vec_load(dy + c), g = vec_load(gate + c);
+        vec_store(dgate + c, d * vec_load(up + c) * vec_activation_slope(activation, g));
+        vec_store(dup + c, d * vec_activation(activation, g));
+    }
+    if (c < width) {
+        int64_t left = width - c;
+        Vec d = vec_load_partial(dy + c, left), g = vec_load_partial(gate + c, left);
+        vec_store_partial(dgate + c, d * vec_load_partial(up + c, left) * vec_activation_slope(activation, g), left);
+        vec_store_partial(dup + c, d * vec_activation(activation, g), left);
+    }
+}
+
 static void gated_backward_part(void *context, int64_t task, int thread) {
     const GatedBackwardWork *w = context;
     const GatedBackward *a = w->a;
@@ -96,10 +117,7 @@ static void gated_backward_part(void *context, int64_t task, int thread) {
         const float *gate = (const float *)a->pre + r * 2 * a->width, *up = gate + a->width;
         const float *dy = (const float *)a->dy + r * a->width;
         float *dgate = (float *)a->dpre + r * 2 * a->width, *dup = dgate + a->width;
-        for (int64_t c = 0; c < a->width; c++) {
-            dgate[c] = dy[c] * up[c] * slope_of(a->activation, gate[c]);
-            dup[c] = dy[c] * value_of(a->activation, gate[c]);
-        }
+        FOR_ACTIVATION(a->activation, gate_row_backward, dy, gate, up, dgate, dup, a->width)
     }
 }
 
