@@ -67,7 +67,7 @@ class Report(unittest.TestCase):
                                  "memory_peak": 2900}])
         self.write("config.yaml", ["model:", "  width: 64   # wide", "  name: \"a<b\""])
         text, root = self.page()
-        for part in ("Perl docs", "mean of the sets", "3.000", "1.00M parameters", "2 ranks", "h1, h2", "Once", " upon 60",
+        for part in ("Perl docs", "all sets", "3.000", "1.00M parameters", "2 ranks", "h1, h2", "Once", " upon 60",
                      "2.83 KiB", "3.3% below", "a&lt;b", "<span class=\"word\">width</span>", "# wide</span>"):
             self.assertIn(part, text)
         self.assertGreater(len(root.findall(".//svg")), 8)

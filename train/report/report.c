@@ -40,13 +40,13 @@ static void smooth(const Series *series, Series *out) {
     series_smooth(series, series->count / 30, out);
 }
 
-// The set whose loss stands for the run: the mean, or the only one.
+// The set whose loss stands for the run: all together, or the only one.
 static const SetHistory *main_set(const RunData *data) {
     const SetHistory *all = run_data_set(data, "all");
     return all != NULL ? all : data->set_count == 1 ? &data->sets[0] : NULL;
 }
 
-static bool is_mean(const SetHistory *set) {
+static bool is_total(const SetHistory *set) {
     return strcmp(set->name, "all") == 0;
 }
 
@@ -236,12 +236,12 @@ static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
 }
 
 static void add_set_row(const SetHistory *set, int colour, Buffer *out) {
-    buffer_printf(out, "<tr%s><td>", is_mean(set) ? " class=\"all\"" : "");
+    buffer_printf(out, "<tr%s><td>", is_total(set) ? " class=\"all\"" : "");
     if (colour >= 0) {
         buffer_printf(out, "<i class=\"key b%d\"></i>", colour % 8);
     }
-    if (is_mean(set)) {
-        buffer_text(out, "mean of the sets");
+    if (is_total(set)) {
+        buffer_text(out, "all sets");
     } else {
         markup_text(out, set->name, strlen(set->name), 120);
     }
@@ -266,7 +266,7 @@ static void add_sets(const RunData *data, const Marks *marks, Buffer *out) {
     ChartLine lines[MOST_SETS];
     int count = 0;
     for (int i = 0; i < data->set_count; i++) {
-        if (!is_mean(&data->sets[i])) {
+        if (!is_total(&data->sets[i])) {
             lines[count] = (ChartLine){&data->sets[i].loss, data->sets[i].name, LINE_DOTS, count};
             count++;
         }
@@ -292,7 +292,7 @@ static void add_sets(const RunData *data, const Marks *marks, Buffer *out) {
     buffer_text(out, "<div class=\"scroll\" style=\"margin-top:12px\"><table>\n<thead><tr><th>set</th><th>first "
                      "loss</th><th>loss</th><th>perplexity</th><th>bits per byte</th></tr></thead>\n<tbody>\n");
     for (int i = 0, colour = 0; i < data->set_count; i++) {
-        if (!is_mean(&data->sets[i])) {
+        if (!is_total(&data->sets[i])) {
             add_set_row(&data->sets[i], colour++, out);
         }
     }

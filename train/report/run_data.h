@@ -14,7 +14,7 @@
 
 enum { MOST_SETS = 64 };
 
-// One validation set; "all" is the mean over the sets.
+// One validation set; "all" is all of them together.
 typedef struct SetHistory {
     char *name;
     Series loss;
