@@ -53,3 +53,21 @@ packages_install() {
         fi
     fi
 }
+
+# packages_download FOLDER NAME...: fetches the .deb files of packages into a folder, without installing them.
+packages_download() {
+    folder=$1
+    shift
+    if ! command -v apt-get >/dev/null; then
+        echo "there is no apt-get to fetch $* with" >&2
+        return 1
+    fi
+    mkdir -p "$folder"
+    if ! (cd "$folder" && apt-get -qq -o APT::Sandbox::User=root download "$@" 2>/dev/null); then
+        if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+            echo "$* cannot be fetched; as root, run apt-get update, and try again" >&2
+            return 1
+        fi
+        as_root apt-get -qq update && (cd "$folder" && apt-get -qq -o APT::Sandbox::User=root download "$@")
+    fi
+}

@@ -16,10 +16,12 @@ static const Key flags[] = {
 static Error *run(const void *options, int count, char **arguments) {
     const Options *given = options;
     char *out = given->out != NULL ? memory_string(given->out) : path_join(arguments[0], "report.html");
-    Error *error = report_write(arguments[0], out);
+    Buffer summary = {0};
+    Error *error = report_write(arguments[0], out, &summary);
     if (error == NULL) {
-        printf("%s\n", out);
+        printf("%sreport           %s\n", summary.size > 0 ? summary.data : "", out);
     }
+    buffer_free(&summary);
     free(out);
     return error;
 }
@@ -28,9 +30,8 @@ const Command command_report = {
     .name = "report",
     .arguments = "RUN",
     .summary = "draw a run's losses, speed and samples as one HTML page",
-    .details =
-        "Reads the run folder that 'athanor train' writes, also while it trains, and prints the name of the page. The page\n"
-        "needs no network and no scripts: open it in any browser, mail it, print it.",
+    .details = "Reads the run folder that 'athanor train' writes, also while it trains, and prints a summary. The page\n"
+               "needs no network and no scripts: open it in any browser, mail it, print it.",
     .example = "  athanor report runs/tiny\n  athanor report runs/tiny --out /tmp/tiny.html",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,

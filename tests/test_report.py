@@ -66,6 +66,9 @@ class Report(unittest.TestCase):
                                  "memory_plan": [{"name": "weights", "bytes": 2000}, {"name": "rest", "bytes": 1000}],
                                  "memory_peak": 2900}])
         self.write("config.yaml", ["model:", "  width: 64   # wide", "  name: \"a<b\""])
+        summary = self.report().stdout
+        self.assertIn("sample before, step 0:\n    Once upon 0\nsample after, step 60:\n    Once upon 60\nsteps            60,", summary)
+        self.assertIn("held-out loss    3.000 before, 3.000 after (1.000 bits per byte)\n", summary)
         text, root = self.page()
         for part in ("Perl docs", "all sets", "3.000", "1.00M parameters", "2 ranks", "h1, h2", "Once", " upon 60",
                      "2.83 KiB", "3.3% below", "a&lt;b", "<span class=\"word\">width</span>", "# wide</span>"):
@@ -79,6 +82,7 @@ class Report(unittest.TestCase):
         self.write("run.json", [{"family": nasty, "version": nasty, "host": [nasty], "started": nasty,
                                  "memory_plan": [{"name": nasty, "bytes": 10}]}])
         self.write("config.yaml", [nasty + ": " + nasty + " # " + nasty, "raw \udcff byte"])
+        self.assertNotRegex(self.report().stdout, r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
         text, root = self.page()
         self.assertNotIn("<img", text)
         self.assertNotIn("\u202e", text)

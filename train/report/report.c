@@ -6,26 +6,18 @@
 #include "core/text.h"
 #include "core/version.h"
 #include "train/report/chart.h"
+#include "train/report/details.h"
 #include "train/report/markup.h"
 #include "train/report/run_data.h"
 #include "train/report/style.h"
+#include "train/report/summary.h"
 
 #include <math.h>
 #include <stdio.h>
 
-enum { MOST_SAMPLE_BYTES = 3000, MOST_PLAN_ROWS = 24, WIDE = 1000, NARROW = 380 };
+enum { MOST_SAMPLE_BYTES = 3000, WIDE = 1000, NARROW = 380 };
 
-// ---- Values of run.json, each of which may be missing
-
-static const char *run_text(const RunData *data, const char *key) {
-    const json_t *value = json_object_get(data->run, key);
-    return json_is_string(value) ? json_string_value(value) : NULL;
-}
-
-static double run_number(const RunData *data, const char *key) {
-    const json_t *value = json_object_get(data->run, key);
-    return json_is_number(value) ? json_number_value(value) : NAN;
-}
+// ---- Curves
 
 static double last_of(const Series *series) {
     return series->count > 0 ? bin_y(&series->bins[series->count - 1]) : NAN;
@@ -38,12 +30,6 @@ static double first_of(const Series *series) {
 // The smoothing of every curve of the report: a thirtieth of its length to each side.
 static void smooth(const Series *series, Series *out) {
     series_smooth(series, series->count / 30, out);
-}
-
-// The set whose loss stands for the run: all together, or the only one.
-static const SetHistory *main_set(const RunData *data) {
-    const SetHistory *all = run_data_set(data, "all");
-    return all != NULL ? all : data->set_count == 1 ? &data->sets[0] : NULL;
 }
 
 static bool is_total(const SetHistory *set) {
@@ -66,9 +52,9 @@ static void add_words(Buffer *out, const char *words) {
 static void add_lead(const RunData *data, Buffer *out) {
     Buffer words = {0};
     char count[32];
-    double parameters = run_number(data, "parameters"), ranks = run_number(data, "ranks"),
-           threads = run_number(data, "threads");
-    add_words(&words, run_text(data, "family"));
+    double parameters = run_data_number(data, "parameters"), ranks = run_data_number(data, "ranks"),
+           threads = run_data_number(data, "threads");
+    add_words(&words, run_data_text(data, "family"));
     if (parameters > 0) {
         buffer_printf(&words, "%s%s parameters", words.size > 0 ? " \xC2\xB7 " : "", text_count(count, parameters));
     }
@@ -78,7 +64,7 @@ static void add_lead(const RunData *data, Buffer *out) {
     if (threads > 0) {
         buffer_printf(&words, "%s%.0f thread%s each", words.size > 0 ? " \xC3\x97 " : "", threads, threads == 1 ? "" : "s");
     }
-    const char *started = run_text(data, "started");
+    const char *started = run_data_text(data, "started");
     if (started != NULL) {
         Buffer when = {0};
         buffer_printf(&when, "started %.64s", started);
@@ -120,7 +106,7 @@ static void add_tile(Buffer *out, const char *class_name, const char *value, con
 static void add_tiles(const RunData *data, Buffer *out) {
     char value[64], name[128], number[32];
     buffer_text(out, "<div class=\"tiles\">\n");
-    const SetHistory *set = main_set(data);
+    const SetHistory *set = run_data_main_set(data);
     if (set != NULL && set->loss.count > 0) {
         snprintf(value, sizeof value, "%.3f", last_of(&set->loss));
         snprintf(name, sizeof name, "held-out loss, was %.3f", first_of(&set->loss));
@@ -204,7 +190,7 @@ static void add_wide_chart(Chart chart, int narrow_height, Buffer *out) {
 }
 
 static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
-    const SetHistory *set = main_set(data);
+    const SetHistory *set = run_data_main_set(data);
     Series even = {0}, none = {0};
     smooth(&data->loss, &even);
     ChartLine lines[3] = {
@@ -360,12 +346,8 @@ static void add_course(const RunData *data, const Marks *marks, Buffer *out) {
 static void add_sample(const Sample *sample, const char *title, const char *class_name, Buffer *out) {
     buffer_printf(out, "<article class=\"card%s\"><h3>%s<small>step %.0f</small></h3>\n<div class=\"sample\" dir=\"auto\">",
                   class_name, title, sample->step);
-    const char *text = sample->text;
-    size_t size = sample->text_size;
-    if (size >= sample->prompt_size && memcmp(text, sample->prompt, sample->prompt_size) == 0) {
-        text += sample->prompt_size;  // a text that repeats its prompt
-        size -= sample->prompt_size;
-    }
+    size_t size;
+    const char *text = sample_continuation(sample, &size);
     if (sample->prompt_size > 0) {
         buffer_text(out, "<b>");
         markup_text(out, sample->prompt, sample->prompt_size, MOST_SAMPLE_BYTES);
@@ -375,21 +357,11 @@ static void add_sample(const Sample *sample, const char *title, const char *clas
     buffer_text(out, "</div></article>\n");
 }
 
-static bool same_prompt(const Sample *a, const Sample *b) {
-    return a->prompt_size == b->prompt_size && memcmp(a->prompt, b->prompt, a->prompt_size) == 0;
-}
-
 static void add_samples(const RunData *data, Buffer *out) {
     if (data->sample_count == 0) {
         return;
     }
-    const Sample *first = &data->samples[0], *last = &data->samples[data->sample_count - 1];
-    for (int64_t i = data->sample_count - 1; i > 0; i--) {
-        if (same_prompt(first, &data->samples[i])) {
-            last = &data->samples[i];
-            break;
-        }
-    }
+    const Sample *first = run_data_first_sample(data), *last = run_data_last_sample(data);
     buffer_text(out,
                 "<h2>What it writes</h2>\n<p class=\"about\">Text continued by the model from the same prompt, which is set "
                 "in colour.</p>\n<div class=\"pair\">\n");
@@ -410,158 +382,7 @@ static void add_samples(const RunData *data, Buffer *out) {
     }
 }
 
-// ---- Memory
-
-typedef struct PlanRow {
-    const char *name;
-    double bytes;
-} PlanRow;
-
-static int compare_rows(const void *a, const void *b) {
-    const PlanRow *x = a, *y = b;
-    return (x->bytes < y->bytes) - (x->bytes > y->bytes);
-}
-
-// The rows of the plan, largest first; what does not fit is summed up.
-static int read_plan(const RunData *data, PlanRow *rows) {
-    const json_t *plan = json_object_get(data->run, "memory_plan"), *item;
-    size_t index;
-    int count = 0;
-    double rest = 0;
-    json_array_foreach(plan, index, item) {
-        const json_t *name = json_object_get(item, "name"), *bytes = json_object_get(item, "bytes");
-        double value = json_is_number(bytes) ? json_number_value(bytes) : 0;
-        if (!json_is_string(name) || !(value > 0 && value < 1e18)) {
-            continue;
-        }
-        if (count < MOST_PLAN_ROWS - 1) {
-            rows[count++] = (PlanRow){json_string_value(name), value};
-        } else {
-            rest += value;
-        }
-    }
-    qsort(rows, (size_t)count, sizeof *rows, compare_rows);
-    if (rest > 0) {
-        rows[count++] = (PlanRow){"other", rest};
-    }
-    return count;
-}
-
-static void add_memory(const RunData *data, Buffer *out) {
-    PlanRow rows[MOST_PLAN_ROWS];
-    int count = read_plan(data, rows);
-    double planned = 0, peak = run_number(data, "memory_peak"), stated = run_number(data, "memory_planned");
-    for (int i = 0; i < count; i++) {
-        planned += rows[i].bytes;
-    }
-    planned = stated > 0 ? fmax(stated, planned) : planned;
-    if (!(planned > 0)) {
-        return;
-    }
-    char text[32];
-    double full = peak > planned ? peak : planned, x = 0;
-    buffer_printf(out, "<h2>Memory</h2>\n<p class=\"about\">Planned before the first step: %s a rank.",
-                  text_bytes(text, planned));
-    if (peak > 0) {
-        buffer_printf(out, " Measured peak: %s, %.1f%% %s the plan.", text_bytes(text, peak), fabs(100 * (peak / planned - 1)),
-                      peak > planned ? "above" : "below");
-    }
-    buffer_printf(out,
-                  "</p>\n<figure class=\"card\" style=\"margin:0\">\n<svg viewBox=\"0 0 1000 %d\" role=\"img\" "
-                  "preserveAspectRatio=\"none\" style=\"height:%dpx\"><title>Planned memory by use%s</title>\n",
-                  peak > 0 ? 56 : 34, peak > 0 ? 56 : 34, peak > 0 ? ", above the measured peak" : "");
-    for (int i = 0; i < count; i++) {
-        double width = rows[i].bytes / full * 1000;
-        buffer_printf(out, "<rect class=\"b%d\" x=\"%.2f\" y=\"0\" width=\"%.2f\" height=\"34\"><title>", i % 8, x,
-                      fmax(width - 1, 0.5));
-        markup_text(out, rows[i].name, strlen(rows[i].name), 120);
-        buffer_printf(out, ": %s</title></rect>\n", text_bytes(text, rows[i].bytes));
-        x += width;
-    }
-    if (peak > 0) {
-        buffer_printf(
-            out, "<rect class=\"peak\" x=\"0\" y=\"42\" width=\"%.2f\" height=\"14\"><title>measured peak: %s</title></rect>\n",
-            peak / full * 1000, text_bytes(text, peak));
-    }
-    buffer_text(out, "</svg>\n<div class=\"scroll\" style=\"margin-top:12px\"><table><tbody>\n");
-    for (int i = 0; i < count; i++) {
-        buffer_printf(out, "<tr><td><i class=\"key b%d\"></i>", i % 8);
-        markup_text(out, rows[i].name, strlen(rows[i].name), 120);
-        buffer_printf(out, "</td><td>%s</td><td>%.1f%%</td></tr>\n", text_bytes(text, rows[i].bytes),
-                      100 * rows[i].bytes / planned);
-    }
-    buffer_text(out, "</tbody></table></div>\n</figure>\n");
-}
-
-// ---- Configuration and machine
-
-// YAML with its keys and comments set apart.
-static void add_yaml(const Buffer *yaml, Buffer *out) {
-    const char *line = yaml->data, *end = yaml->data + yaml->size;
-    while (line < end) {
-        const char *newline = memchr(line, '\n', (size_t)(end - line)), *stop = newline != NULL ? newline : end;
-        const char *p = line;
-        while (p < stop && (*p == ' ' || *p == '-')) {
-            p++;
-        }
-        const char *word = p;
-        while (p < stop && (strchr("_-. ", *p) != NULL || (*p >= '0' && *p <= '9') || ((*p | 32) >= 'a' && (*p | 32) <= 'z'))) {
-            p++;
-        }
-        markup_text(out, line, (size_t)(word - line), SIZE_MAX);
-        if (p < stop && *p == ':' && p > word) {
-            buffer_text(out, "<span class=\"word\">");
-            markup_text(out, word, (size_t)(p - word), SIZE_MAX);
-            buffer_text(out, "</span>");
-        } else {
-            p = word;
-        }
-        const char *note = memmem(p, (size_t)(stop - p), " #", 2);
-        note = p < stop && *p == '#' ? p : note;
-        markup_text(out, p, (size_t)((note != NULL ? note : stop) - p), SIZE_MAX);
-        if (note != NULL) {
-            buffer_text(out, "<span class=\"note\">");
-            markup_text(out, note, (size_t)(stop - note), SIZE_MAX);
-            buffer_text(out, "</span>");
-        }
-        buffer_byte(out, '\n');
-        line = stop + 1;
-    }
-}
-
-static void add_fact(const char *name, const char *value, Buffer *out) {
-    if (value != NULL && *value != 0) {
-        buffer_printf(out, "<dt>%s</dt><dd>", name);
-        markup_text(out, value, strlen(value), 400);
-        buffer_text(out, "</dd>\n");
-    }
-}
-
-static void add_machine(const RunData *data, Buffer *out) {
-    Buffer hosts = {0}, facts = {0};
-    const json_t *host = json_object_get(data->run, "host"), *item;
-    size_t index;
-    json_array_foreach(host, index, item) {
-        if (json_is_string(item) && index < 16) {
-            buffer_printf(&hosts, "%s%s", hosts.size > 0 ? ", " : "", json_string_value(item));
-        }
-    }
-    if (json_is_string(host)) {
-        buffer_text(&hosts, json_string_value(host));
-    }
-    if (json_array_size(host) > 16) {
-        buffer_printf(&hosts, " and %zu more", json_array_size(host) - 16);
-    }
-    add_fact("athanor", run_text(data, "version"), &facts);
-    add_fact("commit", run_text(data, "commit"), &facts);
-    add_fact("hosts", hosts.data, &facts);
-    add_fact("started", run_text(data, "started"), &facts);
-    if (facts.size > 0) {
-        buffer_printf(out, "<h2>Made by</h2>\n<div class=\"card\"><dl>\n%s</dl></div>\n", facts.data);
-    }
-    buffer_free(&hosts);
-    buffer_free(&facts);
-}
+// ---- The page
 
 static void add_page(const RunData *data, Buffer *out) {
     Marks marks = find_marks(data);
@@ -573,26 +394,24 @@ static void add_page(const RunData *data, Buffer *out) {
     add_samples(data, out);
     add_sets(data, &marks, out);
     add_course(data, &marks, out);
-    add_memory(data, out);
-    if (data->config.size > 0) {
-        buffer_text(out, "<h2>Configuration</h2>\n<p class=\"about\">As resolved when the run started.</p>\n<details "
-                         "open=\"open\"><summary>config.yaml</summary><div class=\"card\"><pre>");
-        add_yaml(&data->config, out);
-        buffer_text(out, "</pre></div></details>\n");
-    }
-    add_machine(data, out);
+    details_memory(data, out);
+    details_configuration(data, out);
+    details_machine(data, out);
     char stamp[24];
     buffer_printf(out, "</main>\n<footer>Written %s by athanor " ATHANOR_VERSION ".</footer>\n</body>\n</html>\n",
                   clock_stamp(stamp));
     free(marks.steps);
 }
 
-Error *report_write(const char *run, const char *out) {
+Error *report_write(const char *run, const char *out, Buffer *summary) {
     RunData data;
     TRY(run_data_read(run, &data));
     Buffer page = {0};
     add_page(&data, &page);
     Error *error = file_write(out, page.data, page.size);
+    if (error == NULL && summary != NULL) {
+        report_summary(&data, summary);
+    }
     buffer_free(&page);
     run_data_free(&data);
     return error;

@@ -224,6 +224,40 @@ static void take_sample(RunData *data, const json_t *record) {
     array_push(data->samples, data->sample_count, data->sample_capacity, sample);
 }
 
+const SetHistory *run_data_main_set(const RunData *data) {
+    const SetHistory *all = run_data_set(data, "all");
+    return all != NULL ? all : data->set_count == 1 ? &data->sets[0] : NULL;
+}
+
+const Sample *run_data_first_sample(const RunData *data) {
+    return data->sample_count > 0 ? &data->samples[0] : NULL;
+}
+
+const Sample *run_data_last_sample(const RunData *data) {
+    const Sample *first = run_data_first_sample(data);
+    for (int64_t i = data->sample_count - 1; i > 0; i--) {
+        const Sample *sample = &data->samples[i];
+        if (sample->prompt_size == first->prompt_size && memcmp(sample->prompt, first->prompt, first->prompt_size) == 0) {
+            return sample;
+        }
+    }
+    return first;
+}
+
+const char *sample_continuation(const Sample *sample, size_t *size) {
+    bool repeats = sample->text_size >= sample->prompt_size && memcmp(sample->text, sample->prompt, sample->prompt_size) == 0;
+    *size = sample->text_size - (repeats ? sample->prompt_size : 0);
+    return sample->text + (repeats ? sample->prompt_size : 0);
+}
+
+const char *run_data_text(const RunData *data, const char *key) {
+    return text_of(data->run, key);
+}
+
+double run_data_number(const RunData *data, const char *key) {
+    return number(data->run, key);
+}
+
 static Error *read_files(const char *folder, RunData *data) {
     TRY(read_lines(data, folder, "metrics.jsonl", take_metrics));
     if (data->loss.count == 0 && data->set_count == 0) {

@@ -49,3 +49,17 @@ void run_data_free(RunData *data);
 
 // The set of that name, or NULL.
 const SetHistory *run_data_set(const RunData *data, const char *name);
+
+// The set whose loss stands for the run: all together, or the only one; NULL where there is none.
+const SetHistory *run_data_main_set(const RunData *data);
+
+// The first sample and the last one of the same prompt; NULL where there is none. They may be the same.
+const Sample *run_data_first_sample(const RunData *data);
+const Sample *run_data_last_sample(const RunData *data);
+
+// The text of a sample after its prompt: some begin with it. *size bytes.
+const char *sample_continuation(const Sample *sample, size_t *size);
+
+// Values of run.json: NULL and NaN where it has none of that name and type.
+const char *run_data_text(const RunData *data, const char *key);
+double run_data_number(const RunData *data, const char *key);
