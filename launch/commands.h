@@ -9,6 +9,9 @@
     COMMAND(data_pack) \
     COMMAND(data_build) \
     COMMAND(data_info) \
+    COMMAND(train) \
+    COMMAND(generate) \
+    COMMAND(eval) \
     COMMAND(report) \
     COMMAND(doctor)
 // clang-format on

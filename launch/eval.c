@@ -38,8 +38,12 @@ static Error *evaluate(const Options *options, SavedRun *saved, Corpus *corpus) 
         scores[corpus->set_count] = score_total(scores, corpus->set_count);
         printf("%-28s %14s %10s %12s %14s\n", "set", "tokens", "loss", "perplexity", "bits per byte");
         for (int d = 0; d <= corpus->set_count; d++) {
-            printf("%-28s %14.0f %10.4f %12.3f %14.4f\n", scores[d].name, scores[d].tokens, score_loss(&scores[d]),
-                   exp(score_loss(&scores[d])), score_bits_per_byte(&scores[d]));
+            char bits[32] = "unknown";
+            if (scores[d].bytes > 0) {
+                snprintf(bits, sizeof bits, "%.4f", score_bits_per_byte(&scores[d]));
+            }
+            printf("%-28s %14.0f %10.4f %12.3f %14s\n", scores[d].name, scores[d].tokens, score_loss(&scores[d]),
+                   exp(score_loss(&scores[d])), bits);
         }
     }
     free(scores);

@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""athanor train from the outside: several ranks equal one, a resumed run equals one that never stopped, bad input is one line.
+
+ATHANOR names the program. ATHANOR_KILLS sets how many times runs are killed at random moments (default 12).
+"""
+import glob
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ATHANOR = os.environ["ATHANOR"]
+SOURCE = os.environ["ATHANOR_SOURCE"]
+KILLS = int(os.environ.get("ATHANOR_KILLS", "12"))
+SANITIZED = bool(os.environ.get("ATHANOR_SANITIZE"))
+checks = failures = 0
+
+
+def check(held, what):
+    global checks, failures
+    checks += 1
+    if not held:
+        failures += 1
+        print("FAILED:", what, file=sys.stderr)
+    return held
+
+
+def run(*command, code=0, part=None, ranks=0):
+    """Runs athanor (under mpirun where ranks), checks exit code and, for failures, that one line with `part` says why."""
+    line = [ATHANOR, *command]
+    if ranks:
+        line = ["mpirun", "-n", str(ranks), *line]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=600)
+    told = [l for l in result.stderr.splitlines() if "athanor: " in l]
+    if not check(result.returncode == code, f"{' '.join(line)}: exit code {result.returncode}, expected {code}"):
+        print(result.stderr[-3000:], file=sys.stderr)
+    if part is not None:
+        if not check(len(told) == 1 and part in told[0], f"{' '.join(command)}: expected one line with '{part}', got {told}"):
+            print(result.stderr[-3000:], file=sys.stderr)
+    return result.stdout
+
+
+def records(folder, kind="train"):
+    with open(f"{folder}/metrics.jsonl") as file:
+        return [r for r in map(json.loads, file) if r["kind"] == kind]
+
+
+def course(folder):
+    """What must not depend on interruptions: everything but the clock."""
+    return [(r["step"], r["loss"], r["grad_norm"], r["lr"], r["skipped"]) for r in records(folder)]
+
+
+def weights(folder):
+    """Checksums of the slices of the newest checkpoint."""
+    newest = sorted(glob.glob(f"{folder}/checkpoints/step-*[0-9]"))[-1]
+    manifest = json.load(open(f"{newest}/manifest.json"))
+    return os.path.basename(newest), [open(f, "rb").read() for f in sorted(glob.glob(f"{newest}/rank-*.h5"))], manifest["step"]
+
+
+def descendants(pid):
+    """Open MPI gives ranks process groups of their own, so they are found through their parents."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        try:
+            for task in os.listdir(f"/proc/{parent}/task"):
+                todo += [int(c) for c in open(f"/proc/{parent}/task/{task}/children").read().split()]
+        except FileNotFoundError:
+            continue
+        found.append(parent)
+    return found
+
+
+def kill_after(command, seconds):
+    """Starts a command, kills it with everything below it after so long. True if it had ended by itself."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, told = process.communicate(timeout=seconds)
+        if not check(process.returncode == 0, f"{' '.join(command)}: exit code {process.returncode}"):
+            print(told[-3000:], file=sys.stderr)
+        return True
+    except subprocess.TimeoutExpired:
+        for pid in reversed(descendants(process.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        process.communicate()
+        return False
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+    return path
+
+
+def make_corpus():
+    run("data", "pack", "--set", f"C={SOURCE}/core/*.c", "--set", f"Headers={SOURCE}/core/*.h", "--out", "packed", "--shards", "3", "--valid",
+        "0.1")
+    run("tokenizer", "train", "--input", "packed/train/*.jsonl.zst", "--vocab-size", "400", "--out", "tokenizer.json")
+    run("data", "build", "--input", "packed/train/*.jsonl.zst", "--tokenizer", "tokenizer.json", "--out", "corpus")
+    run("data", "build", "--input", "packed/val.jsonl.zst", "--tokenizer", "tokenizer.json", "--out", "held-out")
+
+
+CONFIG = """
+folder: {folder}
+seed: 7
+model: {{family: llama, layers: 2, width: 32, heads: 4, groups: 2, context: 32, dropout: 0.1}}
+data: {{corpus: corpus, validation: held-out}}
+train: {{steps: 60, micro_batch: 2, batch_tokens: 256, head_rows: 16}}
+optimizer: {{learning_rate: 3e-3}}
+schedule: {{warmup_steps: 5}}
+checkpoint: {{every: 5}}
+validation: {{every: 30, samples: 4}}
+samples: {{every: 30, tokens: 10, prompts: ["int ", ""]}}
+parallel: {{bucket_mib: 0.01}}
+"""
+
+
+def test_ranks():
+    write("one.yaml", CONFIG.format(folder="one"))
+    run("train", "one.yaml", "threads=1")
+    run("train", "one.yaml", "folder=two", ranks=2)
+    run("train", "one.yaml", "folder=threads", "threads=3")
+    one, two = course("one"), course("two")
+    check(len(one) == 60 and len(two) == 60, "60 records each")
+    worst = max(abs(a[1] - b[1]) / a[1] for a, b in zip(one, two))
+    check(worst < 1e-4, f"two ranks against one: relative difference of losses {worst}")
+    check(abs(one[0][1] - two[0][1]) / one[0][1] < 2e-6, "the first step differs by rounding alone")
+    check(course("threads") == one, "threads do not change a bit")
+    check(one[-1][1] < 0.8 * one[0][1], f"the loss falls: {one[0][1]} to {one[-1][1]}")
+    first, last = (r["loss"] for r in (records("one", "valid")[0], [r for r in records("one", "valid") if r["set"] == "all"][-1]))
+    check(last < 0.8 * first, f"the held-out loss falls: {first} to {last}")
+    samples = [json.loads(l) for l in open("one/samples.jsonl")]
+    check(len(samples) == 6 and all(s["step"] in (0, 30, 60) for s in samples), "samples at 0, 30 and 60")
+    # A checkpoint of two ranks goes on with one, and the other way round.
+    shutil.copytree("two", "two-one")
+    for step in ("step-00000060",):
+        shutil.rmtree(f"two-one/checkpoints/{step}")
+    run("train", "one.yaml", "folder=two-one")
+    worst = max(abs(a[1] - b[1]) / a[1] for a, b in zip(course("two-one"), two))
+    check(worst < 1e-5, f"a run of two ranks continued by one: {worst}")
+    check(records("two-one", "resume")[0]["step"] == 55, "it went on after step 55")
+
+
+def test_kills():
+    """Killed at random moments, again and again, the finished run equals the undisturbed one bit for bit."""
+    random.seed(2)
+    kills = 0
+    for ranks, reference in ((1, "one"), (2, "two")):
+        start = time.time()
+        command = [ATHANOR, "train", "one.yaml", "folder=timed", "threads=1"]
+        if ranks > 1:
+            command = ["mpirun", "-n", str(ranks)] + command
+        kill_after(command, 600)
+        whole = time.time() - start
+        shutil.rmtree("timed")
+        while kills < KILLS * ranks // 2:
+            folder = f"killed-{ranks}"
+            shutil.rmtree(folder, ignore_errors=True)
+            command = [c.replace("folder=timed", f"folder={folder}") for c in command]
+            while not kill_after(command, random.uniform(0.2, 0.9) * whole):
+                kills += 1
+            check(course(folder) == course(reference), f"{ranks} ranks after kills: the same losses")
+            check(weights(folder) == weights(reference), f"{ranks} ranks after kills: the same weights and moments")
+            check(open(f"{folder}/samples.jsonl").read() == open(f"{reference}/samples.jsonl").read(), "the same samples")
+            command = [c.replace(f"folder={folder}", "folder=timed") for c in command]
+    print(f"killed {kills} times")
+
+
+def test_stop():
+    """SIGTERM saves and stops; the same command goes on."""
+    process = subprocess.Popen([ATHANOR, "train", "one.yaml", "folder=stopped", "threads=1", "checkpoint.every=0", "train.steps=6000",
+                                "validation.every=0", "samples.every=0"], stderr=subprocess.PIPE, text=True)
+    while not os.path.exists("stopped/metrics.jsonl") or os.path.getsize("stopped/metrics.jsonl") < 1000:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate()[1]
+    check(process.returncode == 1 and "the same command goes on" in told, f"stopped: {process.returncode} {told[-300:]}")
+    step = records("stopped")[-1]["step"]
+    run("train", "one.yaml", "folder=stopped", "threads=1", "checkpoint.every=0", f"train.steps={step + 3}", "validation.every=0",
+        "samples.every=0")
+    check(records("stopped", "resume")[0]["step"] == step, "it went on where it stopped")
+
+
+def test_damage():
+    """A damaged newest checkpoint is named and skipped."""
+    shutil.copytree("one", "damaged")
+    path = "damaged/checkpoints/step-00000060/rank-00000.h5"
+    data = bytearray(open(path, "rb").read())
+    data[len(data) // 2] ^= 1
+    open(path, "wb").write(data)
+    result = subprocess.run([ATHANOR, "train", "one.yaml", "folder=damaged", "threads=1"], capture_output=True, text=True)
+    check(result.returncode == 0 and "step-00000060" in result.stderr and "after step 55" in result.stderr, result.stderr[:600])
+    check(course("damaged") == course("one"), "the damaged run ends the same")
+
+
+def test_use():
+    text = run("generate", "--checkpoint", "one", "--prompt", "static ", "--max-tokens", "60", "--seed", "3")
+    check(text.startswith("static ") and len(text) > 20, "a text")
+    check(text == run("generate", "--checkpoint", "one/checkpoints/step-00000060", "--prompt", "static ", "--max-tokens", "60", "--seed", "3",
+                      "--threads", "1"), "the same text again, from the checkpoint")
+    table = run("eval", "--checkpoint", "one", "--corpus", "held-out")
+    check(len(table.splitlines()) >= 3 and "all" in table, "a table of sets")
+    run("inspect", "one")
+
+
+def test_bad_input():
+    base = CONFIG.format(folder="bad")
+    cases = [
+        (["folder=one", "model.width=64"], "model.width"),
+        (["folder=one", "seed=8"], "another seed"),
+        (["folder=one", "train.batch_tokens=512"], "train.batch_tokens=256"),
+        (["data.corpus=nowhere"], "nowhere"),
+        (["data.validation=nowhere"], "nowhere"),
+        (["model.heads=5"], "heads"),
+        (["model.groups=3"], "groups"),
+        (["train.batch_tokens=100"], "64 or 128 would do"),
+        (["train.steps=0"], "train.steps or train.tokens"),
+        (["train.stpes=3"], "did you mean train.steps?"),
+        (["optimizer.kind=adam"], "one of: adamw, lion, sgd"),
+        (["optimizer.learning_rate=fast"], "must be a number"),
+        (["data.sequence_length=64"], "more than the model's context"),
+        (["data.mixture={C: 1, Heders: 1}"], "did you mean 'Headers'?"),
+        (["model.vocabulary=300"], "vocabulary"),
+        (["data.sequence_length=30000", "model.context=30000", "train.batch_tokens=0"], "nothing to draw from"),
+        (["folder=/proc/nowhere"], "/proc/nowhere"),
+        (["parallel.tensor=2"], "data-parallel only"),
+        (["instruction_set=mmx"], "it runs:"),
+        (["folder="], "folder is missing"),
+    ]
+    write("bad.yaml", base)
+    for overrides, part in cases:
+        run("train", "bad.yaml", *overrides, code=1, part=part)
+        check(not os.path.exists("bad"), f"{overrides} left a run folder")
+        shutil.rmtree("bad", ignore_errors=True)
+    run("train", "bad.yaml", "model.heads=5", code=1, part="heads", ranks=2)
+    run("train", code=2, part="configuration is missing")
+    run("train", "bad.yaml", "nonsense", code=2, part="key.path=value")
+    run("train", "missing.yaml", code=1, part="missing.yaml")
+    run("train", write("tabs.yaml", "model:\n\twidth: 3\n"), code=1, part="tabs.yaml:2")
+    run("generate", "--checkpoint", "nowhere", code=1, part="nowhere")
+    run("generate", code=2, part="--checkpoint is missing")
+    run("eval", "--checkpoint", "one", "--corpus", "nowhere", code=1, part="nowhere")
+    # Another tokenizer's corpus.
+    run("tokenizer", "train", "--input", "packed/train/*.jsonl.zst", "--vocab-size", "350", "--out", "other.json")
+    run("data", "build", "--input", "packed/val.jsonl.zst", "--tokenizer", "other.json", "--out", "other")
+    run("train", "bad.yaml", "data.validation=other", code=1, part="different tokenizers")
+    run("eval", "--checkpoint", "one", "--corpus", "other", code=1, part="another tokenizer")
+    # The corpus changed under a run.
+    run("data", "build", "--input", "packed/val.jsonl.zst", "--tokenizer", "tokenizer.json", "--out", "changed")
+    run("train", "one.yaml", "data.corpus=changed", "train.steps=70", code=1, part="another corpus")
+
+
+def main():
+    folder = tempfile.mkdtemp(prefix="athanor-train-")
+    os.chdir(folder)
+    try:
+        make_corpus()
+        for test in (test_ranks, test_kills, test_stop, test_damage, test_use, test_bad_input):
+            before = failures
+            start = time.time()
+            test()
+            print(f"{test.__name__:20} {'ok' if failures == before else 'FAILED'}  {time.time() - start:.1f} s", flush=True)
+    finally:
+        os.chdir("/")
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"{checks} checks, {failures} failed")
+    sys.exit(failures > 0)
+
+
+main()

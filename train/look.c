@@ -1,0 +1,78 @@
+// Looking at a model on the way: validation and sample texts (trainer_state.h).
+#include "train/trainer_state.h"
+
+#include "core/log.h"
+#include "train/evaluate.h"
+#include "train/generate.h"
+
+#include <math.h>
+#include <stdio.h>
+
+// ---- On the way: validation, samples, checkpoints
+// ---------------------------------------------------------------------------------------
+
+static Error *validate(Trainer *t) {
+    if (!t->has_validation || t->config->validation.every == 0) {
+        return NULL;
+    }
+    SetScore *scores = memory_zeroed((size_t)t->validation.set_count, sizeof *scores);
+    Error *error = evaluate_corpus(t->model, &t->validation, t->tokenizer, t->config->data.documents_apart,
+                                   t->config->validation.samples, t->world, false, scores);
+    if (error == NULL && t->world->rank == 0) {
+        SetScore total = score_total(scores, t->validation.set_count);
+        char bits[48] = "";
+        if (total.bytes > 0) {
+            snprintf(bits, sizeof bits, ", %.3f bits per byte", score_bits_per_byte(&total));
+        }
+        log_info("step %lld: held-out loss %.4f, perplexity %.2f%s", (long long)t->step, score_loss(&total),
+                 exp(score_loss(&total)), bits);
+        for (int d = 0; d < t->validation.set_count && error == NULL && t->validation.set_count > 1; d++) {
+            if (scores[d].tokens > 0) {
+                error =
+                    metrics_valid(t->metrics, t->step, scores[d].name, score_loss(&scores[d]), score_bits_per_byte(&scores[d]));
+            }
+        }
+        error =
+            error == NULL ? metrics_valid(t->metrics, t->step, "all", score_loss(&total), score_bits_per_byte(&total)) : error;
+    }
+    free(scores);
+    return error;
+}
+
+// Rank 0 writes sample texts; the others meet it at the next collective.
+static Error *write_samples(Trainer *t) {
+    const RunConfig *config = t->config;
+    if (config->samples.every == 0 || t->tokenizer == NULL || t->world->rank != 0) {
+        return NULL;
+    }
+    GenerateOptions options = {.tokens = config->samples.tokens,
+                               .sampling = {.temperature = config->samples.temperature,
+                                            .top_k = config->samples.top_k,
+                                            .top_p = config->samples.top_p,
+                                            .seed = (uint64_t)config->seed}};
+    for (size_t i = 0; i < config->samples.prompts.count; i++) {
+        Buffer text = {0};
+        const char *prompt = config->samples.prompts.items[i];
+        Error *error = generate_to_buffer(t->model, t->tokenizer, prompt, &options, &text);
+        if (error == NULL) {
+            error = metrics_sample(t->metrics, t->step, prompt, text.data ? text.data : "", text.size);
+        }
+        buffer_free(&text);
+        TRY(error);
+    }
+    return NULL;
+}
+
+bool trainer_due(int64_t every, int64_t step) {
+    return every > 0 && step % every == 0;
+}
+
+Error *trainer_look(Trainer *t, bool edge) {
+    if (edge || trainer_due(t->config->validation.every, t->step)) {
+        TRY(validate(t));
+    }
+    if (edge || trainer_due(t->config->samples.every, t->step)) {
+        TRY(write_samples(t));
+    }
+    return NULL;
+}

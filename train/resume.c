@@ -1,0 +1,180 @@
+// The run folder, checkpoints and going on from one (trainer_state.h).
+#include "train/trainer_state.h"
+
+#include "core/durable.h"
+#include "core/log.h"
+
+// ---- The run folder and resuming
+// --------------------------------------------------------------------------------------------------------
+
+Error *trainer_make_writer(Trainer *t) {
+    const RunConfig *config = t->config;
+    if (t->world->rank == 0) {
+        TRY(folder_create(config->folder));
+    }
+    char layout[96];
+    CheckpointPlan plan = {.run_folder = config->folder,
+                           .rank = t->world->rank,
+                           .ranks = t->world->size,
+                           .keep_last = (int)config->checkpoint.keep_last,
+                           .keep_every = config->checkpoint.keep_every,
+                           .layout = mesh_layout(t->mesh, layout),
+                           .model = model_config_hash(&config->model),
+                           .seed = (uint64_t)config->seed,
+                           .tensors = t->tensors,
+                           .tensor_count = t->model->table.count,
+                           .slices = t->slices,
+                           .slice_count = t->slice_count};
+    return checkpoint_writer_create(&plan, &t->writer);
+}
+
+// The checkpoint is of another model: says in which key, as far as the saved configuration tells.
+static Error *other_model(const Trainer *t, const char *checkpoint) {
+    char *path = path_join(t->config->folder, "config.yaml");
+    RunConfig there = {0};
+    Error *error = run_config_read(&there, path, NULL, 0);
+    error = error == NULL ? run_config_resolve(&there, 0, 1, path) : error;
+    error = error == NULL ? model_config_same(&there.model, &t->config->model, checkpoint) : error;
+    Error *told = failure("%s; choose another folder, or remove this run",
+                          error != NULL ? error->message : "the checkpoint is of another model");
+    error_free(error);
+    run_config_free(&there);
+    free(path);
+    return told;
+}
+
+// What a checkpoint says of the run beside its weights.
+static json_t *make_state(const Trainer *t) {
+    return json_pack("{s:I, s:I, s:I, s:o, s:o, s:I, s:I}", "samples",
+                     (json_int_t)(t->step * (t->config->train.batch_tokens / t->config->data.sequence_length)), "batch_tokens",
+                     (json_int_t)t->config->train.batch_tokens, "sequence_length", (json_int_t)t->config->data.sequence_length,
+                     "corpus", json_hex64(t->corpus.fingerprint), "order", json_hex64(order_fingerprint(t->order)), "skipped",
+                     (json_int_t)t->skipped, "skipped_in_a_row", (json_int_t)t->skipped_in_a_row);
+}
+
+// The run goes on only where everything that decides its course is the same.
+static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *path) {
+    int64_t batch_tokens, length;
+    uint64_t corpus, order;
+    TRY(json_field_i64(info->state, path, "batch_tokens", 1, INT64_MAX, &batch_tokens));
+    TRY(json_field_i64(info->state, path, "sequence_length", 1, INT64_MAX, &length));
+    TRY(json_field_i64(info->state, path, "skipped", 0, INT64_MAX, &t->skipped));
+    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, INT64_MAX, &t->skipped_in_a_row));
+    TRY(json_field_hex64(info->state, path, "corpus", &corpus));
+    TRY(json_field_hex64(info->state, path, "order", &order));
+    if (info->model != model_config_hash(&t->config->model)) {
+        return other_model(t, path);
+    }
+    if (corpus != t->corpus.fingerprint) {
+        return failure("%s was trained on another corpus than %s is now; restore the corpus or choose another folder", path,
+                       t->corpus.path);
+    }
+    if (length != t->config->data.sequence_length || batch_tokens != t->config->train.batch_tokens) {
+        return failure("%s was trained with data.sequence_length=%lld and train.batch_tokens=%lld; here they are %lld and %lld",
+                       path, (long long)length, (long long)batch_tokens, (long long)t->config->data.sequence_length,
+                       (long long)t->config->train.batch_tokens);
+    }
+    if (order != order_fingerprint(t->order) || info->seed != (uint64_t)t->config->seed) {
+        return failure("%s was trained with another seed, data.mixture or data.epochs: the samples would not go on; restore "
+                       "them or choose another folder",
+                       path);
+    }
+    return NULL;
+}
+
+static Error *load_checkpoint(Trainer *t, const char *path) {
+    Checkpoint *checkpoint;
+    Buffer history = {0}, samples = {0};
+    TRY(checkpoint_open(path, false, &checkpoint));
+    Error *error = check_state(t, checkpoint_info(checkpoint), path);
+    if (error == NULL) {
+        t->step = checkpoint_info(checkpoint)->step;
+        t->resumed = true;
+        error = checkpoint_load_model(checkpoint, t->model, true);
+    }
+    if (error == NULL && t->world->rank == 0) {
+        error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);
+        error = error == NULL ? checkpoint_blob(checkpoint, "samples.jsonl", &samples) : error;
+        error = error == NULL ? metrics_open(t->config->folder, &history, &samples, &t->metrics) : error;
+        error = error == NULL ? metrics_resume(t->metrics, t->step) : error;
+    }
+    buffer_free(&history);
+    buffer_free(&samples);
+    checkpoint_close(checkpoint);
+    return error;
+}
+
+// Rank 0 finds the newest good checkpoint and tells the others; none means a new run.
+Error *trainer_resume(Trainer *t) {
+    Buffer path = {0};
+    Error *error = NULL;
+    if (t->world->rank == 0) {
+        char *found = NULL;
+        Strings skipped = {0};
+        error = checkpoint_find(t->config->folder, &found, &skipped);
+        for (size_t i = 0; i < skipped.count; i++) {
+            log_warning("%s", skipped.items[i]);
+        }
+        if (error != NULL && error->kind == ERROR_MISSING) {
+            error_free(error);
+            error = NULL;
+        }
+        buffer_text(&path, found != NULL ? found : "");
+        strings_free(&skipped);
+        free(found);
+    }
+    TRY(comm_agree(t->world, error));
+    TRY(comm_broadcast_buffer(t->world, &path, 0));
+    if (path.size > 0) {
+        error = load_checkpoint(t, path.data);
+        if (error == NULL) {
+            log_info("continue %s after step %lld", t->config->folder, (long long)t->step);
+        }
+    } else {
+        model_initialise(t->model, (uint64_t)t->config->seed);
+        if (t->world->rank == 0) {
+            error = metrics_open(t->config->folder, NULL, NULL, &t->metrics);
+        }
+    }
+    buffer_free(&path);
+    return comm_agree(t->world, error);
+}
+
+Error *trainer_write_files(Trainer *t) {
+    if (t->world->rank != 0) {
+        return NULL;
+    }
+    Buffer yaml = {0};
+    run_config_write(t->config, &yaml);
+    char *path = path_join(t->config->folder, "config.yaml");
+    Error *error = file_write(path, yaml.data, yaml.size);
+    free(path);
+    buffer_free(&yaml);
+    if (error == NULL && t->corpus.tokenizer_path != NULL) {
+        error = file_read(t->corpus.tokenizer_path, (size_t)1 << 30, &yaml);
+        path = path_join(t->config->folder, path_name(t->corpus.tokenizer_path));
+        error = error == NULL ? file_write(path, yaml.data, yaml.size) : error;
+        free(path);
+        buffer_free(&yaml);
+    }
+    return error;
+}
+
+void trainer_begin_checkpoint(Trainer *t) {
+    json_t *state = make_state(t);
+    CheckpointBlob blobs[2] = {{.name = "metrics.jsonl"}, {.name = "samples.jsonl"}};
+    if (t->world->rank == 0) {
+        blobs[0].bytes = metrics_history(t->metrics)->data;
+        blobs[0].size = metrics_history(t->metrics)->size;
+        blobs[1].bytes = metrics_samples(t->metrics)->data;
+        blobs[1].size = metrics_samples(t->metrics)->size;
+    }
+    checkpoint_writer_begin(t->writer, t->step, state, blobs, 2);
+    json_decref(state);
+}
+
+Error *trainer_finish_checkpoint(Trainer *t) {
+    CheckpointEvent event = CHECKPOINT_NOTHING;
+    TRY(checkpoint_writer_wait(t->writer, t->world, &event));
+    return NULL;
+}

@@ -1,0 +1,56 @@
+// The state of a run in progress, shared by the files that tell its story: prepare.c, resume.c, look.c, trainer.c. Not for
+// others.
+#pragma once
+
+#include "data/loader.h"
+#include "parallel/buckets.h"
+#include "parallel/mesh.h"
+#include "train/metrics.h"
+#include "train/run_record.h"
+#include "train/saved_run.h"
+#include "train/trainer.h"
+
+typedef struct Trainer {
+    RunConfig *config;
+    const char *config_path;
+    Comm *world;
+    Mesh *mesh;
+    Device *device;
+    Corpus corpus, validation;
+    bool has_validation;
+    Tokenizer *tokenizer;
+    Order *order;
+    Loader *loader;
+    Model *model;
+    Buckets *buckets;
+    CheckpointWriter *writer;
+    CheckpointTensor *tensors;
+    CheckpointSlice *slices;
+    int slice_count;
+    Metrics *metrics;  // rank 0
+    RunRecord record;
+    Schedule schedule;
+    int64_t micro_batches;  // per rank and step
+    int64_t step;           // steps done
+    int64_t skipped, skipped_in_a_row;
+    bool resumed;
+} Trainer;
+
+// prepare.c: what comes before the first step. The mesh is collective; the rest each rank does alone, and creates nothing on
+// disk.
+Error *trainer_make_mesh(Trainer *t) MUST_CHECK;
+Error *trainer_prepare(Trainer *t) MUST_CHECK;
+LoaderOptions trainer_loader_options(const Trainer *t);
+
+// resume.c: the run folder, and going on from a checkpoint. trainer_resume is collective and starts afresh where there is none.
+Error *trainer_make_writer(Trainer *t) MUST_CHECK;
+Error *trainer_resume(Trainer *t) MUST_CHECK;
+Error *trainer_write_files(Trainer *t) MUST_CHECK;
+void trainer_begin_checkpoint(Trainer *t);
+Error *trainer_finish_checkpoint(Trainer *t) MUST_CHECK;  // collective
+
+// look.c: validation and sample texts where they are due, or in any case at the `edge` of a run. Collective.
+Error *trainer_look(Trainer *t, bool edge) MUST_CHECK;
+
+// True at every `every`-th step; never where `every` is 0.
+bool trainer_due(int64_t every, int64_t step);
