@@ -17,6 +17,8 @@ enum { LONGEST_PATTERN = 8192 };
 #define LLAMA_END "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define GPT4_START "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+"
 
+#define GPT4_END "| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s"
+
 // The first text of a kind is the one we write.
 static const struct {
     PatternKind kind;
@@ -29,8 +31,8 @@ static const struct {
     {PATTERN_LLAMA3, "llama3", LLAMA_START "\\p{N}{1,3}" LLAMA_END},
     {PATTERN_LLAMA3, "llama3", GPT4_START "\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"},
     {PATTERN_QWEN, "qwen", LLAMA_START "\\p{N}" LLAMA_END},
-    {PATTERN_CL100K, "gpt4",
-     GPT4_START "\\p{L}++|\\p{N}{1,3}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s"},
+    {PATTERN_CL100K, "gpt4", GPT4_START "\\p{L}++|\\p{N}{1,3}" GPT4_END},
+    {PATTERN_CL100K_RUNS, "gpt4-runs", GPT4_START "\\p{L}++|\\p{N}{1,3}+" GPT4_END},
     {PATTERN_DIGIT, "digit", "\\p{N}"},
     {PATTERN_DIGITS, "digits", "\\p{N}+"},
 };
@@ -80,6 +82,11 @@ static Error *translate(const char *text, size_t size, Buffer *out) {
         char c = text[i], next = i + 1 < size ? text[i + 1] : 0;
         if (c == '\\' && i + 1 < size) {
             i++;
+            if (next == 'u' && i + 4 < size && strspn(text + i + 1, "0123456789abcdefABCDEF") >= 4) {
+                buffer_printf(out, "\\x{%.4s}", text + i + 1);
+                i += 4;
+                continue;
+            }
             const char *set = next == 's' || (next == 'S' && !in_set)   ? SPACES
                               : next == 'S'                             ? NO_SPACES
                               : next == 'w' || (next == 'W' && !in_set) ? WORDS
@@ -93,6 +100,9 @@ static Error *translate(const char *text, size_t size, Buffer *out) {
                 buffer_byte(out, next);
             }
             continue;
+        }
+        if (!in_set && c == '}' && next == '+') {
+            return failure("a + behind an interval, at byte %zu of the pattern, is not supported", i + 1);
         }
         if (in_set && ((c == '[' && next != ':') || (c == '&' && next == '&'))) {
             return failure("a set inside a set, at byte %zu of the pattern, is not supported", i);

@@ -284,6 +284,8 @@ size_t splitter_next(Splitter *splitter, uint32_t *lengths, size_t capacity) {
         EACH_PIECE(next_llama(p, end, classes, 1, false));
     case PATTERN_CL100K:
         EACH_PIECE(next_llama(p, end, classes, 3, true));
+    case PATTERN_CL100K_RUNS:
+        EACH_PIECE(next_llama(p, end, classes, SIZE_MAX, true));
     case PATTERN_DIGIT:
         EACH_PIECE(next_digits(p, end, classes, 1));
     case PATTERN_DIGITS:
@@ -296,7 +298,7 @@ size_t splitter_next(Splitter *splitter, uint32_t *lengths, size_t capacity) {
 }
 
 bool pattern_ends_words(const Pattern *pattern) {
-    return pattern->kind >= PATTERN_GPT2 && pattern->kind <= PATTERN_CL100K;
+    return pattern->kind >= PATTERN_GPT2 && pattern->kind <= PATTERN_CL100K_RUNS;
 }
 
 size_t pattern_cut(const char *text, size_t from, size_t size) {

@@ -10,14 +10,15 @@
 #include "core/memory.h"
 
 typedef enum PatternKind {
-    PATTERN_WHOLE,   // no cutting
-    PATTERN_GPT2,    // GPT-2, GPT-NeoX
-    PATTERN_LLAMA3,  // numbers of up to three digits
-    PATTERN_QWEN,    // the same with single digits
-    PATTERN_CL100K,  // GPT-4: as LLAMA3, but white space at the end of the text is one piece
-    PATTERN_DIGIT,   // \p{N}: each number character alone, the rest uncut
-    PATTERN_DIGITS,  // \p{N}+
-    PATTERN_OTHER,   // through PCRE2
+    PATTERN_WHOLE,        // no cutting
+    PATTERN_GPT2,         // GPT-2, GPT-NeoX
+    PATTERN_LLAMA3,       // numbers of up to three digits
+    PATTERN_QWEN,         // the same with single digits
+    PATTERN_CL100K,       // GPT-4: as LLAMA3, but white space at the end of the text is one piece
+    PATTERN_CL100K_RUNS,  // the same with numbers of any length
+    PATTERN_DIGIT,        // \p{N}: each number character alone, the rest uncut
+    PATTERN_DIGITS,       // \p{N}+
+    PATTERN_OTHER,        // through PCRE2
 } PatternKind;
 
 typedef struct Pattern {

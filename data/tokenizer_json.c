@@ -303,22 +303,52 @@ static Error *read_added_token(const json_t *value, const char *name, AddedToken
     return optional_bool(value, name, "normalized", &token->normalized);
 }
 
+// Adds a token under the id that Hugging Face's library gives it, whatever the file says: that of the vocabulary, or the next
+// free one. A file that says something else is refused. `known` maps texts to ids, *most is the highest id so far.
+static Error *add_token(const AddedToken *token, const char *name, const json_t *vocabulary, json_t *known, int64_t *most,
+                        Tokenizer *tokenizer) {
+    if (strlen(token->text) != token->size) {
+        return failure("%s: added token %d has a zero byte, which is not supported", name, token->id);
+    }
+    if (token->size == 0) {
+        return NULL;
+    }
+    const json_t *before = json_object_get(known, token->text), *entry = json_object_get(vocabulary, token->text);
+    int64_t size = (int64_t)json_object_size(vocabulary), id = *most >= size ? *most + 1 : size;
+    id = before != NULL ? json_integer_value(before) : entry != NULL ? json_integer_value(entry) : id;
+    if (id != token->id) {
+        return damaged("%s: added token \"%s\" has the id %d, but by the vocabulary and the tokens before it must be %" PRId64,
+                       name, token->text, token->id, id);
+    }
+    if (before == NULL) {
+        *most = id > *most ? id : *most;
+        ensure(json_object_set_new(known, token->text, json_integer(id)) == 0, "no memory for added tokens");
+        tokenizer_add(tokenizer, *token);
+    }
+    return NULL;
+}
+
 static Error *read_added_tokens(const json_t *document, const char *name, Tokenizer *tokenizer) {
     const json_t *list = json_object_get(document, "added_tokens");
+    const json_t *vocabulary = json_object_get(json_object_get(document, "model"), "vocab");
     if (is_absent(list)) {
         return NULL;
     }
     if (!json_is_array(list) || json_array_size(list) > ADDED_MOST) {
         return damaged("%s: \"added_tokens\" must be a list of at most %d", name, ADDED_MOST);
     }
-    for (size_t i = 0; i < json_array_size(list); i++) {
+    json_t *known = json_object();
+    int64_t most = -1;
+    Error *error = NULL;
+    for (size_t i = 0; i < json_array_size(list) && error == NULL; i++) {
         AddedToken token;
-        TRY(read_added_token(json_array_get(list, i), name, &token));
-        if (token.size > 0) {
-            tokenizer_add(tokenizer, token);
+        error = read_added_token(json_array_get(list, i), name, &token);
+        if (error == NULL) {
+            error = add_token(&token, name, vocabulary, known, &most, tokenizer);
         }
     }
-    return NULL;
+    json_decref(known);
+    return error;
 }
 
 static Error *read_document(const json_t *document, const char *name, Tokenizer *tokenizer) {
