@@ -112,14 +112,8 @@ static void build_added_sets(Tokenizer *tokenizer) {
 }
 
 static void find_end_of_text(Tokenizer *tokenizer) {
-    static const char *const names[] = {"<|endoftext|>",
-                                        "<|end_of_text|>",
-                                        "</s>",
-                                        "<eos>",
-                                        "<|eos|>",
-                                        "[EOS]",
-                                        "<\xEF\xBD\x9C"
-                                        "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>"};
+    static const char *const names[] = {
+        "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<\uFF5Cend\u2581of\u2581sentence\uFF5C>"};
     tokenizer->end_of_text = -1;
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         for (size_t i = 0; i < tokenizer->added_count; i++) {
@@ -265,4 +259,52 @@ void tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t cou
             buffer_append(out, bytes, size);
         }
     }
+}
+
+static void describe_added(const Tokenizer *tokenizer, Buffer *out) {
+    enum { SHOWN = 20 };
+    for (size_t i = 0; i < tokenizer->added_count && i < SHOWN; i++) {
+        const AddedToken *token = &tokenizer->added[i];
+        buffer_printf(out, "  %-8d \"", token->id);
+        for (size_t k = 0; k < token->size; k++) {
+            uint8_t byte = (uint8_t)token->text[k];
+            buffer_printf(out, byte < 0x20 || byte == 0x7F ? "\\x%02x" : "%c", byte);
+        }
+        buffer_printf(out, "\"%s%s%s%s%s\n", token->special ? ", special" : "", token->normalized ? ", normalized" : "",
+                      token->single_word ? ", single word" : "", token->lstrip ? ", takes white space before it" : "",
+                      token->rstrip ? ", takes white space behind it" : "");
+    }
+    if (tokenizer->added_count > SHOWN) {
+        buffer_printf(out, "  and %zu more\n", tokenizer->added_count - SHOWN);
+    }
+}
+
+void tokenizer_describe(const Tokenizer *tokenizer, Buffer *out) {
+    int missing = 0;
+    for (int byte = 0; byte < 256; byte++) {
+        bool in_utf8 = byte < 0xC0 || (byte > 0xC1 && byte < 0xF5);
+        missing += in_utf8 && tokenizer->bpe.byte_ids[byte] < 0;
+    }
+    buffer_printf(out, "format       %s, byte-level BPE\n", tokenizer->format);
+    buffer_printf(out, "vocabulary   %d ids, %zu merges\n", tokenizer->vocabulary, tokenizer->merges);
+    if (missing > 0) {
+        buffer_printf(out, "bytes        %d of the 243 that UTF-8 uses have no token and are left out of the ids\n", missing);
+    }
+    buffer_printf(out, "normalizer   %s\n", tokenizer->nfc ? "NFC" : "none");
+    for (int i = 0; i < tokenizer->stage_count; i++) {
+        const Pattern *stage = tokenizer->stages[i];
+        buffer_printf(out, "pattern      %s%s%s%s\n", pattern_name(stage->kind), *stage->text ? ": " : "", stage->text,
+                      i + 1 == tokenizer->stage_count && tokenizer->prefix_space ? ", with a space before the text" : "");
+    }
+    if (tokenizer->ignore_merges) {
+        buffer_text(out, "whole words  a piece that is a token is not merged\n");
+    }
+    if (tokenizer->end_of_text >= 0) {
+        buffer_printf(out, "end of text  %d\n", tokenizer->end_of_text);
+    } else {
+        buffer_text(out, "end of text  none\n");
+    }
+    buffer_printf(out, "fingerprint  %016llx\n", (unsigned long long)tokenizer->fingerprint);
+    buffer_printf(out, "added tokens %zu\n", tokenizer->added_count);
+    describe_added(tokenizer, out);
 }

@@ -37,6 +37,9 @@ uint64_t tokenizer_fingerprint(const Tokenizer *tokenizer);
 // when `with_special` is false.
 const char *tokenizer_token(const Tokenizer *tokenizer, int32_t id, bool with_special, size_t *size);
 
+// Appends lines that describe the tokenizer: its format, sizes, pattern, normalizer, added tokens, fingerprint.
+void tokenizer_describe(const Tokenizer *tokenizer, Buffer *out);
+
 // An encoder. Not shared between threads.
 Encoder *encoder_create(const Tokenizer *tokenizer);
 void encoder_free(Encoder *encoder);

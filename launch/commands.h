@@ -9,6 +9,10 @@
     COMMAND(data_pack) \
     COMMAND(data_build) \
     COMMAND(data_info) \
+    COMMAND(tokenizer_train) \
+    COMMAND(tokenizer_encode) \
+    COMMAND(tokenizer_decode) \
+    COMMAND(tokenizer_info) \
     COMMAND(train) \
     COMMAND(generate) \
     COMMAND(eval) \
