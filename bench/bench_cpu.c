@@ -1,6 +1,6 @@
 // What this machine's processor can do, and what the products of a training step reach of it.
 //
-//   bench_cpu [--threads 2] [--variant avx2] [--seconds 0.3] [part of a row's name ...]
+//   bench_cpu [--threads 2] [--variant avx2] [--seconds 0.3] [--no-libraries] [part of a row's name ...]
 //
 // First the limits, measured in this run: fp32 multiply-adds a second from registers, and memory bandwidth. Then each product
 // on the shapes of GPT-2 124M and of a tiny model, beside OpenBLAS (cblas_sgemm) and oneDNN (dnnl_sgemm) where these libraries
@@ -19,6 +19,7 @@ typedef struct Settings {
     int64_t threads;
     char *variant;
     double seconds;
+    bool libraries;
 } Settings;
 
 static const Key flags[] = {
@@ -26,6 +27,7 @@ static const Key flags[] = {
     {"variant", KEY_TEXT, offsetof(Settings, variant), "auto", 0, 0, NULL, NULL,
      "instruction set: avx512, avx2, baseline, auto"},
     {"seconds", KEY_FLOAT, offsetof(Settings, seconds), "0.3", 0.001, 60, NULL, "seconds", "time for each number"},
+    {"libraries", KEY_BOOL, offsetof(Settings, libraries), "true", 0, 0, NULL, NULL, "measure OpenBLAS and oneDNN too"},
 };
 enum { FLAG_COUNT = sizeof flags / sizeof *flags };
 
@@ -443,7 +445,9 @@ static Error *bench(const Settings *s, int part_count, char **parts) {
     Device *device;
     TRY(device_open_cpu(threads, s->variant, &device));
     const char *variant = device->op->name;
-    load_libraries(variant, threads);
+    if (s->libraries) {
+        load_libraries(variant, threads);
+    }
     double peak = 0;
     for (int t = 1; t <= threads; t += threads > 1 ? threads - 1 : 1) {
         peak = measure_peak(variant, t);

@@ -5,99 +5,25 @@
 // task packs for itself: what is packed twice that way costs less than the threads waiting for each other.
 #include "kernels/cpu/gemm.h"
 
-#include "kernels/cpu/activation.h"
+#include "kernels/cpu/gemm_finish.h"
 #include "kernels/cpu/gemm_pack.h"
 
 enum {
-    DEPTH_MOST = 768,                 // of a block of k
-    PANELS_AT_ONCE = 96 / VEC_LANES,  // of B: with DEPTH_MOST half of a second-level cache
-    ROWS_AT_ONCE = 192,               // of A where it is packed
-    WORK_AT_LEAST = 1 << 21,          // multiply-adds that are worth a task of their own
+    DEPTH_MOST = 768,                  // of a block of k
+    DEPTH_MOST_PACKED = 512,           // where A is packed too
+    PANELS_AT_ONCE = 96 / TILE_WIDTH,  // of B: with DEPTH_MOST 288 KiB, so that they stay in the second-level cache
+    ROWS_AT_ONCE = 192,                // of A where it is packed: with DEPTH_MOST_PACKED 384 KiB
+    WORK_AT_LEAST = 1 << 21,           // multiply-adds that are worth a task of their own
 };
 
 typedef struct Plan {
     const Gemm *g;
-    int64_t depth, depth_blocks;  // block d covers k = d * depth ..
+    int64_t depth;  // of a block of k
     int64_t row_parts, column_parts;
     int64_t row_grain, column_grain;
     size_t scratch_stride, a_offset;  // of a thread's scratch, and of packed A in it, in bytes
     char *scratch;
 } Plan;
-
-// Where a tile is and which block of k it adds.
-typedef struct Place {
-    int64_t row, column, rows, columns;
-    bool first, last;
-} Place;
-
-// ---- What happens to a tile besides the sum
-
-// y = activation(partial sums + tile + bias) + residual, or the tile times the activation's slope.
-VEC_INLINE void finish_with(const Gemm *g, const Place *p, const float *tile, int64_t tile_stride, const Activation activation,
-                            const float *partial) {
-    for (int64_t m = 0; m < p->rows; m++) {
-        int64_t at = (p->row + m) * g->c_stride + p->column;
-        for (int64_t n = 0; n < p->columns; n += VEC_LANES) {
-            int64_t lanes = p->columns - n < VEC_LANES ? p->columns - n : VEC_LANES;
-            Vec x = vec_load(tile + m * tile_stride + n);
-#define LOAD(from) (lanes == VEC_LANES ? vec_load(from) : vec_load_partial(from, lanes))
-#define STORE(to, value) (lanes == VEC_LANES ? vec_store(to, value) : vec_store_partial(to, value, lanes))
-            if (g->slope_at != NULL) {
-                x = x * vec_activation_slope(activation, LOAD(g->slope_at + at + n));
-                if (g->accumulate || !p->first) {
-                    x += LOAD(g->c + at + n);
-                }
-            } else {
-                if (partial != NULL) {
-                    x += LOAD(partial + at + n);
-                }
-                if (g->bias != NULL) {
-                    x += LOAD(g->bias + p->column + n);
-                }
-                if (g->pre != NULL) {
-                    STORE(g->pre + at + n, x);
-                }
-                x = vec_activation(activation, x);
-                if (g->residual != NULL) {
-                    x += LOAD(g->residual + at + n);
-                }
-            }
-            STORE(g->c + at + n, x);
-        }
-    }
-}
-
-static void finish(const Gemm *g, const Place *p, const float *tile, int64_t tile_stride, const float *partial) {
-    switch (g->activation) {
-    case ACTIVATION_GELU_TANH:
-        finish_with(g, p, tile, tile_stride, ACTIVATION_GELU_TANH, partial);
-        break;
-    case ACTIVATION_GELU_ERF:
-        finish_with(g, p, tile, tile_stride, ACTIVATION_GELU_ERF, partial);
-        break;
-    case ACTIVATION_RELU:
-        finish_with(g, p, tile, tile_stride, ACTIVATION_RELU, partial);
-        break;
-    case ACTIVATION_SILU:
-        finish_with(g, p, tile, tile_stride, ACTIVATION_SILU, partial);
-        break;
-    default:
-        finish_with(g, p, tile, tile_stride, ACTIVATION_NONE, partial);
-        break;
-    }
-}
-
-// A tile at the right edge, whose last vector is not whole: to (= or +=) tile.
-static void copy_tile(const Place *p, const float *tile, int64_t tile_stride, float *to, int64_t to_stride, bool accumulate) {
-    for (int64_t m = 0; m < p->rows; m++) {
-        for (int64_t n = 0; n < p->columns; n += VEC_LANES) {
-            int64_t lanes = p->columns - n < VEC_LANES ? p->columns - n : VEC_LANES;
-            Vec x = vec_load(tile + m * tile_stride + n);
-            float *out = to + m * to_stride + n;
-            vec_store_partial(out, accumulate ? vec_load_partial(out, lanes) + x : x, lanes);
-        }
-    }
-}
 
 // Where sums over some blocks of k wait for the others: in the output, or in `pre`. Only where neither will do (an activation,
 // and a residual that lies in the output) K must not be cut.
@@ -110,7 +36,7 @@ static float *partial_sums(const Gemm *g) {
 
 // ---- One task
 
-static void run_tile(const Gemm *g, const Place *p, GemmKernel kernel, int64_t depth, const float *a, const float *b,
+static void run_tile(const Gemm *g, const GemmPlace *p, GemmKernel kernel, int64_t depth, const float *a, const float *b,
                      int64_t width) {
     _Alignas(64) float tile[TILE_ROWS * TILE_WIDTH];
     bool linear = g->activation == ACTIVATION_NONE && g->pre == NULL;
@@ -121,14 +47,14 @@ static void run_tile(const Gemm *g, const Place *p, GemmKernel kernel, int64_t d
     bool add = g->accumulate || !p->first;
     if (finishing) {
         kernel(depth, a, g->a_stride, b, tile, width, false);
-        finish(g, p, tile, width, add && g->slope_at == NULL ? sums : NULL);
+        gemm_finish(g, p, tile, width, add && g->slope_at == NULL ? sums : NULL);
     } else {
         float *to = sums + p->row * g->c_stride + p->column;
         if (p->columns == width) {
             kernel(depth, a, g->a_stride, b, to, g->c_stride, add);
         } else {
             kernel(depth, a, g->a_stride, b, tile, width, false);
-            copy_tile(p, tile, width, to, g->c_stride, add);
+            gemm_copy_tile(p, tile, width, to, g->c_stride, add);
         }
     }
 }
@@ -143,14 +69,14 @@ static Range panel_range(int64_t columns, int64_t panel) {
 }
 
 static void pack_b(const Gemm *g, int64_t k, int64_t depth, int64_t column, int64_t columns, float *out) {
+    if (!g->b_transposed) {
+        gemm_pack_rows(depth, g->b + k * g->b_stride + column, g->b_stride, columns, out);
+        return;
+    }
     int64_t width = (columns + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
     for (int64_t n = 0; n < columns; n += VEC_LANES) {
         int64_t lanes = columns - n < VEC_LANES ? columns - n : VEC_LANES;
-        if (g->b_transposed) {
-            gemm_pack_transposed(depth, g->b + (column + n) * g->b_stride + k, g->b_stride, lanes, out + n, width);
-        } else {
-            gemm_pack_rows(depth, g->b + k * g->b_stride + column + n, g->b_stride, lanes, out + n, width);
-        }
+        gemm_pack_transposed(depth, g->b + (column + n) * g->b_stride + k, g->b_stride, lanes, out + n, width);
     }
 }
 
@@ -159,7 +85,7 @@ static void run_rows(const Plan *plan, Range rows, Range columns, int64_t k, int
                      const float *b_panels) {
     const Gemm *g = plan->g;
     int64_t panels = panel_count(columns.end - columns.begin);
-    Place p = {.first = k == 0, .last = k + depth == g->k};
+    GemmPlace p = {.first = k == 0, .last = k + depth == g->k};
     for (p.row = rows.begin; p.row < rows.end; p.row += TILE_ROWS) {
         p.rows = rows.end - p.row < TILE_ROWS ? rows.end - p.row : TILE_ROWS;
         const float *a = a_panels != NULL ? a_panels + (p.row - rows.begin) * depth : g->a + p.row * g->a_stride + k;
@@ -175,9 +101,25 @@ static void run_rows(const Plan *plan, Range rows, Range columns, int64_t k, int
     }
 }
 
-// a_sums[m] += sum over k of A[m,k] for rows of A stored transposed.
+// a_sums[m] += sum over k of A[m,k] for rows of A stored transposed: four vectors of rows at a time, k in order.
 static void sum_a(const Gemm *g, Range rows) {
-    for (int64_t m = rows.begin; m < rows.end; m += VEC_LANES) {
+    enum { STRANDS = 4 };
+    int64_t m = rows.begin;
+    for (; m + STRANDS * VEC_LANES <= rows.end; m += STRANDS * VEC_LANES) {
+        Vec sum[STRANDS] = {{0}};
+        for (int64_t k = 0; k < g->k; k++) {
+#pragma GCC unroll 4
+            for (int i = 0; i < STRANDS; i++) {
+                sum[i] += vec_load(g->a + k * g->a_stride + m + i * VEC_LANES);
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < STRANDS; i++) {
+            float *out = g->a_sums + m + i * VEC_LANES;
+            vec_store(out, vec_load(out) + sum[i]);
+        }
+    }
+    for (; m < rows.end; m += VEC_LANES) {
         int64_t lanes = rows.end - m < VEC_LANES ? rows.end - m : VEC_LANES;
         Vec sum = {0};
         for (int64_t k = 0; k < g->k; k++) {
@@ -252,9 +194,14 @@ void CPU_NAME(gemm)(Device *device, const Gemm *g) {
         ensure(g->m == 0 || g->n == 0 || g->accumulate, "a product over no elements");
         return;
     }
+    if (g->m <= GEMM_FEW_ROWS && g->b_transposed && !g->a_transposed) {
+        CPU_NAME(gemm_few)(device, g);
+        return;
+    }
     Plan plan = {.g = g};
-    plan.depth_blocks = partial_sums(g) == NULL ? 1 : (g->k + DEPTH_MOST - 1) / DEPTH_MOST;
-    plan.depth = (g->k + plan.depth_blocks - 1) / plan.depth_blocks;
+    int64_t depth_most = partial_sums(g) == NULL ? g->k : g->a_transposed ? DEPTH_MOST_PACKED : DEPTH_MOST;
+    int64_t depth_blocks = (g->k + depth_most - 1) / depth_most;
+    plan.depth = (g->k + depth_blocks - 1) / depth_blocks;
     plan_tasks(&plan, threads_count(device->pool));
     int64_t rows = plan.row_parts == 1 ? g->m : (g->m + plan.row_parts - 1) / plan.row_parts + TILE_ROWS;
     plan.a_offset = (size_t)(plan.depth * PANELS_AT_ONCE * TILE_WIDTH) * sizeof(float);

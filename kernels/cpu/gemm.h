@@ -29,3 +29,8 @@ typedef struct Gemm {
 } Gemm;
 
 void CPU_NAME(gemm)(Device *device, const Gemm *g);
+
+// The same for at most GEMM_FEW_ROWS rows and B stored transposed, which then is read once, at the speed of memory
+// (gemm_few.c). gemm calls it.
+enum { GEMM_FEW_ROWS = 16 };
+void CPU_NAME(gemm_few)(Device *device, const Gemm *g);

@@ -6,15 +6,41 @@
 
 #include "kernels/cpu/gemm_kernel.h"
 
-// Rows k .. k + depth of `columns` (at most VEC_LANES) columns of B, which lie at b[k * stride]: out[k * width].
-VEC_INLINE void gemm_pack_rows(int64_t depth, const float *b, int64_t stride, int64_t columns, float *out, int64_t width) {
-    if (columns == VEC_LANES) {
-        for (int64_t k = 0; k < depth; k++) {
-            vec_store(out + k * width, vec_load(b + k * stride));
+// `vectors` whole vectors of columns of B, which lie at b[k * stride], to out[k * vectors * VEC_LANES]. Rows far apart are
+// fetched ahead, because no hardware guesses where the next one is.
+VEC_INLINE void gemm_pack_vectors(const int vectors, int64_t depth, const float *b, int64_t stride, float *out) {
+    enum { AHEAD = 12 };
+    for (int64_t k = 0; k < depth; k++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            __builtin_prefetch(b + (k + AHEAD) * stride + v * VEC_LANES);
+            vec_store(out + (k * vectors + v) * VEC_LANES, vec_load(b + k * stride + v * VEC_LANES));
         }
-    } else {
-        for (int64_t k = 0; k < depth; k++) {
-            vec_store(out + k * width, vec_load_partial(b + k * stride, columns));
+    }
+}
+
+// A panel of `columns` columns of B (at most TILE_WIDTH), which lie at b[k * stride].
+static void gemm_pack_rows(int64_t depth, const float *b, int64_t stride, int64_t columns, float *out) {
+    switch (columns) {
+    case TILE_WIDTH:
+        gemm_pack_vectors(TILE_VECTORS, depth, b, stride, out);
+        return;
+#if VEC_LANES == 16 || !defined(__SSE2__)
+    case 2 * VEC_LANES:
+        gemm_pack_vectors(2, depth, b, stride, out);
+        return;
+#endif
+    case VEC_LANES:
+        gemm_pack_vectors(1, depth, b, stride, out);
+        return;
+    default:
+        break;
+    }
+    int64_t width = (columns + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
+    for (int64_t k = 0; k < depth; k++) {
+        for (int64_t n = 0; n < columns; n += VEC_LANES) {
+            int64_t lanes = columns - n < VEC_LANES ? columns - n : VEC_LANES;
+            vec_store(out + k * width + n, vec_load_partial(b + k * stride + n, lanes));
         }
     }
 }
@@ -50,10 +76,9 @@ VEC_INLINE Vec gemm_load_quads(const float *p, int64_t stride) {
 #define GEMM_INTERLEAVE_PAIRS(a, b, i) __builtin_shufflevector(a, b, i, i + 1, i + 4, i + 5)
 #endif
 
-// The same for B stored transposed: column n at b[n * stride + k]. Full vectors are transposed in 4 x 4 blocks, one in each
-// group of four lanes.
-VEC_INLINE void gemm_pack_transposed(int64_t depth, const float *b, int64_t stride, int64_t columns, float *out,
-                                     int64_t width) {
+// One vector of columns of B stored transposed, column n at b[n * stride + k], into a panel of `width`. Full vectors are
+// transposed in 4 x 4 blocks, one in each group of four lanes.
+static void gemm_pack_transposed(int64_t depth, const float *b, int64_t stride, int64_t columns, float *out, int64_t width) {
     int64_t k = 0;
     if (columns == VEC_LANES) {
         for (; k + 4 <= depth; k += 4) {
@@ -77,18 +102,23 @@ VEC_INLINE void gemm_pack_transposed(int64_t depth, const float *b, int64_t stri
 }
 
 // Rows 0 .. rows of A stored transposed, row m at a[k * stride + m]: panel i holds rows i * TILE_ROWS .. as [k][TILE_ROWS].
-VEC_INLINE void gemm_pack_a(int64_t depth, int64_t rows, const float *a, int64_t stride, float *out) {
-    for (int64_t m = 0; m < rows; m += TILE_ROWS) {
-        float *to = out + m * depth;
-        if (m + TILE_ROWS <= rows) {
-            for (int64_t k = 0; k < depth; k++) {
-                memcpy(to + k * TILE_ROWS, a + k * stride + m, TILE_ROWS * sizeof(float));
+static void gemm_pack_a(int64_t depth, int64_t rows, const float *a, int64_t stride, float *out) {
+    enum { AT_ONCE = 4, AHEAD = 8 };
+    for (int64_t k = 0; k < depth; k += AT_ONCE) {
+        int64_t steps = depth - k < AT_ONCE ? depth - k : AT_ONCE;
+        int64_t m = 0;
+        for (; m + TILE_ROWS <= rows; m += TILE_ROWS) {
+            const float *from = a + k * stride + m;
+            float *to = out + m * depth + k * TILE_ROWS;
+            for (int64_t i = 0; i < steps; i++) {
+                __builtin_prefetch(from + (i + AHEAD) * stride);
+                memcpy(to + i * TILE_ROWS, from + i * stride, TILE_ROWS * sizeof(float));
             }
-        } else {
-            for (int64_t k = 0; k < depth; k++) {
-                for (int64_t i = 0; i < TILE_ROWS; i++) {
-                    to[k * TILE_ROWS + i] = m + i < rows ? a[k * stride + m + i] : 0;
-                }
+        }
+        for (int64_t i = 0; m < rows && i < steps; i++) {
+            float *to = out + m * depth + (k + i) * TILE_ROWS;
+            for (int64_t j = 0; j < TILE_ROWS; j++) {
+                to[j] = m + j < rows ? a[(k + i) * stride + m + j] : 0;
             }
         }
     }

@@ -167,28 +167,30 @@ VEC_INLINE Vec vec_round(Vec x) {
 #endif
 }
 
-// The sum of all lanes, in a fixed order: halves are folded onto each other.
+// Folds a vector: the upper half onto the lower until one lane is left; so the order is fixed.
+#if VEC_LANES == 16
+#define VEC_FOLD(x, fold_8, fold_4)                                                                                            \
+    __m256 eight = fold_8(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));                                            \
+    Vec4 four = (Vec4)fold_4(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1))
+#elif VEC_LANES == 8
+#define VEC_FOLD(x, fold_8, fold_4) Vec4 four = (Vec4)fold_4(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1))
+#else
+#define VEC_FOLD(x, fold_8, fold_4) Vec4 four = x
+#endif
+typedef float Vec4 __attribute__((vector_size(16)));
+
+// The sum of all lanes, in a fixed order.
 VEC_INLINE float vec_sum(Vec x) {
-    float lane[VEC_LANES];
-    vec_store(lane, x);
-    for (int width = VEC_LANES / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; i++) {
-            lane[i] += lane[i + width];
-        }
-    }
-    return lane[0];
+    VEC_FOLD(x, _mm256_add_ps, _mm_add_ps);
+    Vec4 two = four + __builtin_shufflevector(four, four, 2, 3, 2, 3);
+    return two[0] + two[1];
 }
 
 // The greatest lane.
 VEC_INLINE float vec_max_lane(Vec x) {
-    float lane[VEC_LANES];
-    vec_store(lane, x);
-    for (int width = VEC_LANES / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; i++) {
-            lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-        }
-    }
-    return lane[0];
+    VEC_FOLD(x, _mm256_max_ps, _mm_max_ps);
+    float low = four[0] > four[2] ? four[0] : four[2], high = four[1] > four[3] ? four[1] : four[3];
+    return low > high ? low : high;
 }
 
 // ---- Elementary functions
