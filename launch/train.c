@@ -36,9 +36,10 @@ static Error *train(Comm *world, int count, char **arguments) {
         error = train_run(&config, arguments[0], world, &stopped);
     }
     if (error == NULL && stopped) {
-        error = world->rank == 0
-                    ? failure("stopped by a signal with everything saved in %s; the same command goes on", config.folder)
-                    : failure("%s", "");
+        Error *told = world->rank == 0
+                          ? failure("stopped by a signal with everything saved in %s; the same command goes on", config.folder)
+                          : NULL;
+        error = comm_agree(world, told);
     }
     run_config_free(&config);
     return error;

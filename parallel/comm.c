@@ -86,6 +86,10 @@ void comm_close(Comm *comm) {
 
 _Noreturn void comm_abort(Comm *comm, int code) {
     fflush(NULL);
+    if (world != NULL && world->agreed) {
+        world->backend->close(world);
+        _exit(code);
+    }
     Comm *any = comm != NULL ? comm : world;
     if (any != NULL) {
         any->backend->abort(any, code);
@@ -211,6 +215,7 @@ Error *comm_agree(Comm *comm, Error *own) {
     if (broken == NULL && reporter < comm->size) {
         shared = error_new((ErrorKind)message.data[0], "%s", comm->rank == 0 ? message.data + 1 : "");
     }
+    comm->agreed = broken == NULL && shared != NULL;
     buffer_free(&message);
     return shared;
 }

@@ -40,6 +40,7 @@ struct Comm {
     int rank, size;
     int host_rank, host_size;  // among the ranks of this group on this host
     char host[64];
+    bool agreed;  // the last comm_agree returned an error: all ranks leave the same way
     void *state;  // the backend's
 };
 
@@ -56,7 +57,8 @@ Comm *comm_open_self(void);
 void comm_close(Comm *comm);
 
 // Ends the program on all ranks of the world at once, this one with that exit code. `comm` may be any group, or NULL: the world
-// if one was opened. Use after an error that other ranks do not share; they would wait for ever otherwise.
+// if one was opened. Use after an error that other ranks do not share; they would wait for ever otherwise. After an error of
+// comm_agree, which all ranks share, it waits until every rank has come here, so that rank 0's report is not cut off.
 _Noreturn void comm_abort(Comm *comm, int code);
 
 // True where the environment says that an MPI launcher started this process.

@@ -1,0 +1,103 @@
+// Errors on several ranks: what all share is one line of rank 0, what one rank has ends the others, and nobody waits for ever.
+//
+// The program starts itself under mpirun with the name of a case.
+#include "core/log.h"
+#include "parallel/comm.h"
+#include "tests/support/check.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static _Noreturn void as_rank(const char *which) {
+    Comm *world;
+    Error *error = comm_open_world(&world);
+    if (error != NULL) {
+        log_error("%s", error->message);
+        comm_abort(NULL, 1);
+    }
+    if (strcmp(which, "shared") == 0) {
+        // Rank 0 is the slowest: its report must not be cut off by the others' end.
+        error = comm_agree(world, world->rank == 1 ? failure("file x is bad") : NULL);
+        if (world->rank == 0) {
+            usleep(300000);
+        }
+        if (*error->message != 0) {
+            log_error("%s", error->message);
+        }
+        comm_abort(world, 1);
+    }
+    // The others are inside an operation that can never end.
+    if (world->rank == 2) {
+        usleep(100000);
+        if (strcmp(which, "killed") == 0) {
+            kill(getpid(), SIGKILL);
+        }
+        log_error("disk y is gone");
+        comm_abort(strcmp(which, "alone") == 0 ? world : NULL, 5);
+    }
+    error_free(comm_barrier(world));
+    printf("a rank went on\n");
+    comm_abort(world, 6);
+}
+
+static int start(const char *which, char *output, size_t size) {
+    char self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[n > 0 ? n : 0] = 0;
+    char *command = memory_format("timeout 60 mpirun -n 3 '%s' %s 2>&1", self, which);
+    FILE *pipe = popen(command, "r");
+    size_t got = fread(output, 1, size - 1, pipe);
+    output[got] = 0;
+    int status = pclose(pipe);
+    free(command);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int count_of(const char *text, const char *part) {
+    int count = 0;
+    for (const char *p = text; (p = strstr(p, part)) != NULL; p++) {
+        count++;
+    }
+    return count;
+}
+
+static void test_shared_error(void) {
+    char output[8192];
+    for (int repeat = 0; repeat < 3; repeat++) {
+        CHECK_I64(start("shared", output, sizeof output), 1);
+        CHECK_I64(count_of(output, "athanor: "), 1);
+        CHECK(strstr(output, "athanor: rank 1 on ") != NULL && strstr(output, ": file x is bad\n") != NULL);
+    }
+}
+
+static void test_error_of_one_rank(void) {
+    static const char *const cases[] = {"alone", "without-a-group"};
+    char output[8192];
+    for (int i = 0; i < 2; i++) {
+        CHECK_I64(start(cases[i], output, sizeof output), 5);
+        CHECK(strstr(output, "[rank 2 on ") != NULL && strstr(output, "disk y is gone") != NULL);
+        CHECK(strstr(output, "a rank went on") == NULL);
+    }
+}
+
+static void test_killed_rank(void) {
+    char output[8192];
+    int code = start("killed", output, sizeof output);
+    CHECK(code != 0 && code != 124);  // 124: still waiting after a minute
+    CHECK(strstr(output, "a rank went on") == NULL);
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2) {
+        as_rank(argv[1]);
+    }
+    if (strcmp(comm_library(), "none") == 0) {
+        return 77;
+    }
+    RUN(test_shared_error);
+    RUN(test_error_of_one_rank);
+    RUN(test_killed_rank);
+    return check_report();
+}
