@@ -5,6 +5,7 @@
 #include "core/text.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -70,7 +71,7 @@ static const char *amount_text(char *out, const Progress *progress, double amoun
 }
 
 void progress_add(Progress *progress, int64_t amount) {
-    int64_t done = progress->done += amount;
+    int64_t done = (int64_t)atomic_fetch_add(&progress->done, amount) + amount;
     double elapsed = clock_seconds() - progress->start;
     int64_t due = progress->next_report_ms;
     if (own_rank != 0 || elapsed * 1e3 < (double)due) {
