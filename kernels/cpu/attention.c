@@ -1,158 +1,180 @@
-// Causal attention with grouped queries, forward, backward and one token at a time (contract in kernels.h).
-#include "core/philox.h"
+// Causal attention, forward: blocks of queries against blocks of keys with a running maximum and sum (Milakov & Gimelshein
+// 2018; Rabe & Staats 2021; Dao et al. 2022). attention.h says how blocks lie.
+//
+// Tasks are parts of a (sequence, group): every parts-th block of its queries, for all heads of the group. A query's result
+// does not depend on how tasks are cut, so bits do not depend on the threads.
+//
+// Scratch of a thread: the keys and values of one group, 2 T D floats (padded), and 3 BLOCK D + BLOCK^2.
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/device.h"
 
-#include <math.h>
-#include <string.h>
-
-typedef struct Work {
-    const AttentionShape *s;
-    const AttentionForward *forward;
-    const AttentionBackward *backward;
+typedef struct ForwardWork {
+    const AttentionForward *a;
+    int64_t parts;
     char *scratch;
-    size_t scratch_stride;
-} Work;
+    size_t scratch_bytes;  // of one thread
+} ForwardWork;
 
-static float dot(const float *a, const float *b, int width) {
-    float sum = 0;
-    for (int i = 0; i < width; i++) {
-        sum += a[i] * b[i];
-    }
-    return sum;
+// A thread's scratch.
+typedef struct ForwardRoom {
+    float *keys, *values;        // [T][padded]
+    float *query;                // [padded][BLOCK]: transposed
+    float *scores;               // [BLOCK][BLOCK]: key, query
+    float *out;                  // [BLOCK][padded]
+    float *most, *sum, *shrink;  // [BLOCK]: running maximum (scaled) and sum, and the factor for what came before
+} ForwardRoom;
+
+static ForwardRoom forward_room(const AttentionShape *s, Scratch *scratch) {
+    int64_t padded = round_up(s->head_width, VEC_LANES), rows = round_up(s->length, 2);
+    ForwardRoom room = {
+        .keys = scratch_take(scratch, rows * padded),
+        .values = scratch_take(scratch, rows * padded),
+        .query = scratch_take(scratch, padded * BLOCK),
+        .scores = scratch_take(scratch, BLOCK * BLOCK),
+        .out = scratch_take(scratch, BLOCK * padded),
+        .most = scratch_take(scratch, BLOCK),
+        .sum = scratch_take(scratch, BLOCK),
+        .shrink = scratch_take(scratch, BLOCK),
+    };
+    return room;
 }
 
-static void add_scaled(float *restrict y, float scale, const float *restrict x, int width) {
-    for (int i = 0; i < width; i++) {
-        y[i] += scale * x[i];
+// Turns the scores of vector v of the queries into probabilities relative to the running maximum.
+VEC_INLINE void softmax_vector(const ForwardRoom *room, const Queries *q, const Pair *p, const ProbabilityDropout *dropout,
+                               float unit, int64_t v, const bool masked, const bool dropped) {
+    float *scores = room->scores + v * VEC_LANES;
+    int64_t keys = pair_keys(p, v);
+    Vec most = vec_set(-INFINITY), most_odd = most;
+    Sight sight = masked ? sight_of(q, p, v) : (Sight){0};
+    for (int64_t k = 0; k < keys; k += 2) {
+        Vec even = vec_load(scores + k * BLOCK), odd = vec_load(scores + (k + 1) * BLOCK);
+        if (masked) {
+            even = sight_apply(sight, k, even);
+            odd = sight_apply(sight, k + 1, odd);
+            vec_store(scores + k * BLOCK, even);
+            vec_store(scores + (k + 1) * BLOCK, odd);
+        }
+        most = vec_max(even, most);
+        most_odd = vec_max(odd, most_odd);
+    }
+    // The running maximum is kept as it is subtracted: scaled and rounded. So what is subtracted now and what was subtracted
+    // from earlier keys differ by just what `shrink` makes good.
+    Vec before = vec_load(room->most + v * VEC_LANES), zero = vec_max(vec_max(most, most_odd) * unit, before);
+    Vec shrink = vec_exp2(before - zero);
+    Vec sum = vec_load(room->sum + v * VEC_LANES) * shrink, sum_odd = vec_set(0);
+    for (int64_t k = 0; k < keys; k += 2) {
+        Vec even = vec_exp2(vec_load(scores + k * BLOCK) * unit - zero),
+            odd = vec_exp2(vec_load(scores + (k + 1) * BLOCK) * unit - zero);
+        sum += even;
+        sum_odd += odd;
+        if (dropped) {
+            even *= dropout_factor(dropout, q->begin + v * VEC_LANES, p->key + k);
+            odd *= dropout_factor(dropout, q->begin + v * VEC_LANES, p->key + k + 1);
+        }
+        vec_store(scores + k * BLOCK, even);
+        vec_store(scores + (k + 1) * BLOCK, odd);
+    }
+    vec_store(room->most + v * VEC_LANES, zero);
+    vec_store(room->sum + v * VEC_LANES, sum + sum_odd);
+    vec_store(room->shrink + v * VEC_LANES, shrink);
+}
+
+static void softmax(const ForwardRoom *room, const Queries *q, const Pair *p, const ProbabilityDropout *dropout, float unit) {
+    for (int64_t v = 0; v < p->vecs; v++) {
+        if (dropout->on) {
+            softmax_vector(room, q, p, dropout, unit, v, true, true);
+        } else if (p->masked) {
+            softmax_vector(room, q, p, dropout, unit, v, true, false);
+        } else {
+            softmax_vector(room, q, p, dropout, unit, v, false, false);
+        }
     }
 }
 
-static int64_t least_key(const AttentionShape *s, const int32_t *first, int64_t b, int64_t t) {
-    int64_t least = first[b * s->length + t];
-    if (s->window > 0 && t - s->window + 1 > least) {
-        least = t - s->window + 1;
+static void shrink_out(const ForwardRoom *room, int64_t queries, int64_t padded) {
+    for (int64_t i = 0; i < queries; i++) {
+        float shrink = room->shrink[i], *out = room->out + i * padded;
+        if (shrink != 1) {
+            for (int64_t c = 0; c < padded; c += VEC_LANES) {
+                vec_store(out + c, vec_load(out + c) * shrink);
+            }
+        }
     }
-    return least;
 }
 
-// The factor of dropout on one probability: 0 or 1 / (1 - dropout).
-static float dropped(const AttentionShape *s, int64_t b, int64_t h, int64_t q, int64_t k) {
-    if (s->dropout == 0) {
-        return 1;
+// One block of queries of one head.
+static void forward_block(const AttentionForward *a, const ForwardRoom *room, const Queries *q, int64_t b, int64_t h) {
+    const AttentionShape *s = &a->shape;
+    int64_t width = s->head_width, padded = round_up(width, VEC_LANES), stride = (s->heads + 2 * s->groups) * width;
+    const float *query = (const float *)a->qkv + (b * s->length + q->begin) * stride + h * width;
+    int64_t vecs = (q->count + VEC_LANES - 1) / VEC_LANES;
+    block_transpose(q->count, vecs * VEC_LANES, width, query, stride, room->query, BLOCK);
+    for (int64_t v = 0; v < vecs * VEC_LANES; v += VEC_LANES) {
+        vec_store(room->most + v, vec_set(-1e30f));  // finite: a block of keys may be hidden from a query altogether
+        vec_store(room->sum + v, vec_set(0));
     }
-    uint64_t length = (uint64_t)s->length;
-    uint64_t index = ((s->first_sample + (uint64_t)b) * (uint64_t)s->heads + (uint64_t)h) * length * length +
-                     (uint64_t)q * length + (uint64_t)k;
-    return philox_unit(philox(s->seed, s->stream, index).word[0]) >= (double)s->dropout ? 1 / (1 - s->dropout) : 0;
+    memset(room->out, 0, (size_t)(round_up(q->count, 2) * padded) * sizeof *room->out);
+    ProbabilityDropout dropout = dropout_of(s, b, h);
+    float unit = (float)((double)s->scale * log2_e);
+    for (int64_t key = q->first_block; key <= q->begin; key += BLOCK) {
+        Pair p = pair_of(q, key);
+        pair_scores(&p, width, room->keys + key * padded, room->query, room->scores);
+        softmax(room, q, &p, &dropout, unit);
+        shrink_out(room, q->count, padded);
+        pair_to_queries(&p, padded, room->scores, room->values + key * padded, room->out);
+    }
+    float *out = (float *)a->out + ((b * s->length + q->begin) * s->heads + h) * width;
+    for (int64_t i = 0; i < q->count; i++, out += s->heads * width) {
+        const float *from = room->out + i * padded;
+        float share = 1 / room->sum[i];
+        int64_t c = 0;
+        for (; c + VEC_LANES <= width; c += VEC_LANES) {
+            vec_store(out + c, vec_load(from + c) * share);
+        }
+        if (c < width) {
+            vec_store_partial(out + c, vec_load(from + c) * share, width - c);
+        }
+    }
+    float *lse = a->lse + (b * s->heads + h) * s->length + q->begin;
+    for (int64_t i = 0; i < q->count; i += VEC_LANES) {
+        Vec natural = vec_load(room->most + i) * ln_2 + vec_log(vec_load(room->sum + i));
+        vec_store_partial(lse + i, natural, least_of(VEC_LANES, q->count - i));
+    }
 }
 
 static void forward_task(void *context, int64_t task, int thread) {
-    const Work *w = context;
-    const AttentionShape *s = w->s;
-    const AttentionForward *a = w->forward;
-    int64_t b = task / s->heads, h = task % s->heads, g = h / (s->heads / s->groups), length = s->length;
-    int width = s->head_width;
-    int64_t stride = (int64_t)(s->heads + 2 * s->groups) * width;
-    const float *rows = (const float *)a->qkv + b * length * stride;
-    const float *keys = rows + (s->heads + g) * width, *values = keys + (int64_t)s->groups * width;
-    float *p = (float *)(void *)(w->scratch + (size_t)thread * w->scratch_stride);
-    for (int64_t q = 0; q < length; q++) {
-        int64_t least = least_key(s, a->first, b, q);
-        float most = -INFINITY, sum = 0;
-        for (int64_t k = least; k <= q; k++) {
-            p[k] = s->scale * dot(rows + q * stride + h * width, keys + k * stride, width);
-            most = p[k] > most ? p[k] : most;
-        }
-        float *out = (float *)a->out + (b * length + q) * s->heads * width + h * width;
-        memset(out, 0, (size_t)width * sizeof *out);
-        for (int64_t k = least; k <= q; k++) {
-            p[k] = expf(p[k] - most);
-            sum += p[k];
-        }
-        for (int64_t k = least; k <= q; k++) {
-            add_scaled(out, p[k] / sum * dropped(s, b, h, q, k), values + k * stride, width);
-        }
-        a->lse[(b * s->heads + h) * length + q] = most + logf(sum);
-    }
-}
-
-static void backward_task(void *context, int64_t task, int thread) {
-    const Work *w = context;
-    const AttentionShape *s = w->s;
-    const AttentionBackward *a = w->backward;
-    int64_t b = task / s->groups, g = task % s->groups, length = s->length, share = s->heads / s->groups;
-    int width = s->head_width;
-    int64_t stride = (int64_t)(s->heads + 2 * s->groups) * width;
-    const float *rows = (const float *)a->qkv + b * length * stride;
-    float *drows = (float *)a->dqkv + b * length * stride;
-    int64_t to_key = (s->heads + g) * width, to_value = to_key + (int64_t)s->groups * width;
-    for (int64_t k = 0; k < length; k++) {
-        memset(drows + k * stride + to_key, 0, (size_t)width * sizeof *drows);
-        memset(drows + k * stride + to_value, 0, (size_t)width * sizeof *drows);
-    }
-    for (int64_t h = g * share; h < (g + 1) * share; h++) {
-        for (int64_t q = 0; q < length; q++) {
-            const float *query = rows + q * stride + h * width;
-            float *dquery = drows + q * stride + h * width;
-            const float *dout = (const float *)a->dout + (b * length + q) * s->heads * width + h * width;
-            const float *out = (const float *)a->out + (b * length + q) * s->heads * width + h * width;
-            float lse = a->lse[(b * s->heads + h) * length + q], delta = dot(dout, out, width);
-            memset(dquery, 0, (size_t)width * sizeof *dquery);
-            for (int64_t k = least_key(s, a->first, b, q); k <= q; k++) {
-                float p = expf(s->scale * dot(query, rows + k * stride + to_key, width) - lse);
-                float kept = dropped(s, b, h, q, k);
-                float ds = p * (kept * dot(dout, rows + k * stride + to_value, width) - delta) * s->scale;
-                add_scaled(drows + k * stride + to_value, p * kept, dout, width);
-                add_scaled(dquery, ds, rows + k * stride + to_key, width);
-                add_scaled(drows + k * stride + to_key, ds, query, width);
-            }
+    const ForwardWork *w = context;
+    const AttentionForward *a = w->a;
+    const AttentionShape *s = &a->shape;
+    int64_t part = task % w->parts, g = task / w->parts % s->groups, b = task / w->parts / s->groups,
+            share = s->heads / s->groups;
+    int64_t width = s->head_width, stride = (s->heads + 2 * s->groups) * width, blocks = (s->length + BLOCK - 1) / BLOCK;
+    Scratch scratch = {(float *)(void *)(w->scratch + (size_t)thread * w->scratch_bytes), 0};
+    ForwardRoom room = forward_room(s, &scratch);
+    const float *keys = (const float *)a->qkv + b * s->length * stride + (s->heads + g) * width;
+    int64_t last = part + (blocks - 1 - part) / w->parts * w->parts;  // of the blocks of this part
+    int64_t rows = least_of(s->length, (last + 1) * BLOCK);
+    block_copy(rows, width, keys, stride, room.keys);
+    block_copy(rows, width, keys + s->groups * width, stride, room.values);
+    for (int64_t block = part; block < blocks; block += w->parts) {
+        Queries q = queries_at(s, a->first + b * s->length, block * BLOCK);
+        for (int64_t h = g * share; h < (g + 1) * share; h++) {
+            forward_block(a, &room, &q, b, h);
         }
     }
 }
 
 void CPU_NAME(cpu_attention_forward)(Device *device, const AttentionForward *a) {
     const AttentionShape *s = &a->shape;
-    size_t bytes = ((size_t)s->length * sizeof(float) + 4095) / 4096 * 4096;
-    Work w = {s, a, NULL, device_scratch(device, bytes), bytes};
-    threads_run(device->pool, s->batch * s->heads, forward_task, &w);
-}
-
-void CPU_NAME(cpu_attention_backward)(Device *device, const AttentionBackward *a) {
-    Work w = {&a->shape, NULL, a, NULL, 0};
-    threads_run(device->pool, a->shape.batch * a->shape.groups, backward_task, &w);
-}
-
-static void decode_task(void *context, int64_t task, int thread) {
-    const AttentionDecode *a = context;
-    int64_t b = task / a->heads, h = task % a->heads, g = h / (a->heads / a->groups),
-            stride = (int64_t)a->groups * a->head_width;
-    int width = a->head_width;
-    const float *q = (const float *)a->q + b * a->q_stride + h * width;
-    const float *keys = (const float *)a->keys + b * a->capacity * stride + g * width;
-    const float *values = (const float *)a->values + b * a->capacity * stride + g * width;
-    float *out = (float *)a->out + b * a->heads * width + h * width;
-    float most = -INFINITY, sum = 0;
-    memset(out, 0, (size_t)width * sizeof *out);
-    for (int64_t k = 0; k < a->lengths[b]; k++) {
-        float score = a->scale * dot(q, keys + k * stride, width);
-        if (score > most) {
-            float shrink = expf(most - score);
-            sum *= shrink;
-            for (int i = 0; i < width; i++) {
-                out[i] *= shrink;
-            }
-            most = score;
-        }
-        float p = expf(score - most);
-        sum += p;
-        add_scaled(out, p, values + k * stride, width);
+    attention_check(s);
+    int64_t threads = threads_count(device->pool), pairs = s->batch * s->groups, blocks = (s->length + BLOCK - 1) / BLOCK;
+    if (pairs == 0 || blocks == 0) {
+        return;
     }
-    for (int i = 0; i < width; i++) {
-        out[i] /= sum;
-    }
-}
-
-void CPU_NAME(cpu_attention_decode)(Device *device, const AttentionDecode *a) {
-    threads_run(device->pool, a->batch * a->heads, decode_task, (void *)a);
+    int64_t parts = threads == 1 || pairs >= 4 * threads ? 1 : least_of(blocks, (4 * threads + pairs - 1) / pairs);
+    Scratch scratch = {0};
+    forward_room(s, &scratch);
+    size_t bytes = ((size_t)scratch.used * sizeof(float) + 4095) / 4096 * 4096;
+    ForwardWork w = {a, parts, device_scratch(device, bytes), bytes};
+    threads_run(device->pool, pairs * parts, forward_task, &w);
 }

@@ -1,30 +1,70 @@
 // Dropout in place: element i is kept where philox_unit(word (first + i) % 4 of philox(seed, stream, (first + i) / 4)) >=
 // probability, and then scaled by 1 / (1 - probability). Nothing is stored: the backward pass draws the same mask again.
-#include "core/philox.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/parts.h"
+#include "kernels/cpu/random.h"
 
 typedef struct DropoutWork {
     const Dropout *a;
     int64_t parts;
+    uint32_t threshold;
     float scale;
 } DropoutWork;
 
+enum { GROUP = 4 * VEC_LANES64 };  // elements that one vector of counters decides: two vectors
+
+// The masks of the GROUP elements from `counter` on: low for the first half, high for the second.
+//
+// Words 0 and 1 are put side by side, words 2 and 3 too; interleaving the two by 64-bit lanes gives the words of every second
+// counter in order, so even lanes hold the first half of the counters and odd lanes the second.
+VEC_INLINE void masks(const DropoutWork *w, uint64_t counter, VecI *low, VecI *high) {
+    Vec64 index = (Vec64){0} + counter;
+    for (int i = 0; i < VEC_LANES64; i++) {
+        index[i] += (uint64_t)(i / 2 + i % 2 * (VEC_LANES64 / 2));
+    }
+    PhiloxVec r = philox_vec(w->a->seed, w->a->stream, index);
+    Vec64 a = (r.word[0] & 0xFFFFFFFFu) | r.word[1] << 32, b = (r.word[2] & 0xFFFFFFFFu) | r.word[3] << 32;
+#if VEC_LANES == 16
+    Vec64 even = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    Vec64 odd = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+#elif VEC_LANES == 8
+    Vec64 even = __builtin_shufflevector(a, b, 0, 4, 2, 6);
+    Vec64 odd = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+#else
+    Vec64 even = __builtin_shufflevector(a, b, 0, 2);
+    Vec64 odd = __builtin_shufflevector(a, b, 1, 3);
+#endif
+    *low = vec_kept((VecU)even, w->threshold);
+    *high = vec_kept((VecU)odd, w->threshold);
+}
+
 static void dropout_part(void *context, int64_t task, int thread) {
     const DropoutWork *w = context;
-    const Dropout *a = w->a;
-    Range range = range_part(a->count, 1024, w->parts, task);
-    float *x = a->x;
-    for (int64_t i = range.begin; i < range.end; i++) {
-        uint64_t index = a->first + (uint64_t)i;
-        Philox r = philox(a->seed, a->stream, index / 4);
-        x[i] = philox_unit(r.word[index % 4]) >= (double)a->probability ? x[i] * w->scale : 0;
+    Range range = range_part(w->a->count, 1024, w->parts, task);
+    float *x = (float *)w->a->x + range.begin;
+    int64_t count = range.end - range.begin, i = 0;
+    uint64_t counter = (w->a->first + (uint64_t)range.begin) / 4;
+    VecI low, high;
+    for (; i + GROUP <= count; i += GROUP, counter += VEC_LANES64) {
+        masks(w, counter, &low, &high);
+        vec_store(x + i, (Vec)((VecI)(vec_load(x + i) * w->scale) & low));
+        vec_store(x + i + VEC_LANES, (Vec)((VecI)(vec_load(x + i + VEC_LANES) * w->scale) & high));
+    }
+    if (i < count) {
+        masks(w, counter, &low, &high);
+        int64_t left = count - i, first = left < VEC_LANES ? left : VEC_LANES;
+        vec_store_partial(x + i, (Vec)((VecI)(vec_load_partial(x + i, first) * w->scale) & low), first);
+        if (left > VEC_LANES) {
+            float *rest = x + i + VEC_LANES;
+            vec_store_partial(rest, (Vec)((VecI)(vec_load_partial(rest, left - VEC_LANES) * w->scale) & high),
+                              left - VEC_LANES);
+        }
     }
 }
 
 void CPU_NAME(cpu_dropout)(Device *device, const Dropout *a) {
     ensure(a->probability >= 0 && a->probability < 1, "dropout %g", (double)a->probability);
     ensure(a->first % 4 == 0, "dropout of elements from %llu", (unsigned long long)a->first);
-    DropoutWork w = {a, part_count(device, a->count, 8), 1.0f / (1.0f - a->probability)};
+    DropoutWork w = {a, part_count(device, a->count, 2), dropout_threshold(a->probability), 1.0f / (1.0f - a->probability)};
     threads_run(device->pool, w.parts, dropout_part, &w);
 }

@@ -55,27 +55,31 @@ static REAL kept(const AttentionShape *s, int64_t b, int64_t h, int64_t q, int64
     return philox_unit(r.word[0]) >= (double)s->dropout ? 1 / (1 - R(s->dropout)) : 0;
 }
 
-// The probabilities of one query over keys 0 .. q (0 where it may not look), and the log-sum-exp.
+// The probabilities of one query over keys 0 .. q (0 where it may not look), from the log-sum-exp where it is known (`saved`),
+// and the log-sum-exp.
 static REAL probabilities(const AttentionShape *s, const REAL *query, const REAL *keys, int64_t stride, int64_t first,
-                          int64_t q, REAL *p) {
+                          int64_t q, const REAL *saved, REAL *p) {
     REAL most = -R(INFINITY), sum = 0;
     for (int64_t k = 0; k <= q; k++) {
-        p[k] = 0;
+        p[k] = -R(INFINITY);
         if (k < first || (s->window > 0 && k <= q - s->window)) {
             continue;
         }
+        p[k] = 0;
         for (int d = 0; d < s->head_width; d++) {
             p[k] += query[d] * keys[k * stride + d];
         }
         p[k] *= R(s->scale);
         most = p[k] > most ? p[k] : most;
     }
-    for (int64_t k = 0; k <= q; k++) {
-        bool seen = k >= first && (s->window == 0 || k > q - s->window);
-        p[k] = seen ? exp(p[k] - most) : 0;
-        sum += p[k];
+    if (saved != NULL) {
+        most = *saved;
     }
     for (int64_t k = 0; k <= q; k++) {
+        p[k] = exp(p[k] - most);
+        sum += p[k];
+    }
+    for (int64_t k = 0; k <= q && saved == NULL; k++) {
         p[k] /= sum;
     }
     return most + log(sum);
@@ -92,7 +96,7 @@ void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
             const REAL *keys = rows + (s->heads + h / (s->heads / s->groups)) * width, *values = keys + s->groups * width;
             for (int64_t q = 0; q < s->length; q++) {
                 t[3][(b * s->heads + h) * s->length + q] =
-                    probabilities(s, rows + q * stride + h * width, keys, stride, first[b * s->length + q], q, p);
+                    probabilities(s, rows + q * stride + h * width, keys, stride, first[b * s->length + q], q, NULL, p);
                 for (int64_t d = 0; d < width; d++) {
                     REAL sum = 0;
                     for (int64_t k = 0; k <= q; k++) {
@@ -122,14 +126,12 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
             for (int64_t q = 0; q < s->length; q++) {
                 int64_t to_query = q * stride + h * width;
                 const REAL *dout = t[4] + ((b * s->length + q) * s->heads + h) * width;
-                probabilities(s, rows + to_query, rows + to_key, stride, first[b * s->length + q], q, p);
-                REAL delta = 0;  // sum over keys of p dp
-                for (int64_t k = 0; k <= q; k++) {
-                    REAL dp = 0;
-                    for (int64_t d = 0; d < width; d++) {
-                        dp += dout[d] * rows[k * stride + to_value + d];
-                    }
-                    delta += p[k] * kept(s, b, h, q, k) * dp;
+                const REAL *out = t[2] + ((b * s->length + q) * s->heads + h) * width;
+                probabilities(s, rows + to_query, rows + to_key, stride, first[b * s->length + q], q,
+                              &t[3][(b * s->heads + h) * s->length + q], p);
+                REAL delta = 0;  // sum over keys of p dp, which is
+                for (int64_t d = 0; d < width; d++) {
+                    delta += dout[d] * out[d];
                 }
                 for (int64_t k = 0; k <= q; k++) {
                     REAL dp = 0, keep = kept(s, b, h, q, k);
@@ -158,7 +160,7 @@ void REFERENCE(attention_decode)(const OpCase *c, REAL **t) {
     for (int64_t b = 0; b < a->batch; b++) {
         for (int64_t h = 0; h < a->heads; h++) {
             int64_t start = b * a->capacity * stride + h / (a->heads / a->groups) * width;
-            probabilities(&s, t[0] + b * a->q_stride + h * width, t[1] + start, stride, 0, lengths[b] - 1, p);
+            probabilities(&s, t[0] + b * a->q_stride + h * width, t[1] + start, stride, 0, lengths[b] - 1, NULL, p);
             for (int64_t d = 0; d < width; d++) {
                 REAL sum = 0;
                 for (int64_t k = 0; k < lengths[b]; k++) {

@@ -1,0 +1,206 @@
+// What attention's forward and backward pass share: blocks of queries and keys, what a query may see, dropout of probabilities.
+//
+// Both walk blocks of BLOCK queries against blocks of BLOCK keys. Scores are kept transposed, scores[key][query], so that
+// the lanes of a vector are queries: sums and maxima over keys are then plain vector operations, and all products read their
+// factors in the layout in which they lie:
+//
+//     scores^T [key][query] = K [key][d]      (Q^T [d][query])        K by elements, Q^T by vectors
+//     out      [query][d]   = P^T transposed  (V   [key][d])          P^T by elements, V by vectors
+//
+// Blocks start at multiples of BLOCK, so a pair of blocks is either whole or on the diagonal; on the diagonal the work is cut
+// into strips of STRIP keys or queries and what no query sees is not computed. The exponential is 2^x: scores are multiplied by
+// scale * log2(e) on the way into it.
+#pragma once
+
+#include "kernels/cpu/block.h"
+#include "kernels/cpu/random.h"
+#include "kernels/device.h"
+
+#include <math.h>
+
+enum { BLOCK = 64, STRIP = 16 };
+
+static const double log2_e = 1.4426950408889634;
+static const float ln_2 = 0.693147180559945f;
+
+VEC_INLINE int64_t least_of(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+// 2^x for x <= 1; 0 below -126 and for -infinity. x = n + r, |r| <= 1/2, and the polynomial of vec_exp in r ln 2.
+VEC_INLINE Vec vec_exp2(Vec x) {
+    Vec n = vec_round(x), r = x - n;
+    Vec p = vec_set(0x1.414deep-13f);
+    p = p * r + 0x1.5f049ep-10f;
+    p = p * r + 0x1.3b2e0ep-7f;
+    p = p * r + 0x1.c6af86p-5f;
+    p = p * r + 0x1.ebfbdcp-3f;
+    p = p * r + 0x1.62e430p-1f;
+    p = p * r + 1.0f;
+#if VEC_LANES == 16
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, n);
+#else
+    VecI whole = __builtin_convertvector(vec_max(vec_set(-126.0f), n), VecI);
+    return vec_where_less(x, vec_set(-126.0f), vec_set(0), p * (Vec)((whole + 127) << 23));
+#endif
+}
+
+// A block of queries of one sequence, and which keys they see. Queries that stand beyond the end (padding) see what the last
+// one does, and nobody reads what they give.
+typedef struct Queries {
+    int64_t begin, count;  // count <= BLOCK
+    int64_t first_block;   // the first key that any of them sees, rounded down to a block
+    int64_t all_see;       // from this key on (up to the diagonal) all of them see every key
+    float least[BLOCK];    // the first key that each sees, less first_block
+} Queries;
+
+static inline Queries queries_at(const AttentionShape *s, const int32_t *first, int64_t begin) {
+    Queries q = {.begin = begin, .count = least_of(BLOCK, s->length - begin), .all_see = 0};
+    int64_t least[BLOCK], lowest = begin;
+    for (int64_t i = 0; i < BLOCK; i++) {
+        int64_t at = begin + least_of(i, q.count - 1);
+        least[i] = first[at];
+        if (s->window > 0 && least[i] < at - s->window + 1) {
+            least[i] = at - s->window + 1;
+        }
+        lowest = least_of(lowest, least[i]);
+        q.all_see = least[i] > q.all_see ? least[i] : q.all_see;
+    }
+    q.first_block = lowest / BLOCK * BLOCK;
+    for (int64_t i = 0; i < BLOCK; i++) {
+        q.least[i] = (float)(least[i] - q.first_block);
+    }
+    return q;
+}
+
+// One block of keys against a block of queries.
+typedef struct Pair {
+    int64_t key;      // the first key
+    int64_t keys;     // how many, an even number: one may be padding
+    int64_t queries;  // how many, and in vectors
+    int64_t vecs;
+    bool diagonal, masked;
+} Pair;
+
+static inline Pair pair_of(const Queries *q, int64_t key) {
+    Pair p = {.key = key, .queries = q->count, .vecs = (q->count + VEC_LANES - 1) / VEC_LANES};
+    p.diagonal = key == q->begin;
+    p.masked = p.diagonal || key < q->all_see;
+    p.keys = p.diagonal ? round_up(q->count, 2) : BLOCK;
+    return p;
+}
+
+// The keys that vector v of the queries needs.
+VEC_INLINE int64_t pair_keys(const Pair *p, int64_t v) {
+    return p->diagonal ? least_of(p->keys, v * VEC_LANES / STRIP * STRIP + STRIP) : p->keys;
+}
+
+// What vector v of a block of queries sees: score, or -infinity where key `k` of the pair is hidden.
+typedef struct Sight {
+    Vec least, last;  // relative to the pair's first key
+} Sight;
+
+VEC_INLINE Sight sight_of(const Queries *q, const Pair *p, int64_t v) {
+    Vec last;
+    for (int i = 0; i < VEC_LANES; i++) {
+        last[i] = (float)i;
+    }
+    return (Sight){vec_load(q->least + v * VEC_LANES) - (float)(p->key - q->first_block),
+                   last + (float)(q->begin - p->key + v * VEC_LANES)};
+}
+
+VEC_INLINE Vec sight_apply(Sight sight, int64_t k, Vec score) {
+    Vec key = vec_set((float)k), hidden = vec_set(-INFINITY);
+    return vec_where_less(key, sight.least, hidden, vec_where_less(sight.last, key, hidden, score));
+}
+
+// c[key][query] = rows[key][d] queries[d][query] (rows: K or V of this block, padded width apart).
+static inline void pair_scores(const Pair *p, int64_t width, const float *rows, const float *transposed, float *c) {
+    int64_t padded = round_up(width, VEC_LANES);
+    if (!p->diagonal) {
+        block_product(p->keys, p->vecs, width, (Factor){rows, padded, 1}, transposed, BLOCK, c, BLOCK, false);
+        return;
+    }
+    for (int64_t s = 0; s < p->keys; s += STRIP) {
+        block_product(least_of(STRIP, p->keys - s), p->vecs - s / VEC_LANES, width, (Factor){rows + s * padded, padded, 1},
+                      transposed + s, BLOCK, c + s * BLOCK + s, BLOCK, false);
+    }
+}
+
+// y[query][d] += sum over keys of weights[key][query] rows[key][d].
+static inline void pair_to_queries(const Pair *p, int64_t padded, const float *weights, const float *rows, float *y) {
+    int64_t vecs = padded / VEC_LANES, queries = round_up(p->queries, 2);
+    if (!p->diagonal) {
+        block_product(queries, vecs, p->keys, (Factor){weights, 1, BLOCK}, rows, padded, y, padded, true);
+        return;
+    }
+    for (int64_t s = 0; s < queries; s += STRIP) {
+        block_product(least_of(STRIP, queries - s), vecs, least_of(s + STRIP, p->keys), (Factor){weights + s, 1, BLOCK}, rows,
+                      padded, y + s * padded, padded, true);
+    }
+}
+
+// y[key][d] += sum over queries of weights[key][query] rows[query][d].
+static inline void pair_to_keys(const Pair *p, int64_t padded, const float *weights, const float *rows, float *y) {
+    int64_t vecs = padded / VEC_LANES;
+    if (!p->diagonal) {
+        block_product(p->keys, vecs, p->queries, (Factor){weights, BLOCK, 1}, rows, padded, y, padded, true);
+        return;
+    }
+    for (int64_t s = 0; s < p->keys; s += STRIP) {
+        block_product(least_of(STRIP, p->keys - s), vecs, p->queries - s, (Factor){weights + s * BLOCK + s, BLOCK, 1},
+                      rows + s * padded, padded, y + s * padded, padded, true);
+    }
+}
+
+// Dropout of the probabilities of one head: the contract is in kernels.h.
+typedef struct ProbabilityDropout {
+    bool on;
+    uint32_t threshold;
+    float scale;
+    uint64_t seed, stream, base, length;  // index = base + q length + k
+} ProbabilityDropout;
+
+static inline ProbabilityDropout dropout_of(const AttentionShape *s, int64_t b, int64_t h) {
+    uint64_t length = (uint64_t)s->length;
+    uint64_t head = (s->first_sample + (uint64_t)b) * (uint64_t)s->heads + (uint64_t)h;
+    return (ProbabilityDropout){
+        s->dropout > 0, dropout_threshold(s->dropout), 1.0f / (1.0f - s->dropout), s->seed, s->stream, head * length * length,
+        length};
+}
+
+// The factor (0 or 1 / (1 - dropout)) for queries q .. q + VEC_LANES - 1 and key k.
+VEC_INLINE Vec dropout_factor(const ProbabilityDropout *d, int64_t q, int64_t k) {
+    Vec64 low;
+    for (int i = 0; i < VEC_LANES64; i++) {
+        low[i] = d->base + ((uint64_t)q + (uint64_t)i) * d->length + (uint64_t)k;
+    }
+    VecU a = (VecU)philox_vec(d->seed, d->stream, low).word[0];
+    VecU b = (VecU)philox_vec(d->seed, d->stream, low + (uint64_t)VEC_LANES64 * d->length).word[0];
+#if VEC_LANES == 16
+    VecU words = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif VEC_LANES == 8
+    VecU words = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+    VecU words = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+#endif
+    return (Vec)(vec_kept(words, d->threshold) & (VecI)vec_set(d->scale));
+}
+
+// A thread's scratch, handed out in pieces on boundaries of 64 bytes. Without memory it only counts.
+typedef struct Scratch {
+    float *memory;
+    int64_t used;  // floats
+} Scratch;
+
+VEC_INLINE float *scratch_take(Scratch *scratch, int64_t floats) {
+    int64_t at = scratch->used;
+    scratch->used += round_up(floats, 16);
+    return scratch->memory != NULL ? scratch->memory + at : NULL;
+}
+
+static inline void attention_check(const AttentionShape *s) {
+    ensure(s->groups > 0 && s->heads % s->groups == 0, "%d heads in %d groups", s->heads, s->groups);
+    ensure(s->scale > 0, "scale %g", (double)s->scale);
+    ensure(s->dropout >= 0 && s->dropout < 1, "dropout %g", (double)s->dropout);
+}

@@ -1,0 +1,94 @@
+// Attention of one new token per sequence over a cache of keys and values: a running softmax over chunks of keys.
+//
+// A task is a (sequence, group); all heads of the group use a chunk of the cache while it is near. The cache is read once, so
+// memory bandwidth is the limit.
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/cpu.h"
+
+// Scores of VEC_LANES keys (`count` of them exist) for one query, in units of log2.
+VEC_INLINE Vec key_scores(const float *query, const float *keys, int64_t stride, int64_t width, int64_t count, float scale) {
+    Vec sums[VEC_LANES];
+    for (int k = 0; k < VEC_LANES; k++) {
+        const float *key = keys + (k < count ? k : 0) * stride;
+        Vec sum = vec_set(0);
+        int64_t c = 0;
+        for (; c + VEC_LANES <= width; c += VEC_LANES) {
+            sum += vec_load(query + c) * vec_load(key + c);
+        }
+        if (c < width) {
+            sum += vec_load_partial(query + c, width - c) * vec_load_partial(key + c, width - c);
+        }
+        sums[k] = sum;
+    }
+    return vec_sums(sums) * scale;
+}
+
+// out[d] = shrink * out[d] + sum over keys of weights[k] values[k][d].
+static void add_values(const float *weights, int64_t keys, const float *values, int64_t stride, int64_t width, float shrink,
+                       float *out) {
+    for (int64_t c = 0; c < width; c += VEC_LANES) {
+        int64_t left = least_of(VEC_LANES, width - c);
+        Vec sum = vec_load_partial(out + c, left) * shrink, sum_odd = vec_set(0);
+        int64_t k = 0;
+        for (; k + 1 < keys && left == VEC_LANES; k += 2) {
+            sum += vec_load(values + k * stride + c) * weights[k];
+            sum_odd += vec_load(values + (k + 1) * stride + c) * weights[k + 1];
+        }
+        for (; k < keys; k++) {
+            sum += vec_load_partial(values + k * stride + c, left) * weights[k];
+        }
+        vec_store_partial(out + c, sum + sum_odd, left);
+    }
+}
+
+// The next BLOCK keys (or fewer) for one head. most and sum run along.
+static void decode_chunk(const float *query, const float *keys, const float *values, int64_t stride, int64_t width,
+                         int64_t count, float scale, float *most, float *sum, float *out) {
+    float scores[BLOCK];
+    Vec greatest = vec_set(*most);
+    for (int64_t k = 0; k < count; k += VEC_LANES) {
+        Vec score = key_scores(query, keys + k * stride, stride, width, count - k, scale);
+        Vec hidden = vec_set(-INFINITY), key = {0};
+        for (int i = 0; i < VEC_LANES; i++) {
+            key[i] = (float)i;
+        }
+        score = vec_where_less(key, vec_set((float)(count - k)), score, hidden);
+        greatest = vec_max(score, greatest);
+        vec_store(scores + k, score);
+    }
+    float now = vec_max_lane(greatest), shrink = exp2f(*most - now);
+    Vec total = vec_set(0);
+    for (int64_t k = 0; k < count; k += VEC_LANES) {
+        Vec probability = vec_exp2(vec_load(scores + k) - now);
+        total += probability;
+        vec_store(scores + k, probability);
+    }
+    *most = now;
+    *sum = *sum * shrink + vec_sum(total);
+    add_values(scores, count, values, stride, width, shrink, out);
+}
+
+static void decode_task(void *context, int64_t task, int thread) {
+    const AttentionDecode *a = context;
+    int64_t g = task % a->groups, b = task / a->groups, share = a->heads / a->groups, width = a->head_width;
+    int64_t stride = a->groups * width, start = b * a->capacity * stride + g * width;
+    const float *keys = (const float *)a->keys + start, *values = (const float *)a->values + start;
+    for (int64_t h = g * share; h < (g + 1) * share; h++) {
+        const float *query = (const float *)a->q + b * a->q_stride + h * width;
+        float *out = (float *)a->out + (b * a->heads + h) * width;
+        float most = -1e30f, sum = 0;
+        memset(out, 0, (size_t)width * sizeof *out);
+        for (int64_t k = 0; k < a->lengths[b]; k += BLOCK) {
+            decode_chunk(query, keys + k * stride, values + k * stride, stride, width, least_of(BLOCK, a->lengths[b] - k),
+                         (float)((double)a->scale * log2_e), &most, &sum, out);
+        }
+        for (int64_t d = 0; d < width; d++) {
+            out[d] /= sum;
+        }
+    }
+}
+
+void CPU_NAME(cpu_attention_decode)(Device *device, const AttentionDecode *a) {
+    ensure(a->groups > 0 && a->heads % a->groups == 0, "%d heads in %d groups", a->heads, a->groups);
+    threads_run(device->pool, a->batch * a->groups, decode_task, (void *)(uintptr_t)a);
+}
