@@ -167,7 +167,11 @@ size_t utf8_valid_prefix(const char *text, size_t size) {
     const unsigned char *s = (const unsigned char *)text;
     size_t i = 0;
     while (i < size) {
-        uint64_t word;
+        uint64_t word, four[4];
+        if (size - i >= 32 && (memcpy(four, s + i, 32), ((four[0] | four[1] | four[2] | four[3]) & 0x8080808080808080u) == 0)) {
+            i += 32;
+            continue;
+        }
         if (size - i >= 8 && (memcpy(&word, s + i, 8), (word & 0x8080808080808080u) == 0)) {
             i += 8;  // eight ASCII bytes at once
             continue;

@@ -37,18 +37,27 @@ enum Sink { SINK_NONE, SINK_KEY, SINK_TEXT, SINK_NAME };
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 typedef uint64_t Words2 __attribute__((vector_size(16)));
 
+// Where the first of 16 bytes is that does not stand for itself; 16 if all do.
+static inline size_t plain_of_16(Bytes16 v) {
+    Words2 stop = (Words2)((v == '"') | (v == '\\') | (v < 0x20));
+    if ((stop[0] | stop[1]) == 0) {
+        return 16;
+    }
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return (size_t)(stop[0] != 0 ? __builtin_ctzll(stop[0]) / 8 : 8 + __builtin_ctzll(stop[1]) / 8);
+#else
+    return (size_t)(stop[0] != 0 ? __builtin_clzll(stop[0]) / 8 : 8 + __builtin_clzll(stop[1]) / 8);
+#endif
+}
+
 size_t json_plain_run(const char *bytes, size_t size) {
     size_t i = 0;
     for (; size - i >= 16; i += 16) {
         Bytes16 v;
         memcpy(&v, bytes + i, 16);
-        Words2 stop = (Words2)((v == '"') | (v == '\\') | (v < 0x20));
-        if ((stop[0] | stop[1]) != 0) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-            return i + (size_t)(stop[0] != 0 ? __builtin_ctzll(stop[0]) / 8 : 8 + __builtin_ctzll(stop[1]) / 8);
-#else
-            break;
-#endif
+        size_t n = plain_of_16(v);
+        if (n < 16) {
+            return i + n;
         }
     }
     for (; i < size; i++) {
@@ -237,19 +246,24 @@ static bool after_value(JsonLine *line, char c) {
     return true;
 }
 
+// What a backslash and this character mean; 0 where that is nothing, or \u.
+static const char short_escapes[256] = {
+    ['"'] = '"', ['\\'] = '\\', ['/'] = '/', ['b'] = '\b', ['f'] = '\f', ['n'] = '\n', ['r'] = '\r', ['t'] = '\t'};
+
 static bool take_escape(JsonLine *line, char c) {
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     if (c == 'u') {
         line->state = HEX;
         line->code = 0;
         line->digits = 0;
         return true;
     }
-    const char *found = c != 0 ? strchr(from, c) : NULL;
-    if (found == NULL) {
+    char escaped = short_escapes[(unsigned char)c];
+    if (escaped == 0) {
         return bad(line, "a backslash is followed by none of \"\\/bfnrtu");
     }
-    return store_code(line, (uint32_t)to[found - from]);
+    store(line, &escaped, 1);
+    line->state = STRING;
+    return line->reason == NULL;
 }
 
 // One digit of \uXXXX. Two surrogates make one character; one alone is none.
@@ -365,18 +379,48 @@ static bool take_structure(JsonLine *line, char c) {
     }
 }
 
+// The common case of a text: plain bytes and short escapes, 16 bytes at a time, while room is ample on both sides. What remains
+// may begin inside a character.
+static size_t take_text(JsonLine *line, const char *bytes, size_t size) {
+    char *to = line->text + line->text_size;
+    size_t i = 0, room = line->text_capacity - JSON_LINE_SLACK - line->text_size;
+    // A step takes at most 16 of 32, so that the character that it may cut fits as a whole.
+    while (size - i >= 16 && room >= 32) {
+        Bytes16 v;
+        memcpy(&v, bytes + i, 16);
+        memcpy(to, &v, 16);
+        size_t n = plain_of_16(v);
+        i += n;
+        to += n;
+        room -= n;
+        if (n == 16) {
+            continue;
+        }
+        char escaped = bytes[i] == '\\' && i + 1 < size ? short_escapes[(unsigned char)bytes[i + 1]] : 0;
+        if (escaped == 0) {
+            break;
+        }
+        *to++ = escaped;
+        room--;
+        i += 2;
+    }
+    line->text_size = (size_t)(to - line->text);
+    return i;
+}
+
 // Takes what stands for itself of a string's content. Stops before a character that does not fit as a whole.
 static size_t take_plain(JsonLine *line, const char *bytes, size_t size) {
-    size_t room = line->sink == SINK_TEXT ? line->text_capacity - JSON_LINE_SLACK - line->text_size : size;
-    size_t n = json_plain_run(bytes, size < room ? size : room);
-    if (n == room && n < size) {
-        while (n > 0 && ((unsigned char)bytes[n] & 0xC0) == 0x80) {
+    size_t done = line->sink == SINK_TEXT ? take_text(line, bytes, size) : 0, left = size - done;
+    size_t room = line->sink == SINK_TEXT ? line->text_capacity - JSON_LINE_SLACK - line->text_size : left;
+    size_t n = json_plain_run(bytes + done, left < room ? left : room);
+    if (n == room && n < left) {
+        while (n > 0 && ((unsigned char)bytes[done + n] & 0xC0) == 0x80) {
             n--;  // do not cut inside a character
         }
         line->full = true;
     }
-    store(line, bytes, n);
-    return n;
+    store(line, bytes + done, n);
+    return done + n;
 }
 
 size_t json_line_feed(JsonLine *line, const char *bytes, size_t size) {

@@ -146,13 +146,14 @@ static Found find_segment(ShardReader *reader, ShardEvent *event) {
     const char *newline = memchr(from, '\n', size);
     size = newline != NULL ? (size_t)(newline - from) : size;
     size_t valid = reader->skipping ? size : utf8_valid_prefix(from, size);
-    if (valid < size && (newline != NULL || size - valid > CARRY_BYTES)) {
+    if (valid == 0 && size > 0 && (newline != NULL || size > CARRY_BYTES)) {
         bad_line(reader, event, "it is not valid UTF-8");
         return FOUND_BAD;
     }
+    // What stands before an invalid byte is scanned first: what is wrong with a line does not depend on how it is cut.
     reader->checked = reader->at + valid;
-    reader->line_ends = newline != NULL;
-    return valid > 0 || newline != NULL ? FOUND_SEGMENT : FOUND_NOTHING;
+    reader->line_ends = newline != NULL && valid == size;
+    return valid > 0 || reader->line_ends ? FOUND_SEGMENT : FOUND_NOTHING;
 }
 
 // Feeds the segment to the scanner. Returns true if there is an event.

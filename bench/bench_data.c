@@ -1,0 +1,325 @@
+// How fast text becomes tokens: reading shards, tokenizing, building a corpus, packing files into shards.
+//
+//   bench_data --input 'texts-packed/train/*.jsonl.zst' --tokenizer tokenizer.json [--workers 1 --workers 2]
+//   bench_data --set "Manuals=/usr/share/man/**/*.gz"
+//
+// Every rate is of document text (UTF-8, before JSON and compression) in MB/s (10^6 bytes), the median of the repeats with the
+// best one in brackets. Each row names what bounds it and the share that it reaches: reading is bounded by decompression and by
+// scanning JSON from memory, one after the other in one thread; building by that many encoders at once. Files come from the
+// page cache.
+#include "core/clock.h"
+#include "core/durable.h"
+#include "core/options.h"
+#include "core/text.h"
+#include "core/threads.h"
+#include "data/build.h"
+#include "data/byte_source.h"
+#include "data/pack.h"
+#include "data/shards.h"
+#include "data/tokenizer.h"
+
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MEMORY_MOST = 64 << 20, REPEATS_MOST = 99, BLOCK = 128 << 10 };
+
+typedef struct Settings {
+    Strings inputs, sets, workers;
+    char *tokenizer, *folder;
+    int64_t repeats;
+    bool processor_time;
+} Settings;
+
+static const Key flags[] = {
+    {"input", KEY_LIST, offsetof(Settings, inputs), NULL, .help = "Shards to read and to build from."},
+    {"tokenizer", KEY_TEXT, offsetof(Settings, tokenizer), NULL,
+     .help = "Tokenizer for the build; without one only reading is measured."},
+    {"workers", KEY_LIST, offsetof(Settings, workers), NULL,
+     .help = "Numbers of workers to measure; all cores if none is given."},
+    {"set", KEY_LIST, offsetof(Settings, sets), NULL, .help = "NAME=PATTERN of files to pack, as for 'athanor data pack'."},
+    {"folder", KEY_TEXT, offsetof(Settings, folder), "/tmp", .help = "Where to write."},
+    {"repeats", KEY_INT, offsetof(Settings, repeats), "5", 1, REPEATS_MOST, .help = "Measurements of each row."},
+    {"processor-time", KEY_BOOL, offsetof(Settings, processor_time), "false",
+     .help = "Rates per second of processor time, summed over threads: what to use on a machine that others share."},
+};
+enum { FLAG_COUNT = sizeof flags / sizeof *flags };
+
+// What the rows share: the shards, and the start of their lines and documents in memory.
+typedef struct Bench {
+    const Settings *settings;
+    Strings shards;
+    int64_t text_bytes;  // of all documents
+    Buffer lines;        // decompressed lines, at most MEMORY_MOST
+    Buffer text;         // the text of the documents in them
+    size_t *ends;
+    size_t documents, capacity;
+    Tokenizer *tokenizer;
+    int workers;
+    char *out;
+} Bench;
+
+typedef struct Rate {
+    double median, best;  // bytes a second
+} Rate;
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double seconds(const Bench *bench) {
+    struct timespec now;
+    if (!bench->settings->processor_time) {
+        return clock_seconds();
+    }
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+// Runs `work` some times; it tells how many bytes of text it did.
+static Error *measure(Bench *bench, Error *(*work)(Bench *bench, int64_t *bytes), Rate *rate) {
+    double rates[REPEATS_MOST];
+    int64_t repeats = bench->settings->repeats;
+    for (int64_t r = 0; r < repeats; r++) {
+        int64_t bytes = 0;
+        double start = seconds(bench);
+        TRY(work(bench, &bytes));
+        rates[r] = (double)bytes / (seconds(bench) - start);
+    }
+    qsort(rates, (size_t)repeats, sizeof *rates, compare_doubles);
+    *rate = (Rate){rates[repeats / 2], rates[repeats - 1]};
+    return NULL;
+}
+
+static void print_row(const char *name, Rate rate, const char *limit, double limit_rate) {
+    printf("%-34s %8.0f MB/s (%.0f)", name, rate.median / 1e6, rate.best / 1e6);
+    if (limit_rate > 0) {
+        printf("   %3.0f%% of %s (%.0f)", 100 * rate.median / limit_rate, limit, limit_rate / 1e6);
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
+static Error *decompress(Bench *bench, int64_t *bytes) {
+    static char block[BLOCK];
+    for (size_t i = 0; i < bench->shards.count; i++) {
+        ByteSource *source;
+        size_t got;
+        TRY(byte_source_open(bench->shards.items[i], &source));
+        Error *error;
+        do {
+            error = byte_source_read(source, block, sizeof block, &got);
+        } while (error == NULL && got > 0);
+        byte_source_close(source);
+        TRY(error);
+    }
+    *bytes = bench->text_bytes;
+    return NULL;
+}
+
+static Error *drain(ShardReader *reader, int64_t *bytes) {
+    ShardEvent event;
+    do {
+        TRY(shard_next(reader, &event));
+        *bytes += (int64_t)event.size;
+    } while (event.kind != SHARD_END);
+    return NULL;
+}
+
+static Error *scan(Bench *bench, int64_t *bytes) {
+    ShardReader *reader;
+    TRY(shard_open_memory("memory", bench->lines.data, bench->lines.size, BLOCK, 1 << 20, &reader));
+    Error *error = drain(reader, bytes);
+    shard_close(reader);
+    return error;
+}
+
+static Error *read_shards(Bench *bench, int64_t *bytes) {
+    for (size_t i = 0; i < bench->shards.count; i++) {
+        ShardReader *reader;
+        TRY(shard_open(bench->shards.items[i], &reader));
+        Error *error = drain(reader, bytes);
+        shard_close(reader);
+        TRY(error);
+    }
+    return NULL;
+}
+
+// One encoder per worker, each over the same documents in memory.
+static void encode_all(void *context, int64_t task, int thread) {
+    Bench *bench = context;
+    Encoder *encoder = encoder_create(bench->tokenizer);
+    Tokens tokens = {0};
+    size_t from = 0;
+    for (size_t d = 0; d < bench->documents; d++) {
+        tokens.count = 0;
+        encoder_encode(encoder, bench->text.data + from, bench->ends[d] - from, false, &tokens);
+        from = bench->ends[d];
+    }
+    free(tokens.ids);
+    encoder_free(encoder);
+}
+
+static Error *encode(Bench *bench, int64_t *bytes) {
+    ThreadPool *pool = threads_create(bench->workers);
+    threads_run(pool, bench->workers, encode_all, bench);
+    threads_destroy(pool);
+    *bytes = (int64_t)bench->text.size * bench->workers;
+    return NULL;
+}
+
+static Error *build(Bench *bench, int64_t *bytes) {
+    BuildPlan plan = {.inputs = bench->shards,
+                      .tokenizer = bench->settings->tokenizer,
+                      .out = bench->out,
+                      .workers = bench->workers,
+                      .bad_lines_most = INT64_MAX};
+    BuildResult result;
+    TRY(folder_remove(bench->out));
+    TRY(build_corpus(&plan, &result));
+    *bytes = bench->text_bytes;
+    return NULL;
+}
+
+static Error *pack(Bench *bench, int64_t *bytes) {
+    PackPlan plan = {.out = bench->out, .shards = 30, .valid = 0.01, .workers = bench->workers};
+    Error *error = folder_remove(bench->out);
+    for (size_t i = 0; i < bench->settings->sets.count && error == NULL; i++) {
+        error = pack_add_set(&plan, bench->settings->sets.items[i]);
+    }
+    if (error == NULL) {
+        error = pack_shards(&plan);
+    }
+    for (int s = 0; s < plan.set_count; s++) {
+        *bytes += plan.sets[s].train_bytes + plan.sets[s].held_out_bytes;
+    }
+    pack_free(&plan);
+    return error;
+}
+
+// Fills `lines` with whole lines from the shards and `text` with their documents.
+static Error *load(Bench *bench) {
+    for (size_t i = 0; i < bench->shards.count && bench->lines.size < MEMORY_MOST; i++) {
+        ByteSource *source;
+        size_t got;
+        TRY(byte_source_open(bench->shards.items[i], &source));
+        Error *error;
+        do {
+            buffer_reserve(&bench->lines, BLOCK);
+            error = byte_source_read(source, bench->lines.data + bench->lines.size, BLOCK, &got);
+            bench->lines.size += got;
+        } while (error == NULL && got > 0 && bench->lines.size < MEMORY_MOST);
+        byte_source_close(source);
+        TRY(error);
+    }
+    while (bench->lines.size > 0 && bench->lines.data[bench->lines.size - 1] != '\n') {
+        bench->lines.size--;
+    }
+    ShardReader *reader;
+    ShardEvent event;
+    TRY(shard_open_memory("memory", bench->lines.data, bench->lines.size, BLOCK, 1 << 20, &reader));
+    Error *error;
+    while ((error = shard_next(reader, &event)) == NULL && event.kind != SHARD_END) {
+        buffer_append(&bench->text, event.text, event.size);
+        if (event.kind == SHARD_DOCUMENT) {
+            array_push(bench->ends, bench->documents, bench->capacity, bench->text.size);
+        }
+    }
+    shard_close(reader);
+    return error;
+}
+
+static Error *measure_reading(Bench *bench) {
+    Rate rate, zstd, json;
+    TRY(read_shards(bench, &bench->text_bytes));
+    TRY(load(bench));
+    char bytes[32];
+    printf("%zu shards, %s of text\n", bench->shards.count, text_bytes(bytes, (double)bench->text_bytes));
+    TRY(measure(bench, decompress, &zstd));
+    print_row("decompress", zstd, NULL, 0);
+    TRY(measure(bench, scan, &json));
+    print_row("scan JSON from memory", json, NULL, 0);
+    TRY(measure(bench, read_shards, &rate));
+    print_row("read shards (1 thread)", rate, "both in turn", 1 / (1 / zstd.median + 1 / json.median));
+    return NULL;
+}
+
+static Error *measure_building(Bench *bench) {
+    char name[64];
+    Rate rate, limit;
+    snprintf(name, sizeof name, "encode from memory (%d threads)", bench->workers);
+    TRY(measure(bench, encode, &limit));
+    print_row(name, limit, NULL, 0);
+    snprintf(name, sizeof name, "build a corpus (%d workers)", bench->workers);
+    TRY(measure(bench, build, &rate));
+    print_row(name, rate, "encoding", limit.median);
+    return NULL;
+}
+
+static Error *measure_packing(Bench *bench) {
+    char name[64];
+    Rate rate;
+    snprintf(name, sizeof name, "pack files (%d workers)", bench->workers);
+    TRY(measure(bench, pack, &rate));
+    print_row(name, rate, NULL, 0);
+    return NULL;
+}
+
+static Error *measure_all(Bench *bench) {
+    const Settings *settings = bench->settings;
+    for (size_t i = 0; i < settings->inputs.count; i++) {
+        TRY(path_glob(settings->inputs.items[i], &bench->shards));
+    }
+    if (bench->shards.count > 0) {
+        TRY(measure_reading(bench));
+    }
+    if (settings->tokenizer != NULL) {
+        TRY(tokenizer_load(settings->tokenizer, &bench->tokenizer));
+    }
+    for (size_t i = 0; i == 0 || i < settings->workers.count; i++) {
+        int64_t workers = threads_available();
+        if (settings->workers.count > 0 &&
+            (!text_to_i64(settings->workers.items[i], &workers) || workers < 1 || workers > 4096)) {
+            return usage_error("--workers %s is no number of threads", settings->workers.items[i]);
+        }
+        bench->workers = (int)workers;
+        if (bench->shards.count > 0 && bench->tokenizer != NULL) {
+            TRY(measure_building(bench));
+        }
+        if (settings->sets.count > 0) {
+            TRY(measure_packing(bench));
+        }
+    }
+    return folder_remove(bench->out);
+}
+
+int main(int argc, char **argv) {
+    Settings settings = {0};
+    char **rest = memory_new((size_t)argc + 1, sizeof *rest);
+    int count = 0;
+    keys_defaults(flags, FLAG_COUNT, &settings);
+    Error *error = options_parse(flags, FLAG_COUNT, &settings, argc - 1, argv + 1, rest, &count);
+    if (error == NULL && settings.inputs.count == 0 && settings.sets.count == 0) {
+        error = usage_error("give --input (and --tokenizer) or --set; the head of bench/bench_data.c shows how");
+    }
+    if (error == NULL) {
+        Bench bench = {.settings = &settings};
+        bench.out = memory_format("%s/athanor-bench-data-%d", settings.folder, (int)getpid());
+        error = measure_all(&bench);
+        strings_free(&bench.shards);
+        buffer_free(&bench.lines);
+        buffer_free(&bench.text);
+        free(bench.ends);
+        free(bench.out);
+        tokenizer_free(bench.tokenizer);
+    }
+    int code = error != NULL;
+    if (error != NULL) {
+        fprintf(stderr, "bench_data: %s\n", error->message);
+        error_free(error);
+    }
+    keys_free(flags, FLAG_COUNT, &settings);
+    free(rest);
+    return code;
+}
