@@ -18,6 +18,15 @@ static void release(Staging *staging) {
     *staging = (Staging){.lock = -1};
 }
 
+// "corpus/" names the folder "corpus".
+static char *without_slashes(const char *path) {
+    size_t size = strlen(path);
+    while (size > 1 && path[size - 1] == '/') {
+        size--;
+    }
+    return memory_format("%.*s", (int)size, path);
+}
+
 static Error *refuse_existing(const char *path) {
     if (!path_exists(path)) {
         return NULL;
@@ -64,11 +73,7 @@ static Error *clear(const Staging *staging) {
 }
 
 Error *staging_begin(const char *path, bool keep, Staging *out) {
-    size_t size = strlen(path);
-    while (size > 1 && path[size - 1] == '/') {
-        size--;
-    }
-    out->path = memory_format("%.*s", (int)size, path);
+    out->path = without_slashes(path);
     out->partial = memory_format("%s%s", out->path, PARTIAL_SUFFIX);
     out->whole = path_join(out->partial, "whole");
     out->lock = -1;
@@ -108,4 +113,12 @@ void staging_abandon(Staging *staging, bool keep) {
         error_free(folder_remove(staging->partial));
     }
     release(staging);
+}
+
+Error *staging_clear(const char *path) {
+    char *plain = without_slashes(path), *partial = memory_format("%s%s", plain, PARTIAL_SUFFIX);
+    Error *error = folder_remove(partial);
+    free(plain);
+    free(partial);
+    return error;
 }

@@ -23,3 +23,6 @@ Error *staging_commit(Staging *staging) MUST_CHECK;
 
 // Gives up: removes PATH.partial, or leaves it if `keep`. Frees the staging.
 void staging_abandon(Staging *staging, bool keep);
+
+// Removes PATH.partial. Fine if there is none.
+Error *staging_clear(const char *path) MUST_CHECK;

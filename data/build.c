@@ -384,7 +384,7 @@ static Error *stage(Building *building) {
     result->shards = building->shard_count;
     if (built_before(building)) {
         result->done_before = true;
-        return NULL;
+        return staging_clear(building->plan->out);  // a kill between the last rename and the clean-up leaves the parts
     }
     TRY(staging_begin(building->plan->out, true, &building->staging));
     ThreadPool *pool = threads_create(building->plan->workers);
