@@ -42,17 +42,22 @@ static _Noreturn void as_rank(const char *which) {
     comm_abort(world, 6);
 }
 
-static int start(const char *which, char *output, size_t size) {
+// Runs this program as `which` behind `launcher`.
+static int start_with(const char *launcher, const char *which, char *output, size_t size) {
     char self[4096];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     self[n > 0 ? n : 0] = 0;
-    char *command = memory_format("timeout 60 mpirun -n 3 '%s' %s 2>&1", self, which);
+    char *command = memory_format("timeout 60 %s '%s' %s 2>&1", launcher, self, which);
     FILE *pipe = popen(command, "r");
     size_t got = fread(output, 1, size - 1, pipe);
     output[got] = 0;
     int status = pclose(pipe);
     free(command);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int start(const char *which, char *output, size_t size) {
+    return start_with("mpirun -n 3", which, output, size);
 }
 
 static int count_of(const char *text, const char *part) {
@@ -89,6 +94,15 @@ static void test_killed_rank(void) {
     CHECK(strstr(output, "a rank went on") == NULL);
 }
 
+// A launcher of another MPI starts several processes that each see themselves alone: they must not train four times.
+static void test_foreign_launcher(void) {
+    char output[8192];
+    if (strncmp(comm_library(), "Open MPI", 8) == 0) {
+        CHECK_I64(start_with("env PMI_SIZE=4 PMI_RANK=1", "shared", output, sizeof output), 1);
+        CHECK(strstr(output, "the launcher started 4 ranks but MPI") != NULL);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc == 2) {
         as_rank(argv[1]);
@@ -99,5 +113,6 @@ int main(int argc, char **argv) {
     RUN(test_shared_error);
     RUN(test_error_of_one_rank);
     RUN(test_killed_rank);
+    RUN(test_foreign_launcher);
     return check_report();
 }

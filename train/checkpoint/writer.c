@@ -132,6 +132,9 @@ static Error *write_slices(CheckpointWriter *w, const char *partial, json_t *fil
     }
     checkpoint_reached("file durable");
     if (error == NULL) {
+        error = h5_locate(path, layout, w->slice_count);  // a reader will find everything
+    }
+    if (error == NULL) {
         error = file_hash(path, &hashed, &hash);
     }
     if (error == NULL && hashed != bytes) {
@@ -394,11 +397,22 @@ static void check_plan(const CheckpointPlan *plan) {
     }
 }
 
-static Error *open_store(CheckpointWriter *w) {
+// fsync of the folder that holds `path`.
+static Error *sync_above(const char *path) {
+    char *folder = path_folder(path);
+    Error *error = file_sync(folder);
+    free(folder);
+    return error;
+}
+
+static Error *open_store(CheckpointWriter *w, const char *run_folder) {
     TRY(folder_create(w->folder));
     if (w->rank != 0) {
         return NULL;
     }
+    // A commit syncs the folder of checkpoints; the names that lead to it are made durable here.
+    TRY(sync_above(w->folder));
+    TRY(sync_above(run_folder));
     TRY(store_lock(w->folder, &w->lock));
     return store_clean(w->folder);
 }
@@ -434,7 +448,7 @@ Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **o
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->changed, NULL);
     w->job = JOB_PREPARE;
-    Error *error = open_store(w);
+    Error *error = open_store(w, plan->run_folder);
     int failed = error == NULL ? pthread_create(&w->thread, NULL, thread_main, w) : 0;
     if (failed != 0) {
         error = error_system(failed, "the thread that writes checkpoints cannot be started");
