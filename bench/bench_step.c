@@ -16,6 +16,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <time.h>
 
 // ---- A device whose operations are timed
 
@@ -50,12 +51,20 @@ static const char *const kind_names[KIND_COUNT] = {
     "zero",
 };
 
+static bool cpu_time;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(cpu_time ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 static const Operations *timed;                              // the table underneath
 static double seconds_of[KIND_COUNT], limit_of[KIND_COUNT];  // of the present step
 static double peak_flops, bandwidth;                         // bandwidth 0: everything stays in the caches
 
 static void count(Kind kind, double start, double flops, double bytes) {
-    seconds_of[kind] += clock_seconds() - start;
+    seconds_of[kind] += now() - start;
     limit_of[kind] += fmax(flops / peak_flops, bandwidth > 0 ? bytes / bandwidth : 0);
 }
 
@@ -64,19 +73,19 @@ static double product(int64_t a, int64_t b, int64_t c) {
 }
 
 static void timed_matmul_forward(Device *device, const MatmulForward *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->matmul_forward(device, a);
     count(KIND_MATMUL_FORWARD, start, 2 * product(a->rows, a->in, a->out), 4 * product(1, a->in, a->out));
 }
 
 static void timed_matmul_backward_input(Device *device, const MatmulBackwardInput *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->matmul_backward_input(device, a);
     count(KIND_MATMUL_INPUT, start, 2 * product(a->rows, a->in, a->out), 4 * product(1, a->in, a->out));
 }
 
 static void timed_matmul_backward_weight(Device *device, const MatmulBackwardWeight *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->matmul_backward_weight(device, a);
     count(KIND_MATMUL_WEIGHT, start, 2 * product(a->rows, a->in, a->out), 8 * product(1, a->in, a->out));
 }
@@ -86,26 +95,26 @@ static double attention_flops(const AttentionShape *s, double products) {
 }
 
 static void timed_attention_forward(Device *device, const AttentionForward *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->attention_forward(device, a);
     count(KIND_ATTENTION_FORWARD, start, attention_flops(&a->shape, 2), 0);
 }
 
 static void timed_attention_backward(Device *device, const AttentionBackward *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->attention_backward(device, a);
     count(KIND_ATTENTION_BACKWARD, start, attention_flops(&a->shape, 5), 0);
 }
 
 static void timed_classifier(Device *device, const Classifier *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->classifier(device, a);
     double weights = product(1, a->width, a->vocabulary);
     count(KIND_CLASSIFIER, start, 6 * (double)a->rows * weights, 16 * weights);
 }
 
 static void timed_optimizer_step(Device *device, const OptimizerStep *a) {
-    double start = clock_seconds();
+    double start = now();
     timed->optimizer_step(device, a);
     double elements = 0;
     for (int64_t i = 0; i < a->segment_count; i++) {
@@ -115,14 +124,14 @@ static void timed_optimizer_step(Device *device, const OptimizerStep *a) {
 }
 
 static void timed_zero(Device *device, int64_t bytes, void *x) {
-    double start = clock_seconds();
+    double start = now();
     timed->zero(device, bytes, x);
     count(KIND_ZERO, start, 0, (double)bytes);
 }
 
 #define TIMED(operation, Arguments, kind)                                                                                      \
     static void timed_##operation(Device *device, const Arguments *a) {                                                        \
-        double start = clock_seconds();                                                                                        \
+        double start = now();                                                                                                  \
         timed->operation(device, a);                                                                                           \
         count(kind, start, 0, 0);                                                                                              \
     }
@@ -191,6 +200,8 @@ typedef struct Settings {
     char *variant;
     double seconds;
     int recompute;
+    int64_t head_rows;
+    bool cpu_time;
 } Settings;
 
 static const Key flags[] = {
@@ -198,6 +209,8 @@ static const Key flags[] = {
     {"variant", KEY_TEXT, offsetof(Settings, variant), "auto", .help = "instruction set: avx512, avx2, baseline, auto"},
     {"seconds", KEY_FLOAT, offsetof(Settings, seconds), "5", 0.001, 600, NULL, "seconds", "time for each case"},
     {"recompute", KEY_CHOICE, offsetof(Settings, recompute), "none", .choices = recompute_names, .help = "activations"},
+    {"head-rows", KEY_INT, offsetof(Settings, head_rows), "0", 0, 1 << 20, NULL, "rows", "of logits at a time; 0: chosen"},
+    {"cpu-time", KEY_BOOL, offsetof(Settings, cpu_time), "false", .help = "processor time of one thread"},
 };
 enum { FLAG_COUNT = sizeof flags / sizeof *flags };
 
@@ -247,7 +260,10 @@ static void print_case(const Case *c, double median, const Best *best) {
 }
 
 static Error *run_case(Device *device, const Case *c, const Settings *settings, double machine_bandwidth) {
-    ModelOptions options = {.sequences = c->sequences, .length = c->length, .recompute = (Recompute)settings->recompute};
+    ModelOptions options = {.sequences = c->sequences,
+                            .length = c->length,
+                            .recompute = (Recompute)settings->recompute,
+                            .head_rows = settings->head_rows};
     Model *model;
     TRY(model_create(device, &c->config, &options, &model));
     model_initialise(model, 1);
@@ -273,12 +289,12 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
     one_step(model, &batch, 1);
     int steps = 0;
     Best best = {.step = INFINITY};
-    for (double begin = clock_seconds(); steps < MOST && (steps < 3 || clock_seconds() - begin < settings->seconds); steps++) {
+    for (double begin = now(); steps < MOST && (steps < 3 || now() - begin < settings->seconds); steps++) {
         memset(seconds_of, 0, sizeof seconds_of);
         memset(limit_of, 0, sizeof limit_of);
-        double start = clock_seconds();
+        double start = now();
         one_step(model, &batch, steps + 2);
-        times[steps] = clock_seconds() - start;
+        times[steps] = now() - start;
         if (times[steps] < best.step) {
             best.step = times[steps];
             memcpy(best.seconds, seconds_of, sizeof seconds_of);
@@ -299,6 +315,10 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
 static Error *bench(const Settings *settings, int part_count, char **parts) {
     Device *device;
     int threads = settings->threads > 0 ? (int)settings->threads : threads_available();
+    cpu_time = settings->cpu_time;
+    if (cpu_time && threads != 1) {
+        return usage_error("--cpu-time needs --threads 1");
+    }
     TRY(device_open_cpu(threads, settings->variant, &device));
     // Other programs may disturb a measurement: several, spread over a second or two.
     double best = 0;

@@ -2,6 +2,7 @@
 #include "train/model/activations.h"
 
 #include <math.h>
+#include <stdio.h>
 
 enum { ELEMENT = sizeof(float) };  // of the compute type, fp32 on the CPU
 
@@ -11,13 +12,13 @@ void *layout_take(Layout *layout, const char *name, int64_t count, int64_t rows,
     void *part = layout->base != NULL && bytes > 0 ? layout->base + layout->used : NULL;
     layout->used += bytes;
     if (layout->plan != NULL && bytes > 0) {
-        if (count > 1) {
-            memory_plan_add(layout->plan, name, bytes, "%lld x %lld x %lld x %lld B", (long long)count, (long long)rows,
-                            (long long)columns, (long long)size);
-        } else {
-            memory_plan_add(layout->plan, name, bytes, "%lld x %lld x %lld B", (long long)rows, (long long)columns,
-                            (long long)size);
+        char shape[64];
+        int written = count > 1 ? snprintf(shape, sizeof shape, "%lld x ", (long long)count) : 0;
+        written += snprintf(shape + written, sizeof shape - (size_t)written, "%lld", (long long)rows);
+        if (columns > 1) {
+            snprintf(shape + written, sizeof shape - (size_t)written, " x %lld", (long long)columns);
         }
+        memory_plan_add(layout->plan, name, bytes, "%s x %lld B", shape, (long long)size);
     }
     return part;
 }
@@ -49,8 +50,8 @@ static void layout_layers(const ModelConfig *config, const ModelOptions *options
     int64_t sets = options->recompute == RECOMPUTE_FULL ? 1 : layers, cheap = selective ? 1 : sets;
     void *stream = layout_take(layout, "residual stream", layers + 1, rows, width, ELEMENT);
     void *middle = layout_take(layout, "residual stream after attention", sets, rows, width, ELEMENT);
-    void *norm1 = layout_take(layout, "norm outputs", cheap, rows, width, ELEMENT);
-    void *norm2 = selective ? norm1 : layout_take(layout, "norm outputs", cheap, rows, width, ELEMENT);
+    void *norm1 = layout_take(layout, selective ? "norm outputs" : "attention's norm outputs", cheap, rows, width, ELEMENT);
+    void *norm2 = selective ? norm1 : layout_take(layout, "feed-forward norm outputs", cheap, rows, width, ELEMENT);
     float *statistics = layout_take(layout, "norm statistics", 4 * sets, rows, 1, sizeof(float));
     void *qkvs = layout_take(layout, "queries, keys, values", sets, rows, qkv, ELEMENT);
     void *attended = layout_take(layout, "attention outputs", sets, rows, attention, ELEMENT);
@@ -132,8 +133,8 @@ void activations_layout(const ModelConfig *config, const ModelOptions *options, 
     out->losses = part(statistics, 2, 4, rows, sizeof(float));
     out->zs = part(statistics, 3, 4, rows, sizeof(float));
     out->head_rows = head_rows_chosen(config, options);
-    out->head_scratch = layout_take(layout, "logits of a part of the rows", 1,
-                                    op->classifier_scratch_bytes(out->head_rows, width, config->vocabulary), 1, 1);
+    out->head_scratch =
+        layout_take(layout, "logits", 1, op->classifier_scratch_bytes(out->head_rows, width, config->vocabulary), 1, 1);
     out->cos_sin = layout_take(layout, "rotary table", 1, options->length, model_rotary_width(config), sizeof(float));
 }
 

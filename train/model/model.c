@@ -31,7 +31,12 @@ static void lay_out(const ModelConfig *config, const ModelOptions *options, cons
 // Sizes the arena and fills the plan.
 static int64_t plan_arena(const ModelConfig *config, const ModelOptions *options, const Device *device, int64_t elements,
                           MemoryPlan *plan) {
+    // What the kernels take for each thread as they go: the packed parts of a product and tiles of attention.
+    const int64_t scratch_each = 5 << 18;
+    int threads = threads_count(device->pool);
+    int64_t scratch = threads * scratch_each - (int64_t)device->scratch_bytes;
     memory_plan_add(plan, "program", (int64_t)memory_peak_resident(), "so far");
+    memory_plan_add(plan, "kernels' scratch", scratch > 0 ? scratch : 0, "%d threads, about", threads);
     Activations nowhere = {0};
     Layout layout = {.plan = plan};
     lay_out(config, options, device->op, &layout, elements, NULL, &nowhere);
