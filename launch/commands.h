@@ -16,6 +16,7 @@
     COMMAND(train) \
     COMMAND(generate) \
     COMMAND(eval) \
+    COMMAND(inspect) \
     COMMAND(report) \
     COMMAND(doctor)
 // clang-format on

@@ -1,0 +1,61 @@
+// athanor inspect: what a file or folder of ours holds, and whether it is whole.
+#include "core/durable.h"
+#include "core/text.h"
+#include "data/describe.h"
+#include "data/tokenizer.h"
+#include "launch/commands.h"
+#include "train/checkpoint/checkpoint.h"
+
+#include <stdio.h>
+
+static bool has(const char *folder, const char *name) {
+    char *path = path_join(folder, name);
+    bool there = path_exists(path);
+    free(path);
+    return there;
+}
+
+static Error *describe_tokenizer(const char *path, Buffer *out) {
+    Tokenizer *tokenizer;
+    TRY(tokenizer_load(path, &tokenizer));
+    tokenizer_describe(tokenizer, out);
+    tokenizer_free(tokenizer);
+    return NULL;
+}
+
+// A folder is told by what lies in it, a file by its name.
+static Error *describe(const char *path, Buffer *out) {
+    if (!path_is_folder(path)) {
+        if (text_ends_with(path, ".json") || text_ends_with(path, ".tiktoken")) {
+            return describe_tokenizer(path, out);
+        }
+        return token_file_describe(path, true, out);
+    }
+    if (has(path, "config.yaml") || has(path, "checkpoints") || text_starts_with(path_name(path), "step-")) {
+        return checkpoint_describe(path, true, out);
+    }
+    if (has(path, "manifest.json")) {
+        return corpus_describe(path, true, out);
+    }
+    return failure("%s is no run, checkpoint or corpus: it has neither config.yaml nor manifest.json", path);
+}
+
+static Error *run(const void *options, int count, char **arguments) {
+    Buffer text = {0};
+    Error *error = describe(arguments[0], &text);
+    if (text.size > 0) {
+        fputs(text.data, stdout);
+    }
+    buffer_free(&text);
+    return error;
+}
+
+const Command command_inspect = {
+    .name = "inspect",
+    .arguments = "FILE-OR-FOLDER",
+    .summary = "tell what a run, checkpoint, corpus, token file or tokenizer holds, and whether it is whole",
+    .example = "  athanor inspect runs/tiny\n  athanor inspect corpora/train",
+    .least_arguments = 1,
+    .most_arguments = 1,
+    .run = run,
+};
