@@ -36,8 +36,9 @@ Error *generate_text(const Model *model, const Tokenizer *tokenizer, const char 
     int32_t end = tokenizer_end_of_text(tokenizer);
     Error *error;
     TRY_GOTO(error, out, encode_prompt(model, tokenizer, prompt, prompt_size, &tokens));
-    TRY_GOTO(error, out, decoder_create(model, 1, (int64_t)tokens.count + options->tokens, &decoder));
-    capacity = decoder_capacity(decoder);
+    capacity = (int64_t)tokens.count + options->tokens;
+    capacity = capacity < model->config.context ? capacity : model->config.context;
+    TRY_GOTO(error, out, decoder_create(model, 1, capacity, &decoder));
     logits = memory_new((size_t)vocabulary, sizeof *logits);
     scratch = memory_new((size_t)vocabulary, 2 * sizeof *scratch);
     for (; count < options->tokens; count++) {
