@@ -145,16 +145,47 @@ const Key *keys_find(const Key *keys, int count, const char *name) {
     return NULL;
 }
 
-// A YAML scalar, quoted where plain style could be read as something else.
+// The length of a character at `p` that YAML does not allow in a file, or reads as a line break, and its code; 0 for others:
+// control characters (C0, DEL, C1), the separators U+2028 and U+2029, the byte order mark, U+FFFE and U+FFFF.
+static int unprintable(const char *p, unsigned *code) {
+    static const struct {
+        const char *bytes;
+        unsigned code;
+    } others[] = {{"\xE2\x80\xA8", 0x2028},
+                  {"\xE2\x80\xA9", 0x2029},
+                  {"\xEF\xBB\xBF", 0xFEFF},
+                  {"\xEF\xBF\xBE", 0xFFFE},
+                  {"\xEF\xBF\xBF", 0xFFFF}};
+    unsigned first = (unsigned char)p[0], second = first != 0 ? (unsigned char)p[1] : 0;
+    if (first < 0x20 || first == 0x7F) {
+        *code = first;
+        return 1;
+    }
+    if (first == 0xC2 && second < 0xA0) {
+        *code = second;
+        return 2;
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        if (strncmp(p, others[i].bytes, 3) == 0) {
+            *code = others[i].code;
+            return 3;
+        }
+    }
+    return 0;
+}
+
+// A YAML scalar in double quotes, so that nothing in it is read as something else.
 static void print_text(Buffer *out, const char *text) {
     buffer_byte(out, '"');
-    for (const char *p = text; *p != 0; p++) {
-        if (*p == '"' || *p == '\\') {
-            buffer_printf(out, "\\%c", *p);
-        } else if ((unsigned char)*p < 0x20 || *p == 0x7F) {
-            buffer_printf(out, "\\x%02x", (unsigned)(unsigned char)*p);
+    for (const char *p = text; *p != 0;) {
+        unsigned code;
+        int length = unprintable(p, &code);
+        if (length > 0) {
+            buffer_printf(out, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
+            p += length;
         } else {
-            buffer_byte(out, *p);
+            buffer_text(out, *p == '"' || *p == '\\' ? "\\" : "");
+            buffer_byte(out, *p++);
         }
     }
     buffer_byte(out, '"');

@@ -101,6 +101,14 @@ static void test_config(void) {
     keys_free(settings_keys, SETTINGS, &s);
     keys_free(settings_keys, SETTINGS, &again);
 
+    // What YAML allows only as an escape is written as one.
+    CHECK_OK(read_settings(&s, "model: {name: \"\\x01\\x7f\\x85\\x8c\\xa0\\u2028\\ufeff\\uffff\\\\ \\\"e\\u00e9\"}"));
+    out = (Buffer){0};
+    key_print(keys_find(settings_keys, SETTINGS, "model.name"), &s, &out);
+    CHECK_TEXT(out.data, "\"\\x01\\x7f\\x85\\x8c\xC2\xA0\\u2028\\ufeff\\uffff\\\\ \\\"e\xC3\xA9\"");
+    buffer_free(&out);
+    keys_free(settings_keys, SETTINGS, &s);
+
     bad_settings("modle: {flag: no}", "unknown key modle");
     bad_settings("model: {nmae: x}", "did you mean model.name?");
     bad_settings("\n\ncount: 0", "x.yaml:3: count is 0, it must be between 1 and 100 steps");
