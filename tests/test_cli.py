@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""The command line as a whole: every command helps, refuses wrong usage with code 2 and missing files with code 1, in one line."""
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ATHANOR = os.environ.get("ATHANOR") or sys.exit(77)
+ABSENT = "/nonexistent/place"
+# How to name a missing file to each command that reads one; a command that is not here reads none.
+MISSING_FILE = {
+    "data pack": ["--set", f"A={ABSENT}/*.txt", "--out", "OUT"],
+    "data build": ["--input", f"{ABSENT}/*.zst", "--tokenizer", f"{ABSENT}/t.json", "--out", "OUT"],
+    "data info": [ABSENT],
+    "tokenizer train": ["--input", f"{ABSENT}/*.zst", "--vocab-size", "300", "--out", "OUT"],
+    "tokenizer encode": ["--tokenizer", f"{ABSENT}/t.json"],
+    "tokenizer decode": ["--tokenizer", f"{ABSENT}/t.json"],
+    "tokenizer info": [ABSENT],
+    "train": [f"{ABSENT}/run.yaml"],
+    "generate": ["--checkpoint", ABSENT],
+    "eval": ["--checkpoint", ABSENT, "--corpus", ABSENT],
+    "inspect": [ABSENT],
+    "report": [ABSENT],
+}
+READS_NO_FILE = {"doctor"}
+
+
+def athanor(*arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([ATHANOR, *[a.replace("OUT", f"{folder}/out") if a == "OUT" else a for a in arguments]],
+                              capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        left = os.listdir(folder)
+    assert not left, f"{arguments} left {left}"
+    return done
+
+
+def commands():
+    overview = athanor("--help").stdout
+    return [m.group(1) for m in re.finditer(r"^  ([a-z]+(?: [a-z]+)?)  +\S", overview, re.MULTILINE)]
+
+
+class CommandLine(unittest.TestCase):
+    def one_line(self, done, code, *parts):
+        self.assertEqual(done.returncode, code, done)
+        self.assertEqual(done.stdout, "")
+        self.assertRegex(done.stderr, r"\Aathanor: .+\n\Z")
+        for part in parts:
+            self.assertIn(part, done.stderr)
+
+    def test_overview(self):
+        self.assertEqual(athanor("--help").returncode, 0)
+        self.assertEqual(athanor("help").stdout, athanor("-h").stdout)
+        self.assertRegex(athanor("--version").stdout, r"^athanor \d+\.\d+\.\d+ \(\w+\)\n$")
+        self.assertEqual(athanor().returncode, 2)
+        self.assertGreaterEqual(len(commands()), 4)
+        self.assertEqual(set(commands()) - READS_NO_FILE, set(MISSING_FILE) & set(commands()))
+
+    def test_unknown_commands(self):
+        self.one_line(athanor("doctr"), 2, "did you mean 'athanor doctor'?")
+        self.one_line(athanor("data", "pak"), 2, "did you mean 'athanor data pack'?")
+        self.one_line(athanor("data"), 2, "athanor")
+        self.one_line(athanor("xyzzyxyzzy"), 2, "athanor --help")
+        self.one_line(athanor(""), 2)
+        self.one_line(athanor("--frobnicate"), 2)
+
+    def test_help_of_each(self):
+        for command in commands():
+            with self.subTest(command):
+                done = athanor(*command.split(), "--help")
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertIn(f"usage: athanor {command}", done.stdout)
+                self.assertRegex(done.stdout, rf"\nexample:\n(?:.*\n)*?.*athanor {command}\b")
+                self.assertLessEqual(max(map(len, done.stdout.splitlines())), 200)
+                self.assertEqual(athanor(*command.split(), "-h").stdout, done.stdout)
+
+    def test_wrong_flags_of_each(self):
+        for command in commands():
+            with self.subTest(command):
+                self.one_line(athanor(*command.split(), "--qqqqqqqqqqqqq"), 2, "--qqqqqqqqqqqqq")
+                flags = re.findall(r"^  --([a-z][a-z-]+)(.*)$", athanor(*command.split(), "--help").stdout, re.MULTILINE)
+                for flag, rest in flags:
+                    wrong = flag[:-2] + flag[-1] + flag[-2] + "x"  # two letters swapped and one too many
+                    self.one_line(athanor(*command.split(), f"--{wrong}"), 2, f"unknown flag --{wrong}", "did you mean --")
+                    if rest.startswith(" N") and not rest.startswith(" NAME"):
+                        self.one_line(athanor(*command.split(), f"--{flag}", "many"), 2, flag, "whole number")
+                    if rest:
+                        self.one_line(athanor(*command.split(), f"--{flag}"), 2, "needs a value")
+
+    def test_missing_file_of_each(self):
+        for command in commands():
+            if command not in READS_NO_FILE:
+                with self.subTest(command):
+                    self.one_line(athanor(*command.split(), *MISSING_FILE[command]), 1, ABSENT)
+
+    def test_missing_arguments_of_each(self):
+        for command in commands():
+            if command not in READS_NO_FILE:
+                with self.subTest(command):
+                    self.one_line(athanor(*command.split()), 2, "missing")
+        self.one_line(athanor("doctor", "too", "many"), 2, "too many arguments")
+
+
+if __name__ == "__main__":
+    unittest.main()
