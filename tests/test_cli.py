@@ -98,7 +98,9 @@ class CommandLine(unittest.TestCase):
         for command in commands():
             if command not in READS_NO_FILE:
                 with self.subTest(command):
-                    self.one_line(athanor(*command.split()), 2, "missing")
+                    done = athanor(*command.split())
+                    self.one_line(done, 2)
+                    self.assertRegex(done.stderr, "missing|needed")
         self.one_line(athanor("doctor", "too", "many"), 2, "too many arguments")
 
 
