@@ -6,7 +6,7 @@
 //                registers   tile (rows x lanes)   accumulators   loads per k
 //     AVX-512    32          8 x 48                24             11
 //     AVX2       16          6 x 16                12              8
-//     NEON       32          8 x 12                24             11
+//     NEON       32          6 x 12                18             9
 //     SSE2       16          4 x 8                  8              6
 //
 // Tiles at the edges of C are instances with fewer rows or vectors, not padded ones.
@@ -21,7 +21,7 @@ enum { TILE_ROWS = 6, TILE_VECTORS = 2 };
 #elif defined(__SSE2__)
 enum { TILE_ROWS = 4, TILE_VECTORS = 2 };
 #else
-enum { TILE_ROWS = 8, TILE_VECTORS = 3 };
+enum { TILE_ROWS = 6, TILE_VECTORS = 3 };
 #endif
 enum { TILE_WIDTH = TILE_VECTORS * VEC_LANES };
 
@@ -90,13 +90,13 @@ GEMM_KERNELS_OF_ROWS(1)
 GEMM_KERNELS_OF_ROWS(2)
 GEMM_KERNELS_OF_ROWS(3)
 GEMM_KERNELS_OF_ROWS(4)
-#if VEC_LANES == 8
+#if VEC_LANES == 8 || (VEC_LANES == 4 && !defined(__SSE2__))
 GEMM_KERNELS_OF_ROWS(5)
 GEMM_KERNELS_OF_ROWS(6)
 #define GEMM_TABLE(kind)                                                                                                       \
     GEMM_ROW_OF_TABLE(kind, 1), GEMM_ROW_OF_TABLE(kind, 2), GEMM_ROW_OF_TABLE(kind, 3), GEMM_ROW_OF_TABLE(kind, 4),            \
         GEMM_ROW_OF_TABLE(kind, 5), GEMM_ROW_OF_TABLE(kind, 6)
-#elif VEC_LANES == 16 || !defined(__SSE2__)
+#elif VEC_LANES == 16
 GEMM_KERNELS_OF_ROWS(5)
 GEMM_KERNELS_OF_ROWS(6)
 GEMM_KERNELS_OF_ROWS(7)

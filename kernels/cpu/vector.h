@@ -195,24 +195,38 @@ VEC_INLINE float vec_max_lane(Vec x) {
 
 // ---- Elementary functions
 
-// e^x; 0 far below, infinity far above, NaN stays. x = n ln 2 + r, |r| <= ln 2 / 2.
-VEC_INLINE Vec vec_exp(Vec x) {
-    x = vec_min(vec_set(89.0f), vec_max(vec_set(-104.0f), x));
-    Vec n = vec_round(x * 1.44269504f);
+// x = n ln 2 + r with |r| <= ln 2 / 2: returns e^r, and n.
+VEC_INLINE Vec vec_exp_reduced(Vec x, Vec *n) {
+    *n = vec_round(x * 1.44269504f);
     // ln 2 in two parts, the first with few enough bits that n times it is exact.
-    Vec r = x - n * 0x1.62e400p-1f - n * 0x1.7f7d1cp-20f;
+    Vec r = x - *n * 0x1.62e400p-1f - *n * 0x1.7f7d1cp-20f;
     Vec p = vec_set(0x1.6a234cp-10f);
     p = p * r + 0x1.123a6cp-7f;
     p = p * r + 0x1.5558f4p-5f;
     p = p * r + 0x1.555490p-3f;
     p = p * r + 0x1.fffffcp-2f;
-    p = (p * r) * r + r + 1.0f;
+    return (p * r) * r + r + 1.0f;
+}
+
+// e^x; 0 far below, infinity far above, NaN stays.
+VEC_INLINE Vec vec_exp(Vec x) {
+    Vec n, p = vec_exp_reduced(vec_min(vec_set(89.0f), vec_max(vec_set(-104.0f), x)), &n);
 #if VEC_LANES == 16
     return _mm512_scalef_ps(p, n);
 #else
     // 2^n in two factors: n reaches from -150 to 128, one exponent from -126 to 127.
     VecI whole = __builtin_convertvector(n, VecI), half = whole >> 1;
     return p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+#endif
+}
+
+// e^x where |x| <= 87 is known, cheaper. NaN stays.
+VEC_INLINE Vec vec_exp_bounded(Vec x) {
+    Vec n, p = vec_exp_reduced(x, &n);
+#if VEC_LANES == 16
+    return _mm512_scalef_ps(p, n);
+#else
+    return p * (Vec)((__builtin_convertvector(n, VecI) + 127) << 23);
 #endif
 }
 
@@ -257,7 +271,7 @@ VEC_INLINE Vec vec_tanh(Vec x) {
     p = p * square + 0x1.11106cp-3f;
     p = p * square + -0x1.555554p-2f;
     Vec near = p * square * x + x;
-    Vec far = vec_with_sign(1.0f - 2.0f / (vec_exp(a + a) + 1.0f), x);
+    Vec far = vec_with_sign(1.0f - 2.0f / (vec_exp_bounded(2.0f * vec_min(vec_set(10.0f), a)) + 1.0f), x);
     return vec_where_less(a, vec_set(0.625f), near, far);
 }
 
@@ -279,6 +293,6 @@ VEC_INLINE Vec vec_erf(Vec x) {
     r = r * t + 0x1.b32574p-4f;
     r = r * t + 0x1.45328ep-1f;
     r = r * t + 0x1.20ef1cp+0f;
-    Vec far = vec_with_sign(1.0f - vec_exp(-(r * t)), x);
+    Vec far = vec_with_sign(1.0f - vec_exp_bounded(-(r * t)), x);
     return vec_where_less(a, vec_set(0.92f), near, far);
 }
