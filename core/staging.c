@@ -49,9 +49,9 @@ static Error *take_lock(Staging *staging) {
     staging->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (staging->lock < 0) {
         error = error_system(errno, "%s cannot be created", path);
-    } else if (flock(staging->lock, LOCK_EX | LOCK_NB) != 0) {
-        error = errno == EWOULDBLOCK ? failure("another process is writing %s; wait for it", staging->path)
-                                     : error_system(errno, "%s cannot be locked", path);
+    } else if (flock(staging->lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        // Any other failure means that this file system has no locks; then there is nothing to wait for.
+        error = failure("another process is writing %s; wait for it", staging->path);
     }
     free(path);
     return error;

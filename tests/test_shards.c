@@ -236,6 +236,7 @@ static void test_files(void) {
     CHECK_OK(file_write(path, "PK\x03\x04 and more", 13));
     CHECK_FAILS(shard_open(path, &reader), "a zip archive");
     CHECK_FAILS(shard_open(folder, &reader), "is a folder");
+    CHECK_FAILS(shard_open("/proc/self/mem", &reader), "/proc/self/mem cannot be read: Input/output error");
     char bytes[2048];
     size_t n = gzip_bytes(mixed, sizeof mixed - 1, bytes, sizeof bytes);
     CHECK_OK(file_write(path, bytes, n));  // told by content, whatever the name

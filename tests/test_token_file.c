@@ -361,6 +361,9 @@ static void test_output(void) {
     CHECK_OK(output_create(path, &output));
     output_abandon(output);
     CHECK(!path_exists(path));
+    CHECK_OK(output_create("/dev/full", &output));
+    CHECK_OK(output_write(output, "waits", 5));
+    CHECK_FAILS(output_finish(output, NULL), "/dev/full cannot be written: No space left");
     buffer_free(&text);
     free(bytes);
     free(path);
