@@ -75,9 +75,9 @@ static size_t encode_word(Encoder *encoder, const uint8_t *word, size_t size, in
     return bpe_merge(&tokenizer->bpe, &encoder->scratch, word, size, out);
 }
 
-// A piece that is not in the first table of the cache: because it is long, has many ids, or was not met. `bucket` is NULL for a
+// A piece that is not in the first table of the cache: because it is long, has many ids, or was not met. `key` is NULL for a
 // long one.
-static void encode_rare(Encoder *encoder, WordEntry *bucket, WordKey key, const uint8_t *word, size_t size, Tokens *out) {
+static void encode_rare(Encoder *encoder, const WordKey *key, const uint8_t *word, size_t size, Tokens *out) {
     tokens_reserve(out, size);
     int32_t *ids = out->ids + out->count;
     size_t count = 0;
@@ -86,8 +86,8 @@ static void encode_rare(Encoder *encoder, WordEntry *bucket, WordKey key, const 
         memcpy(ids, known, count * sizeof *ids);
     } else {
         count = encode_word(encoder, word, size, ids);
-        if (bucket != NULL && count <= WORD_IDS) {
-            word_store(bucket, key, ids, count);
+        if (key != NULL && count <= WORD_IDS) {
+            word_store(&encoder->cache, *key, ids, count);
         } else if (size <= WORD_LONGEST) {
             word_store_long(&encoder->cache, word, size, ids, count);
         }
@@ -105,7 +105,7 @@ static void encode_pieces(Encoder *encoder, Splitter *splitter, Tokens *out) {
         for (size_t i = 0; i < count; p += lengths[i++]) {
             size_t size = lengths[i];
             if (size > WORD_SHORT) {
-                encode_rare(encoder, NULL, (WordKey){0}, p, size, out);
+                encode_rare(encoder, NULL, p, size, out);
                 continue;
             }
             uint8_t last[16] = {0};  // a key is loaded from 16 bytes, which the end of a text does not have
@@ -115,12 +115,12 @@ static void encode_pieces(Encoder *encoder, Splitter *splitter, Tokens *out) {
                 word = last;
             }
             WordKey key = word_key(word, size);
-            WordEntry *bucket = word_bucket(&encoder->cache, key), *entry = word_find(bucket, key);
+            const WordEntry *entry = word_find(word_bucket(&encoder->cache, key), key);
             if (__builtin_expect(entry != NULL, 1)) {
                 memcpy(out->ids + out->count, entry->ids, sizeof entry->ids);
                 out->count += entry->count;
             } else {
-                encode_rare(encoder, bucket, key, p, size, out);
+                encode_rare(encoder, &key, p, size, out);
             }
         }
     }

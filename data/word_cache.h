@@ -1,4 +1,6 @@
-// A cache from pre-token to ids, of fixed size: a word that is met again costs one look at one cache line.
+// A cache from pre-token to ids, of bounded size: a word that is met again costs one look at one cache line.
+//
+// It starts small, so that an encoder for a few words costs little, and grows to 4 MiB as new words come.
 //
 // Words of up to 15 bytes that have at most three ids lie in buckets of two entries, keyed by their bytes; a new word takes the
 // place of the older one. Longer words and longer results lie in a second table, whose bytes and ids are kept in one arena;
@@ -27,12 +29,14 @@ typedef struct LongEntry {
 
 typedef struct WordCache {
     WordEntry *entries;
+    int bits;       // log2 of the number of buckets
+    size_t stored;  // words, since the table has this size
     LongEntry *long_entries;
     int32_t *arena;
     size_t arena_used;
 } WordCache;
 
-enum { WORD_BUCKET_BITS = 16, LONG_BITS = 14, LONG_ARENA = 1 << 19 };
+enum { WORD_BITS_LEAST = 8, WORD_BITS_MOST = 16, LONG_BITS = 12, LONG_ARENA = 1 << 17 };
 
 void word_cache_create(WordCache *cache);
 void word_cache_free(WordCache *cache);
@@ -52,7 +56,7 @@ static inline WordKey word_key(const uint8_t *word, size_t size) {
 static inline WordEntry *word_bucket(const WordCache *cache, WordKey key) {
     unsigned __int128 product = (unsigned __int128)(key.low ^ 0xA0761D6478BD642Fu) * (key.high ^ 0xE7037ED1A0B428DBu);
     uint64_t hash = (uint64_t)product ^ (uint64_t)(product >> 64);
-    return cache->entries + 2 * (hash >> (64 - WORD_BUCKET_BITS));
+    return cache->entries + 2 * (hash >> (64 - cache->bits));
 }
 
 // The entry of `key` in its bucket, or NULL.
@@ -65,7 +69,8 @@ static inline WordEntry *word_find(WordEntry *bucket, WordKey key) {
     return NULL;
 }
 
-void word_store(WordEntry *bucket, WordKey key, const int32_t *ids, size_t count);
+// Keeps at most WORD_IDS ids for a key. Buckets move.
+void word_store(WordCache *cache, WordKey key, const int32_t *ids, size_t count);
 
 // The ids of a word of any size up to WORD_LONGEST; NULL if they are not there.
 const int32_t *word_find_long(const WordCache *cache, const uint8_t *word, size_t size, size_t *count);

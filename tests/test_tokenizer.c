@@ -1,54 +1,415 @@
-// data/: tokenizers. Ids against the reference implementations (golden files), round trips, parts against the whole, bad files.
-#include "data/tokenizer.h"
+// data/: tokenizers. Ids against the reference implementations (golden files), round trips, parts against the whole,
+// adversarial text by its count of merges, bad files each with its message.
+#include "core/durable.h"
+#include "core/philox.h"
+#include "data/tokenizer_parts.h"
+#include "data/unicode.h"
 #include "tests/support/check.h"
 
 #include <stdio.h>
+#include <utf8proc.h>
 
-// A tokenizer.json with the bytes as ids, some merges, and <|endoftext|>.
-static void small_json(Buffer *out) {
-    buffer_text(out,
-                "{\"added_tokens\": [{\"id\": 259, \"content\": \"<|endoftext|>\", \"special\": true, \"normalized\": false}],"
-                "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true},"
-                "\"model\": {\"type\": \"BPE\", \"vocab\": {");
-    for (int byte = 0, next = 0x100; byte < 256; byte++) {
-        bool itself = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-        buffer_printf(out, "\"\\u%04x\": %d, ", (unsigned)(itself ? byte : next), byte);
-        next += !itself;
-    }
-    buffer_text(out,
-                "\"ab\": 256, \"abc\": 257, \"\\u0120ab\": 258}, \"merges\": [\"a b\", [\"ab\", \"c\"], \"\\u0120 ab\"]}}");
+static const char *const golden[] = {"llama3.json",          "qwen.json",          "gpt4.json",    "prefix.json",
+                                     "digits.json",          "other.json",         "trained.json", "tiny.gpt2.tiktoken",
+                                     "tiny.cl100k.tiktoken", "tiny.o200k.tiktoken"};
+enum { GOLDEN = sizeof golden / sizeof *golden };
+
+static char *golden_path(const char *name) {
+    const char *source = getenv("ATHANOR_SOURCE");
+    return memory_format("%s/tests/golden/tokenizer/%s", source != NULL ? source : ".", name);
 }
 
-static void test_small(void) {
-    Buffer json = {0};
-    small_json(&json);
+// One line of a .cases file.
+typedef struct Case {
+    bool special;
+    Buffer text;
+    Tokens ids;
+} Case;
+
+static const char *read_case(const char *line, Case *out) {
+    out->special = *line == 'S';
+    buffer_clear(&out->text);
+    buffer_reserve(&out->text, 1);
+    out->ids.count = 0;
+    line += 2;
+    for (unsigned byte; *line != ' ' && *line != '\n' && sscanf(line, "%2x", &byte) == 1; line += 2) {
+        buffer_byte(&out->text, (char)byte);
+    }
+    line += *line == '.';
+    while (*line == ' ') {
+        char *end;
+        array_push(out->ids.ids, out->ids.count, out->ids.capacity, (int32_t)strtol(line, &end, 10));
+        line = end;
+    }
+    return line + 1;
+}
+
+static bool same_ids(const Tokens *a, const Tokens *b) {
+    return a->count == b->count && (a->count == 0 || memcmp(a->ids, b->ids, a->count * sizeof *a->ids) == 0);
+}
+
+// Loads a tokenizer, and the file of its cases.
+static bool load_pair(const char *tokenizer_path, const char *cases_name, Tokenizer **tokenizer, Buffer *cases) {
+    char *path = golden_path(cases_name);
+    bool loaded = CHECK_OK(tokenizer_load(tokenizer_path, tokenizer)) && CHECK_OK(file_read(path, 1 << 22, cases));
+    free(path);
+    return loaded;
+}
+
+static void check_cases(const char *tokenizer_path, const char *cases_name) {
+    Tokenizer *tokenizer = NULL;
+    Buffer cases = {0};
+    if (load_pair(tokenizer_path, cases_name, &tokenizer, &cases)) {
+        Encoder *encoder = encoder_create(tokenizer);
+        Case one = {0};
+        Tokens ids = {0};
+        int count = 0, wrong = 0;
+        for (const char *line = cases.data; *line;) {
+            line = read_case(line, &one);
+            ids.count = 0;
+            encoder_encode(encoder, one.text.data, one.text.size, one.special, &ids);
+            count++;
+            if (!same_ids(&ids, &one.ids) && wrong++ == 0) {
+                printf("%s: case %d differs\n", cases_name, count);
+            }
+        }
+        CHECK(count > 100);
+        CHECK_I64(wrong, 0);
+        free(ids.ids);
+        free(one.ids.ids);
+        buffer_free(&one.text);
+        encoder_free(encoder);
+    }
+    tokenizer_free(tokenizer);
+    buffer_free(&cases);
+}
+
+static char *cases_name(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return memory_format("%.*s.cases", (int)(dot - name), name);
+}
+
+static void test_golden(void) {
+    for (int i = 0; i < GOLDEN; i++) {
+        char *path = golden_path(golden[i]), *cases = cases_name(golden[i]);
+        check_cases(path, cases);
+        free(path);
+        free(cases);
+    }
+}
+
+// Tokenizers that are not part of the project, where a folder with them is given.
+static void test_real(void) {
+    static const char *const names[] = {"gpt-neox-20b.json", "gpt2.tiktoken"};
+    const char *folder = getenv("ATHANOR_TOKENIZERS");
+    for (int i = 0; i < 2 && folder != NULL; i++) {
+        char *path = path_join(folder, names[i]), *name = cases_name(names[i]), *cases = path_join("real", name);
+        if (path_exists(path)) {
+            check_cases(path, cases);
+        }
+        free(path);
+        free(name);
+        free(cases);
+    }
+}
+
+// The texts of all golden cases behind one another, many times: longer than what an encoder waits for.
+static void long_text(Buffer *out) {
+    char *path = golden_path("qwen.cases");
+    Buffer cases = {0};
+    Case one = {0};
+    if (CHECK_OK(file_read(path, 1 << 22, &cases))) {
+        for (int round = 0; round < 100; round++) {
+            int count = 0;
+            for (const char *line = cases.data; *line; count++) {
+                line = read_case(line, &one);
+                if (philox(round, 1, (uint64_t)count).word[0] % 3 > 0) {
+                    buffer_append(out, one.text.data, one.text.size);
+                }
+            }
+        }
+    }
+    free(one.ids.ids);
+    buffer_free(&one.text);
+    buffer_free(&cases);
+    free(path);
+}
+
+static void feed_in_parts(Encoder *encoder, const Buffer *text, uint64_t seed, uint32_t most, bool special, Tokens *out) {
+    out->count = 0;
+    for (size_t at = 0, part; at < text->size; at += part) {
+        part = 1 + philox(seed, 2, at).word[0] % most;
+        part = part < text->size - at ? part : text->size - at;
+        encoder_feed(encoder, text->data + at, part, special, out);
+    }
+    encoder_finish(encoder, special, out);
+}
+
+static void test_parts(void) {
+    Buffer text = {0};
+    long_text(&text);
+    CHECK(text.size > 200000);
+    for (int i = 0; i < GOLDEN; i++) {
+        char *path = golden_path(golden[i]);
+        Tokenizer *tokenizer;
+        if (CHECK_OK(tokenizer_load(path, &tokenizer))) {
+            Encoder *encoder = encoder_create(tokenizer);
+            Tokens whole = {0}, parts = {0};
+            static const uint32_t most[] = {50, 5000, 200000};
+            for (int k = 0; k < 3; k++) {
+                whole.count = 0;
+                encoder_encode(encoder, text.data, text.size, k % 2, &whole);
+                feed_in_parts(encoder, &text, (uint64_t)k, most[k], k % 2, &parts);
+                if (!CHECK(same_ids(&whole, &parts))) {
+                    printf("%s, parts of up to %u bytes\n", golden[i], most[k]);
+                }
+            }
+            free(whole.ids);
+            free(parts.ids);
+            encoder_free(encoder);
+            tokenizer_free(tokenizer);
+        }
+        free(path);
+    }
+    buffer_free(&text);
+}
+
+static void test_round_trip(void) {
+    static const char *const names[] = {"llama3.json", "gpt4.json", "trained.json", "tiny.cl100k.tiktoken"};
+    Buffer text = {0}, back = {0};
+    long_text(&text);
+    for (int i = 0; i < 4; i++) {
+        char *path = golden_path(names[i]);
+        Tokenizer *tokenizer;
+        if (CHECK_OK(tokenizer_load(path, &tokenizer))) {
+            Encoder *encoder = encoder_create(tokenizer);
+            Tokens ids = {0};
+            encoder_encode(encoder, text.data, text.size, true, &ids);
+            buffer_clear(&back);
+            tokenizer_decode(tokenizer, ids.ids, ids.count, true, &back);
+            CHECK(back.size == text.size && memcmp(back.data, text.data, text.size) == 0);
+            free(ids.ids);
+            encoder_free(encoder);
+            tokenizer_free(tokenizer);
+        }
+        free(path);
+    }
+    buffer_free(&text);
+    buffer_free(&back);
+}
+
+static void test_decoding(void) {
+    char *path = golden_path("qwen.json");
     Tokenizer *tokenizer;
-    if (!CHECK_OK(tokenizer_load_bytes("small.json", json.data, json.size, &tokenizer))) {
-        buffer_free(&json);
+    if (CHECK_OK(tokenizer_load(path, &tokenizer))) {
+        const int32_t ids[] = {-1,      420, 68,
+                               1000000, 424, 421};  // none, <|endoftext|>, e, none, a token with accents, <|im_start|>
+        Buffer out = {0};
+        tokenizer_decode(tokenizer, ids, 6, true, &out);
+        CHECK_TEXT(out.data, "<|endoftext|>e\u00E9t\u00E9<|im_start|>");
+        buffer_clear(&out);
+        tokenizer_decode(tokenizer, ids, 6, false, &out);
+        CHECK_TEXT(out.data, "e\u00E9t\u00E9");
+        CHECK_I64(tokenizer_end_of_text(tokenizer), 420);
+        CHECK_I64(tokenizer_vocabulary(tokenizer), 433);
+        size_t size;
+        CHECK(tokenizer_token(tokenizer, 433, true, &size) == NULL && size == 0);
+        Tokenizer *again;
+        if (CHECK_OK(tokenizer_load(path, &again))) {
+            CHECK(tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(again));
+            tokenizer_free(again);
+        }
+        buffer_clear(&out);
+        tokenizer_describe(tokenizer, &out);
+        CHECK(strstr(out.data, "normalizer   NFC") != NULL);
+        buffer_free(&out);
+        tokenizer_free(tokenizer);
+    }
+    free(path);
+}
+
+static void test_unicode(void) {
+    const uint8_t *classes = unicode_classes();
+    int64_t letters = 0, numbers = 0, spaces = 0;
+    for (uint32_t code = 0; code < UNICODE_INVALID; code++) {
+        letters += (classes[code] & UNICODE_LETTER) != 0;
+        numbers += (classes[code] & UNICODE_NUMBER) != 0;
+        spaces += (classes[code] & UNICODE_SPACE) != 0;
+    }
+    CHECK_I64(spaces, 25);
+    const char *version = utf8proc_unicode_version();
+    if (strncmp(version, "15.", 3) == 0 || strncmp(version, "16.", 3) == 0) {  // the counts of Unicode 16
+        CHECK_I64(letters, 141028);
+        CHECK_I64(numbers, 1911);
+    }
+    static const char *const pairs[][2] = {{"e\u0301", "\u00E9"},
+                                           {"\u1100\u1161\u11A8", "\uAC01"},
+                                           {"a\u0301\u0327", "\u00E1\u0327"},
+                                           {"\u212B", "\u00C5"},
+                                           {"\u0958", "\u0915\u093C"},
+                                           {"x\u0344", "\u1E8D\u0301"},
+                                           {"a\u1AC1\u0301", "a\u1AC1\u0301"},  // younger than the reference's normalizer
+                                           {"\u09C7\u09BE", "\u09CB"}};
+    Buffer out = {0};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        buffer_clear(&out);
+        unicode_nfc(pairs[i][0], strlen(pairs[i][0]), &out);
+        CHECK_TEXT(out.data, pairs[i][1]);
+        CHECK(unicode_is_nfc("plain \u00E9t\u00E9", 11));
+    }
+    buffer_free(&out);
+}
+
+// The merges tried for a word of `size` bytes that repeats `unit`.
+static uint64_t merge_work(const Tokenizer *tokenizer, const char *unit, size_t size) {
+    BpeScratch scratch = {0};
+    Buffer word = {0};
+    while (word.size < size) {
+        buffer_text(&word, unit);
+    }
+    int32_t *ids = memory_new(word.size, sizeof *ids);
+    CHECK(bpe_merge(&tokenizer->bpe, &scratch, (const uint8_t *)word.data, size, ids) > 0);
+    uint64_t work = scratch.work;
+    free(ids);
+    buffer_free(&word);
+    bpe_scratch_free(&scratch);
+    return work;
+}
+
+static void test_adversarial(void) {
+    char *path = golden_path("trained.json");
+    Tokenizer *tokenizer;
+    if (!CHECK_OK(tokenizer_load(path, &tokenizer))) {
+        free(path);
         return;
     }
-    CHECK_I64(tokenizer_vocabulary(tokenizer), 260);
-    CHECK_I64(tokenizer_end_of_text(tokenizer), 259);
-    Encoder *encoder = encoder_create(tokenizer);
-    Tokens ids = {0};
-    const char *text = "abc ab<|endoftext|>b";
-    encoder_encode(encoder, text, strlen(text), true, &ids);
-    const int32_t expected[] = {257, 258, 259, 'b'};
-    CHECK(ids.count == 4 && memcmp(ids.ids, expected, sizeof expected) == 0);
-    Buffer back = {0};
-    tokenizer_decode(tokenizer, ids.ids, ids.count, true, &back);
-    CHECK_TEXT(back.data, text);
-    ids.count = 0;
-    encoder_encode(encoder, text, strlen(text), false, &ids);
-    CHECK_I64(ids.count, 16);
-    free(ids.ids);
-    buffer_free(&back);
-    encoder_free(encoder);
+    static const char *const units[] = {"a", "ab", "the", "=", "----====", "\xE4\xBD\xA0"};
+    for (int i = 0; i < 6; i++) {
+        uint64_t once = merge_work(tokenizer, units[i], 60000), twice = merge_work(tokenizer, units[i], 120000);
+        CHECK(twice <= 2 * once + once / 8 && once <= 4 * 60000);
+    }
+    // A megabyte each, through everything; what is quadratic would not come to an end here.
+    char *qwen_path = golden_path("qwen.json");
+    Tokenizer *qwen;
+    if (CHECK_OK(tokenizer_load(qwen_path, &qwen))) {
+        static const char *const texts[] = {"a", " ",      "aB",    "\n", " \n", "1", "'", "\u0301", "a\u0301\u0327",
+                                            "<", "  left", "\u3042"};
+        for (int i = 0; i < 12; i++) {
+            Buffer text = {0};
+            while (text.size < 1 << 20) {
+                buffer_text(&text, texts[i]);
+            }
+            for (int k = 0; k < 2; k++) {
+                Encoder *encoder = encoder_create(k ? qwen : tokenizer);
+                Tokens whole = {0}, parts = {0};
+                encoder_encode(encoder, text.data, text.size, true, &whole);
+                feed_in_parts(encoder, &text, 3, 100000, true, &parts);
+                CHECK(same_ids(&whole, &parts));
+                free(whole.ids);
+                free(parts.ids);
+                encoder_free(encoder);
+            }
+            buffer_free(&text);
+        }
+        tokenizer_free(qwen);
+    }
+    free(qwen_path);
     tokenizer_free(tokenizer);
-    buffer_free(&json);
+    free(path);
+}
+
+static void bad_file(const char *name, const char *text, const char *part) {
+    Tokenizer *tokenizer;
+    CHECK_FAILS(tokenizer_load_bytes(name, text, strlen(text), &tokenizer), part);
+    CHECK(tokenizer == NULL);
+}
+
+#define BYTE_LEVEL "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
+#define SMALL_VOCABULARY "\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}"
+
+static void bad_json(const char *fields, const char *part) {
+    char *text = memory_format("{%s}", fields);
+    bad_file("t.json", text, part);
+    free(text);
+}
+
+static void bad_model(const char *model, const char *part) {
+    char *fields = memory_format(BYTE_LEVEL "\"model\": {%s}", model);
+    bad_json(fields, part);
+    free(fields);
+}
+
+static void bad_pre_tokenizer(const char *value, const char *part) {
+    char *fields = memory_format("\"pre_tokenizer\": %s, \"model\": {" SMALL_VOCABULARY ", \"merges\": []}", value);
+    bad_json(fields, part);
+    free(fields);
+}
+
+static void test_bad_json(void) {
+    bad_file("t.json", "", "t.json: the file is empty");
+    bad_file("t.json", "{\"model\": ", "t.json:1");
+    bad_json("", "this is not a tokenizer.json");
+    bad_json("\"model\": 3", "this is not a tokenizer.json");
+    bad_json("\"model\": {\"type\": \"Unigram\"}", "a model of type Unigram");
+    bad_json("\"model\": {\"type\": \"WordPiece\"}", "a model of type WordPiece");
+    bad_json("\"model\": {\"byte_fallback\": true}", "byte_fallback");
+    bad_json("\"model\": {\"dropout\": 0.1}", "dropout");
+    bad_json("\"model\": {\"end_of_word_suffix\": \"</w>\"}", "end_of_word_suffix");
+    bad_json("\"model\": {\"continuing_subword_prefix\": \"##\"}", "continuing_subword_prefix");
+    bad_json("\"model\": {}", "no ByteLevel pre-tokenizer");
+    bad_json("\"normalizer\": {\"type\": \"Lowercase\"}, \"model\": {}", "a normalizer of type Lowercase");
+    bad_json(BYTE_LEVEL "\"decoder\": {\"type\": \"Metaspace\"}, \"model\": {}", "a decoder of type Metaspace");
+    bad_model("\"merges\": []", "\"vocab\" is missing");
+    bad_model(SMALL_VOCABULARY, "\"merges\" is missing");
+    bad_model("\"vocab\": {\"a\": -1}, \"merges\": []", "the id of token \"a\"");
+    bad_model("\"vocab\": {\"a\": 99999999}, \"merges\": []", "the id of token \"a\"");
+    bad_model("\"vocab\": {\"a\": 1, \"b\": 1}, \"merges\": []", "two tokens have the id 1");
+    bad_model(SMALL_VOCABULARY ", \"merges\": [\"ab\"]", "merge 0 is neither");
+    bad_model(SMALL_VOCABULARY ", \"merges\": [\"a b c\"]", "merge 0 is neither");
+    bad_model(SMALL_VOCABULARY ", \"merges\": [[\"a\"]]", "merge 0 is neither");
+    bad_model(SMALL_VOCABULARY ", \"merges\": [\"a b\", \"b a\"]", "merge 1, which makes \"ba\"");
+    bad_model(SMALL_VOCABULARY ", \"merges\": [], \"unk_token\": \"a\"", "lacks byte 0x00");
+    bad_pre_tokenizer("{\"type\": \"Metaspace\"}", "a pre-tokenizer of type Metaspace");
+    bad_pre_tokenizer("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a\"}, \"behavior\": \"Removed\"}", "behavior Removed");
+    bad_pre_tokenizer("{\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": \"Isolated\"}", "without a Regex");
+    bad_pre_tokenizer("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"(a\"}, \"behavior\": \"Isolated\"}", "missing closing");
+    bad_pre_tokenizer("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"\\\\h+\"}, \"behavior\": \"Isolated\"}",
+                      "\\h at byte 0");
+    bad_pre_tokenizer("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"[a[b]]\"}, \"behavior\": \"Isolated\"}",
+                      "a set inside");
+    bad_pre_tokenizer("{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a{1,2}+\"}, \"behavior\": \"Isolated\"}",
+                      "an interval");
+    bad_pre_tokenizer("{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
+                      "{\"type\": \"Digits\", \"individual_digits\": true}]}",
+                      "(Digits) after ByteLevel");
+    bad_json(BYTE_LEVEL "\"added_tokens\": [{\"id\": 7, \"content\": \"<s>\"}], \"model\": {" SMALL_VOCABULARY
+                        ", \"merges\": []}",
+             "\"<s>\" has the id 7, but by the vocabulary and the tokens before it must be 3");
+    bad_json(BYTE_LEVEL "\"added_tokens\": [{\"id\": 3}], \"model\": {" SMALL_VOCABULARY ", \"merges\": []}", "\"content\"");
+}
+
+static void test_bad_tiktoken(void) {
+    bad_file("x.gpt2.tiktoken", "hello", "x.gpt2.tiktoken:1: not the base64");
+    bad_file("x.gpt2.tiktoken", "IQ== 0\nIg= 1\n", "x.gpt2.tiktoken:2: not the base64");
+    bad_file("x.gpt2.tiktoken", "IQ== 0\nIg== x\n", ":2: the rank");
+    bad_file("x.gpt2.tiktoken", "IQ== 99999999999999999999\n", ":1: the rank");
+    bad_file("x.gpt2.tiktoken", "IQ== 0\nIg== 0\n", "rank 0 stands twice");
+    bad_file("x.gpt2.tiktoken", "IQ== 0\nIQ== 1\n", "have the same bytes");
+    bad_file("x.gpt2.tiktoken", "IQ== 0\n", "the byte 0x00 has no rank");
+    bad_file("x.tiktoken", "IQ== 0\n", "tell no known encoding");
+    Tokenizer *tokenizer;
+    CHECK_FAILS(tokenizer_load("/nowhere/tokenizer.json", &tokenizer), "/nowhere/tokenizer.json");
 }
 
 int main(void) {
-    RUN(test_small);
+    RUN(test_golden);
+    RUN(test_real);
+    RUN(test_parts);
+    RUN(test_round_trip);
+    RUN(test_decoding);
+    RUN(test_unicode);
+    RUN(test_adversarial);
+    RUN(test_bad_json);
+    RUN(test_bad_tiktoken);
     return check_report();
 }

@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """Makes tests/golden/tokenizer/: small tokenizers of every kind and the ids that the reference implementations give for some texts.
 
-    python3 tests/golden/make_tokenizer.py        (needs the packages tokenizers and tiktoken)
+    ATHANOR=build/athanor ATHANOR_TOKENIZERS=FOLDER python3 tests/golden/make_tokenizer.py
 
-NAME.json and NAME.tiktoken are tokenizers; NAME.cases has one case a line: S (special tokens recognised) or - (not), the text in
-hexadecimal UTF-8, and its ids. No test needs Python: tests/test_tokenizer.c reads the files.
+(needs the packages tokenizers and tiktoken). NAME.json and NAME.tiktoken are tokenizers; NAME.cases has one case a line: S (special
+tokens recognised) or - (not), the text in hexadecimal UTF-8, and its ids. trained.json is what `athanor tokenizer train` makes of
+trained.jsonl. The cases in real/ are for files that are not ours to keep: gpt-neox-20b.json and gpt2.tiktoken in FOLDER.
+No test needs Python: tests/test_tokenizer.c reads the files.
 """
 import base64
 import json
+import os
 import pathlib
 import random
 import subprocess
-import sys
 
 import tiktoken
+import tiktoken.load
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -108,7 +111,7 @@ def texts():
              "a\u0301\u0327", "\u212b", "\u0344", "\u0958", "\u0341", "\U00011935\U00011930", "\u0898\u0301", "a\u1ac1\u0301", "x", "_", "a_b.c", "()", "++", "...", "\u2014", "\x00", "\x7f",
              "\U0001e5d0", "\U00010d40", "\U00011380", "\u0897", "\U0002ebf0", "\U0010ffff", "\ue000"]
     out = ["", " ", "a", "\n", "'", "\u0301", "  \n  \n", "\n  ", "a  ", "a \n ", " 's", "''s"]
-    for _ in range(140):
+    for _ in range(70):
         out.append("".join(random.choice(parts) if random.random() < .75 else
                            "".join(random.choice(spaces) for _ in range(random.randint(1, 4))) for _ in range(random.randint(1, 14))))
     return out
@@ -123,27 +126,40 @@ def write_cases(name, encode):
     (HERE / f"{name}.cases").write_text("\n".join(lines) + "\n")
 
 
+def write_json_cases(name, path):
+    reference = Tokenizer.from_file(str(path))
+
+    def encode(text, special):
+        reference.encode_special_tokens = not special
+        return reference.encode(text, add_special_tokens=False).ids
+    write_cases(name, encode)
+
+
+def write_tiktoken_cases(name, ranks, pattern):
+    encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+    write_cases(name, lambda text, special: encoding.encode(text, allowed_special="all") if special
+                else encoding.encode_ordinary(text))
+
+
 def main():
-    HERE.mkdir(exist_ok=True)
+    (HERE / "real").mkdir(parents=True, exist_ok=True)
     made = build()
     for name, document in made.items():
         path = HERE / f"{name}.json"
         path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
-        reference = Tokenizer.from_file(str(path))
-
-        def encode(text, special):
-            reference.encode_special_tokens = not special
-            return reference.encode(text, add_special_tokens=False).ids
-        write_cases(name, encode)
+        write_json_cases(name, path)
     for name, source, pattern in (("tiny.gpt2", "prefix", GPT2), ("tiny.cl100k", "gpt4", GPT4), ("tiny.o200k", "other", O200K)):
-        document = made[source]
-        document["model"]["vocab"] = {k: v for k, v in document["model"]["vocab"].items()}
-        ranks = tiktoken_ranks(document)
+        ranks = tiktoken_ranks(made[source])
         (HERE / f"{name}.tiktoken").write_bytes(
             b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
-        encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
-        write_cases(name, lambda text, special: encoding.encode(text, allowed_special="all") if special
-                    else encoding.encode_ordinary(text))
+        write_tiktoken_cases(name, ranks, pattern)
+    (HERE / "trained.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in TEXT.split("\n")))
+    subprocess.run([os.environ["ATHANOR"], "tokenizer", "train", "--input", HERE / "trained.jsonl", "--vocab-size", "400", "--out",
+                    HERE / "trained.json"], check=True)
+    write_json_cases("trained", HERE / "trained.json")
+    real = pathlib.Path(os.environ["ATHANOR_TOKENIZERS"])
+    write_json_cases("real/gpt-neox-20b", real / "gpt-neox-20b.json")
+    write_tiktoken_cases("real/gpt2", tiktoken.load.load_tiktoken_bpe(str(real / "gpt2.tiktoken")), GPT2)
     print("tokenizers", tokenizers.__version__, "tiktoken", tiktoken.__version__)
 
 
