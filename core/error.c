@@ -22,6 +22,9 @@ static Error *error_make(ErrorKind kind, const char *prefix_format, va_list argu
         memcpy(error->message + head, ": ", 2);
         memcpy(error->message + head + 2, suffix, tail + 1);
     }
+    for (char *c = error->message; *c; c++) {  // text from files may be part of it
+        *c = (unsigned char)*c < 0x20 || *c == 0x7F ? '?' : *c;
+    }
     return error;
 }
 

@@ -24,7 +24,7 @@ typedef struct Error {
 #define MUST_CHECK __attribute__((warn_unused_result))
 #define PRINTF_LIKE(template, first) __attribute__((format(printf, template, first)))
 
-// Makes an error. The message is copied. Never returns NULL.
+// Makes an error. The message is copied; control characters in it become '?', so it stays one line. Never returns NULL.
 Error *error_new(ErrorKind kind, const char *format, ...) PRINTF_LIKE(2, 3) MUST_CHECK;
 
 // Makes an ERROR_FAILURE (ERROR_MISSING for ENOENT) whose message ends in strerror(errno_value).

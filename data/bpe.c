@@ -1,10 +1,10 @@
 // Byte-pair encoding of one pre-token: see bpe.h.
 //
-// Short words keep the ranks of their adjacent pairs in an array and search it for the lowest; long ones keep a heap of
+// Short words keep the ranks of their adjacent pairs in an array and search all of it for the lowest; long ones keep a heap of
 // (rank, position) over a linked list, where what a merge made stale is recognised when it comes up.
 #include "data/bpe.h"
 
-enum { SHORT_WORD = 48 };
+enum { SHORT_WORD = 48, PLACE_BITS = 6, SHORT_WORD_MOST = 1 << PLACE_BITS };
 #define NO_RANK INT32_MAX
 
 Error *bpe_create(Bpe *bpe, size_t pairs) {
@@ -73,39 +73,52 @@ static inline int32_t pair_rank(const Bpe *bpe, int32_t left, int32_t right, int
     return pair->rank;
 }
 
-static size_t merge_short(const Bpe *bpe, BpeScratch *scratch, const uint8_t *word, size_t size, int32_t *ids) {
-    int32_t ranks[SHORT_WORD], merged[SHORT_WORD];  // of the pair that starts here
-    size_t count = 0;
+// The pair that starts at place i as one number, its rank before its place: the lowest is the one to merge.
+static inline int32_t pair_order(const Bpe *bpe, const int32_t *ids, unsigned i, unsigned after, int32_t *merged) {
+    int32_t rank = pair_rank(bpe, ids[i], ids[after], &merged[i]);
+    return rank == NO_RANK ? NO_RANK : (int32_t)((uint32_t)rank << PLACE_BITS | i);
+}
+
+static size_t merge_short(const Bpe *bpe, BpeScratch *scratch, const uint8_t *word, size_t size, int32_t *out) {
+    int32_t ids[SHORT_WORD], order[SHORT_WORD], merged[SHORT_WORD];
+    uint8_t before[SHORT_WORD], after[SHORT_WORD];  // places beside a place; merged ones are passed over
+    unsigned count = 0;
     for (size_t i = 0; i < size; i++) {
         ids[count] = bpe->byte_ids[word[i]];
+        before[count] = (uint8_t)(count - 1);
+        after[count] = (uint8_t)(count + 1);
         count += ids[count] >= 0;
     }
-    for (size_t i = 0; i + 1 < count; i++) {
-        ranks[i] = pair_rank(bpe, ids[i], ids[i + 1], &merged[i]);
+    for (unsigned i = 0; i + 1 < count; i++) {
+        order[i] = pair_order(bpe, ids, i, i + 1, merged);
     }
     scratch->work += size;
-    while (count > 1) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < count; i++) {
-            best = ranks[i] < ranks[best] ? i : best;
+    for (;;) {
+        int32_t best = NO_RANK;
+        for (unsigned i = 0; i + 1 < count; i++) {
+            best = order[i] < best ? order[i] : best;
         }
-        if (ranks[best] == NO_RANK) {
+        if (best == NO_RANK) {
             break;
         }
         scratch->work++;
-        ids[best] = merged[best];
-        count--;
-        memmove(ids + best + 1, ids + best + 2, (count - best - 1) * sizeof *ids);
-        if (best + 1 < count) {
-            memmove(ranks + best, ranks + best + 1, (count - best - 1) * sizeof *ranks);
-            memmove(merged + best, merged + best + 1, (count - best - 1) * sizeof *merged);
-            ranks[best] = pair_rank(bpe, ids[best], ids[best + 1], &merged[best]);
+        unsigned left = (unsigned)best & (SHORT_WORD_MOST - 1), right = after[left], next = after[right];
+        ids[left] = merged[left];
+        after[left] = (uint8_t)next;
+        order[left] = order[right] = NO_RANK;
+        if (next < count) {
+            before[next] = (uint8_t)left;
+            order[left] = pair_order(bpe, ids, left, next, merged);
         }
-        if (best > 0) {
-            ranks[best - 1] = pair_rank(bpe, ids[best - 1], ids[best], &merged[best - 1]);
+        if (left > 0) {
+            order[before[left]] = pair_order(bpe, ids, before[left], left, merged);
         }
     }
-    return count;
+    size_t written = 0;
+    for (unsigned i = 0; i < count; i = after[i]) {
+        out[written++] = ids[i];
+    }
+    return written;
 }
 
 typedef struct Link {

@@ -1,7 +1,7 @@
 // Byte-pair encoding of one pre-token: starting from its bytes, merge the adjacent pair of lowest rank, the leftmost of equals,
 // until no pair can be merged (Sennrich et al. 2016, algorithm 1, on bytes).
 //
-// A merge is a pair of ids with a rank and the id it becomes. Time is O(n log n) in the length of a pre-token.
+// A merge is a pair of ids with a rank (below 2^25) and the id it becomes. Time is O(n log n) in the length of a pre-token.
 #pragma once
 
 #include "core/memory.h"

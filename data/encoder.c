@@ -96,31 +96,36 @@ static void encode_rare(Encoder *encoder, const WordKey *key, const uint8_t *wor
     tokens_reserve(out, BATCH * WORD_IDS);
 }
 
-// The pieces of the last stage.
+// The pieces of the last stage. A batch goes through twice: first its places in the cache are worked out and asked for, then
+// looked at, so that one piece does not wait for the memory of another.
 static void encode_pieces(Encoder *encoder, Splitter *splitter, Tokens *out) {
     uint32_t lengths[BATCH];
+    WordKey keys[BATCH];
     const uint8_t *p = splitter->text, *end = splitter->end;
     for (size_t count; (count = splitter_next(splitter, lengths, BATCH)) > 0;) {
+        const uint8_t *word = p;
+        for (size_t i = 0; i < count; word += lengths[i++]) {
+            if (__builtin_expect(end - word >= 16, 1)) {
+                keys[i] = word_key(word, lengths[i] <= WORD_SHORT ? lengths[i] : WORD_SHORT);
+            } else {  // a key is loaded from 16 bytes, which the end of a text does not have
+                uint8_t last[16] = {0};
+                memcpy(last, word, (size_t)(end - word));
+                keys[i] = word_key(last, lengths[i]);
+            }
+            __builtin_prefetch(word_bucket(&encoder->cache, keys[i]));
+        }
         tokens_reserve(out, BATCH * WORD_IDS);
         for (size_t i = 0; i < count; p += lengths[i++]) {
-            size_t size = lengths[i];
-            if (size > WORD_SHORT) {
-                encode_rare(encoder, NULL, p, size, out);
+            if (lengths[i] > WORD_SHORT) {
+                encode_rare(encoder, NULL, p, lengths[i], out);
                 continue;
             }
-            uint8_t last[16] = {0};  // a key is loaded from 16 bytes, which the end of a text does not have
-            const uint8_t *word = p;
-            if (end - p < 16) {
-                memcpy(last, p, size);
-                word = last;
-            }
-            WordKey key = word_key(word, size);
-            const WordEntry *entry = word_find(word_bucket(&encoder->cache, key), key);
+            const WordEntry *entry = word_find(word_bucket(&encoder->cache, keys[i]), keys[i]);
             if (__builtin_expect(entry != NULL, 1)) {
                 memcpy(out->ids + out->count, entry->ids, sizeof entry->ids);
                 out->count += entry->count;
             } else {
-                encode_rare(encoder, &key, p, size, out);
+                encode_rare(encoder, &keys[i], p, lengths[i], out);
             }
         }
     }

@@ -1,6 +1,6 @@
 // A cache from pre-token to ids, of bounded size: a word that is met again costs one look at one cache line.
 //
-// It starts small, so that an encoder for a few words costs little, and grows to 4 MiB as new words come.
+// It starts small, so that an encoder for a few words costs little, and grows to 8 MiB as new words come.
 //
 // Words of up to 15 bytes that have at most three ids lie in buckets of two entries, keyed by their bytes; a new word takes the
 // place of the older one. Longer words and longer results lie in a second table, whose bytes and ids are kept in one arena;
@@ -36,7 +36,7 @@ typedef struct WordCache {
     size_t arena_used;
 } WordCache;
 
-enum { WORD_BITS_LEAST = 8, WORD_BITS_MOST = 16, LONG_BITS = 12, LONG_ARENA = 1 << 17 };
+enum { WORD_BITS_LEAST = 8, WORD_BITS_MOST = 17, LONG_BITS = 12, LONG_ARENA = 1 << 17 };
 
 void word_cache_create(WordCache *cache);
 void word_cache_free(WordCache *cache);

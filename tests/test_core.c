@@ -11,6 +11,12 @@
 #include <math.h>
 #include <stdio.h>
 
+static void test_errors(void) {
+    CHECK_FAILS(failure("file %s: %s", "a\nb", "\x1B[31mred"), "file a?b: ?[31mred");
+    CHECK_FAILS(error_wrap(failure("inner"), "outer %d", 3), "outer 3: inner");
+    CHECK(error_wrap(NULL, "nothing") == NULL);
+}
+
 static void test_numbers(void) {
     int64_t i;
     double d;
@@ -257,6 +263,7 @@ static void test_durable(void) {
 }
 
 int main(void) {
+    RUN(test_errors);
     RUN(test_numbers);
     RUN(test_utf8);
     RUN(test_config);
