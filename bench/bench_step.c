@@ -219,7 +219,7 @@ typedef struct Data {
     float *weights;
 } Data;
 
-static void one_step(Model *model, const ModelBatch *batch, int64_t step) {
+static void one_step(Model *model, const Batch *batch, int64_t step) {
     StepOptions how = {.grad_scale = 1.0f / (float)(batch->sequences * batch->length)};
     StepResult result;
     model_zero_gradients(model);
@@ -282,7 +282,7 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
         data.positions[r] = (int32_t)(r % (size_t)c->length);
         data.weights[r] = 1;
     }
-    ModelBatch batch = {c->sequences, c->length, data.tokens, data.targets, data.weights, data.first, data.positions, 0};
+    Batch batch = {c->sequences, c->length, data.tokens, data.targets, data.weights, data.first, data.positions, 0};
     enum { MOST = 4000 };
     double *times = memory_new(MOST, sizeof *times);
     bandwidth = c->cached ? 0 : machine_bandwidth;

@@ -31,7 +31,7 @@ static ModelOptions options_with(Recompute recompute) {
     return (ModelOptions){.sequences = SEQUENCES, .length = LENGTH, .recompute = recompute, .head_rows = 7};
 }
 
-static double objective(Model *model, const ModelBatch *batch, const StepOptions *step) {
+static double objective(Model *model, const Batch *batch, const StepOptions *step) {
     StepResult result;
     model_forward_backward(model, batch, step, &result);
     return (result.loss_sum + (double)step->z_loss * result.z_sum) * (double)step->grad_scale;
@@ -239,7 +239,7 @@ static void test_presets(void) {
 
 typedef struct Slope {
     Model *model;
-    const ModelBatch *batch;
+    const Batch *batch;
     const StepOptions *step;
     float *values;       // the tensor
     const float *saved;  // and its values
@@ -335,7 +335,7 @@ typedef struct Outcome {
     StepResult result;
 } Outcome;
 
-static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int threads, const ModelBatch *batch, uint64_t seed) {
+static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int threads, const Batch *batch, uint64_t seed) {
     ModelOptions options = {.sequences = batch->sequences, .length = batch->length, .recompute = recompute};
     Model *model = models_open(config, &options, threads);
     StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = seed};
@@ -388,7 +388,7 @@ static void test_accumulation(void) {
         StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = 7};
         double loss = 0, weight = 0;
         for (int64_t begin = 0; begin < 4; begin += 2) {
-            ModelBatch part = models_batch_rows(&batch, begin, 2);
+            Batch part = models_batch_rows(&batch, begin, 2);
             StepResult result;
             model_forward_backward(model, &part, &step, &result);
             loss += result.loss_sum;

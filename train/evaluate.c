@@ -41,16 +41,6 @@ static Error *check_batch(const Batch *batch, int64_t vocabulary, const Corpus *
     return NULL;
 }
 
-static ModelBatch view(const Batch *batch) {
-    return (ModelBatch){.sequences = batch->sequences,
-                        .length = batch->length,
-                        .tokens = batch->tokens,
-                        .targets = batch->targets,
-                        .weights = batch->weights,
-                        .first = batch->first,
-                        .positions = batch->positions};
-}
-
 Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *tokenizer, bool documents_apart,
                        int64_t most_samples, Comm *comm, bool show_progress, SetScore *scores) {
     int64_t length = model->options.length, sequences = model->options.sequences, vocabulary = model->config.vocabulary;
@@ -82,8 +72,7 @@ Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *toke
             }
             error = check_batch(&batch, vocabulary, corpus, set->name);
             if (error == NULL) {
-                ModelBatch input = view(&batch);
-                model_evaluate(model, &input, losses);
+                model_evaluate(model, &batch, losses);
                 add_scores(&batch, losses, bytes, vocabulary, &scores[d]);
                 if (show_progress) {
                     progress_add(&progress, sequences * comm->size);

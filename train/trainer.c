@@ -51,14 +51,6 @@ static Error *compute_gradients(Trainer *t, StepState *state) {
         if (last) {
             buckets_begin(t->buckets);
         }
-        ModelBatch input = {.sequences = batch->sequences,
-                            .length = batch->length,
-                            .tokens = batch->tokens,
-                            .targets = batch->targets,
-                            .weights = batch->weights,
-                            .first = batch->first,
-                            .positions = batch->positions,
-                            .first_sample = batch->first_sample};
         // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right in
         // update.
         StepOptions options = {.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
@@ -67,7 +59,7 @@ static Error *compute_gradients(Trainer *t, StepState *state) {
                                .gradients_final = last ? gradients_final : NULL,
                                .context = &context};
         StepResult result;
-        model_forward_backward(t->model, &input, &options, &result);
+        model_forward_backward(t->model, batch, &options, &result);
         state->loss_sum += result.loss_sum;
         state->weight_sum += result.weight_sum;
         state->z_sum += result.z_sum;

@@ -66,7 +66,7 @@ TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bo
             out.targets[r] = -1;
         }
     }
-    out.batch = (ModelBatch){
+    out.batch = (Batch){
         .sequences = sequences,
         .length = length,
         .tokens = out.tokens,
@@ -86,8 +86,8 @@ void models_batch_free(TestBatch *batch) {
     free(batch->weights);
 }
 
-ModelBatch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count) {
-    ModelBatch part = batch->batch;
+Batch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count) {
+    Batch part = batch->batch;
     int64_t skip = begin * part.length;
     part.sequences = count;
     part.tokens += skip;

@@ -13,7 +13,7 @@ void models_close(Model *model);
 
 // A batch with random tokens, targets, weights (some 0, their targets -1) and, where `documents`, several documents in a row.
 typedef struct TestBatch {
-    ModelBatch batch;
+    Batch batch;
     int32_t *tokens, *targets, *first, *positions;
     float *weights;
 } TestBatch;
@@ -22,4 +22,4 @@ TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bo
 void models_batch_free(TestBatch *batch);
 
 // Rows [begin, begin + count) of a batch, sharing its memory.
-ModelBatch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count);
+Batch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count);

@@ -124,7 +124,7 @@ void model_params_changed(Model *model) {
 
 // ---- Passes
 
-static Pass pass_of(const Model *model, const ModelBatch *batch) {
+static Pass pass_of(const Model *model, const Batch *batch) {
     ensure(batch->length <= model->options.length &&
                batch->sequences * batch->length <= model->options.sequences * model->options.length,
            "a batch of %" PRId64 " x %" PRId64 " tokens in a model made for %" PRId64 " x %" PRId64, batch->sequences,
@@ -149,7 +149,7 @@ static void final_norm(const Pass *pass, const void *x) {
 }
 
 // The head and the loss; with dx also their gradients.
-static void classify(const Pass *pass, const ModelBatch *batch, const StepOptions *options, const float *weights, float *losses,
+static void classify(const Pass *pass, const Batch *batch, const StepOptions *options, const float *weights, float *losses,
                      void *dx) {
     const Model *model = pass->model;
     const Activations *a = model->activations;
@@ -198,7 +198,7 @@ static void final_norm_backward(const Pass *pass) {
                                                     });
 }
 
-void model_forward_backward(Model *model, const ModelBatch *batch, const StepOptions *options, StepResult *result) {
+void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result) {
     ensure(model->grads != NULL, "a model made for forward passes only");
     const Activations *a = model->activations;
     Pass pass = pass_of(model, batch);
@@ -230,7 +230,7 @@ void model_forward_backward(Model *model, const ModelBatch *batch, const StepOpt
 }
 
 // The final norm's output of a pass without dropout and without anything kept.
-static Pass forward_quietly(Model *model, const ModelBatch *batch) {
+static Pass forward_quietly(Model *model, const Batch *batch) {
     const LayerActivations *at = &model->activations->shared;
     Pass pass = pass_of(model, batch);
     embedding_pass(&pass, at->input);
@@ -241,7 +241,7 @@ static Pass forward_quietly(Model *model, const ModelBatch *batch) {
     return pass;
 }
 
-void model_evaluate(Model *model, const ModelBatch *batch, float *losses) {
+void model_evaluate(Model *model, const Batch *batch, float *losses) {
     Pass pass = forward_quietly(model, batch);
     // Weight 1 wherever there is a target.
     float *weights = model->activations->losses;
@@ -251,7 +251,7 @@ void model_evaluate(Model *model, const ModelBatch *batch, float *losses) {
     classify(&pass, batch, NULL, weights, losses, NULL);
 }
 
-void model_logits(Model *model, const ModelBatch *batch, float *logits) {
+void model_logits(Model *model, const Batch *batch, float *logits) {
     Pass pass = forward_quietly(model, batch);
     block_project(model, pass.rows, model->table.head, -1, model->activations->final, NULL, logits);
 }

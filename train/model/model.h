@@ -5,18 +5,8 @@
 // One thread at a time per model.
 #pragma once
 
+#include "data/batch.h"
 #include "train/model/plan.h"
-
-// A micro-batch in host memory, not owned. B = sequences, T = length, R = B T rows.
-typedef struct ModelBatch {
-    int64_t sequences, length;
-    const int32_t *tokens;     // [B,T] in [0, vocabulary)
-    const int32_t *targets;    // [B,T] in [0, vocabulary), or -1 where the weight is 0
-    const float *weights;      // [B,T] loss weights
-    const int32_t *first;      // [B,T] index in its row of the first token of the token's document; all 0: one document
-    const int32_t *positions;  // [B,T] in [0, T)
-    uint64_t first_sample;     // global index in the run of row 0: dropout is a function of (seed, sample)
-} ModelBatch;
 
 typedef struct Model {
     Device *device;
@@ -68,14 +58,14 @@ typedef struct StepResult {
 
 // Forward and backward of one micro-batch: grads += d(grad_scale * sum of weight * (loss + z_loss * z^2)) / d(params).
 // The batch must fit the options. Dropout applies.
-void model_forward_backward(Model *model, const ModelBatch *batch, const StepOptions *options, StepResult *result);
+void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result);
 
 // Losses per token without dropout and weights: losses[B,T] (0 where the target is -1). No gradients. batch->weights is not
 // used and may be NULL.
-void model_evaluate(Model *model, const ModelBatch *batch, float *losses);
+void model_evaluate(Model *model, const Batch *batch, float *losses);
 
 // Logits [B,T,V] without dropout, all at once: for tests and small batches. targets and weights are not used.
-void model_logits(Model *model, const ModelBatch *batch, float *logits);
+void model_logits(Model *model, const Batch *batch, float *logits);
 
 // The compute of one optimizer step over [begin, end) of the flat array: a thin wrapper that fills OptimizerStep from the
 // table's segments. `step` has beta1, beta2, epsilon, step number and grad_scale set.
