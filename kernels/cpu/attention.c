@@ -62,14 +62,16 @@ VEC_INLINE void softmax_vector(const ForwardRoom *room, const Queries *q, const 
     Vec before = vec_load(room->most + v * VEC_LANES), zero = vec_max(vec_max(most, most_odd) * unit, before);
     Vec shrink = vec_exp2(before - zero);
     Vec sum = vec_load(room->sum + v * VEC_LANES) * shrink, sum_odd = vec_set(0);
+    ProbabilityDropout draw = *dropout;
+    Vec64 index = dropout_indices(&draw, q->begin + v * VEC_LANES) + (uint64_t)p->key;
     for (int64_t k = 0; k < keys; k += 2) {
         Vec even = vec_exp2(vec_load(scores + k * BLOCK) * unit - zero),
             odd = vec_exp2(vec_load(scores + (k + 1) * BLOCK) * unit - zero);
         sum += even;
         sum_odd += odd;
         if (dropped) {
-            even *= dropout_factor(dropout, q->begin + v * VEC_LANES, p->key + k);
-            odd *= dropout_factor(dropout, q->begin + v * VEC_LANES, p->key + k + 1);
+            even *= dropout_factor(draw, index + (uint64_t)k);
+            odd *= dropout_factor(draw, index + (uint64_t)k + 1);
         }
         vec_store(scores + k * BLOCK, even);
         vec_store(scores + (k + 1) * BLOCK, odd);

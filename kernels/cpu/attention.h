@@ -169,14 +169,20 @@ static inline ProbabilityDropout dropout_of(const AttentionShape *s, int64_t b, 
         length};
 }
 
-// The factor (0 or 1 / (1 - dropout)) for queries q .. q + VEC_LANES - 1 and key k.
-VEC_INLINE Vec dropout_factor(const ProbabilityDropout *d, int64_t q, int64_t k) {
-    Vec64 low;
+// The indices of queries q .. q + VEC_LANES64 - 1 with key 0.
+static inline Vec64 dropout_indices(const ProbabilityDropout *d, int64_t q) {
+    Vec64 index;
     for (int i = 0; i < VEC_LANES64; i++) {
-        low[i] = d->base + ((uint64_t)q + (uint64_t)i) * d->length + (uint64_t)k;
+        index[i] = d->base + ((uint64_t)q + (uint64_t)i) * d->length;
     }
-    VecU a = (VecU)philox_vec(d->seed, d->stream, low).word[0];
-    VecU b = (VecU)philox_vec(d->seed, d->stream, low + (uint64_t)VEC_LANES64 * d->length).word[0];
+    return index;
+}
+
+// The factor (0 or 1 / (1 - dropout)) for VEC_LANES queries, the first half of which has the indices `index`. By value: the
+// compiler cannot know that stores to probabilities leave the settings alone.
+VEC_INLINE Vec dropout_factor(const ProbabilityDropout d, Vec64 index) {
+    VecU a = (VecU)philox_vec(d.seed, d.stream, index).word[0];
+    VecU b = (VecU)philox_vec(d.seed, d.stream, index + (uint64_t)VEC_LANES64 * d.length).word[0];
 #if VEC_LANES == 16
     VecU words = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 #elif VEC_LANES == 8
@@ -184,7 +190,7 @@ VEC_INLINE Vec dropout_factor(const ProbabilityDropout *d, int64_t q, int64_t k)
 #else
     VecU words = __builtin_shufflevector(a, b, 0, 2, 4, 6);
 #endif
-    return (Vec)(vec_kept(words, d->threshold) & (VecI)vec_set(d->scale));
+    return (Vec)(vec_kept(words, d.threshold) & (VecI)vec_set(d.scale));
 }
 
 // A thread's scratch, handed out in pieces on boundaries of 64 bytes. Without memory it only counts.

@@ -98,6 +98,8 @@ VEC_INLINE void gradient_vector(const BackwardRoom *room, const Queries *q, cons
     Vec delta = vec_load(room->delta + v * VEC_LANES);
     Sight sight = masked ? sight_of(q, p, v) : (Sight){0};
     int64_t keys = pair_keys(p, v);
+    ProbabilityDropout draw = *dropout;
+    Vec64 index = dropout_indices(&draw, q->begin + v * VEC_LANES) + (uint64_t)p->key;
     for (int64_t k = 0; k < keys; k++) {
         Vec score = vec_load(scores + k * BLOCK), dp = vec_load(dscores + k * BLOCK);
         Vec power = (score * unit.most - lse) + (score * unit.rest - rest);
@@ -106,7 +108,7 @@ VEC_INLINE void gradient_vector(const BackwardRoom *room, const Queries *q, cons
         }
         Vec probability = vec_exp2(power), kept = probability;
         if (dropped) {
-            Vec factor = dropout_factor(dropout, q->begin + v * VEC_LANES, p->key + k);
+            Vec factor = dropout_factor(draw, index + (uint64_t)k);
             kept *= factor;
             dp *= factor;
         }

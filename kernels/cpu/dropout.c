@@ -13,16 +13,12 @@ typedef struct DropoutWork {
 
 enum { GROUP = 4 * VEC_LANES64 };  // elements that one vector of counters decides: two vectors
 
-// The masks of the GROUP elements from `counter` on: low for the first half, high for the second.
+// The masks of the GROUP elements whose counters are `index`: low for the first half, high for the second.
 //
 // Words 0 and 1 are put side by side, words 2 and 3 too; interleaving the two by 64-bit lanes gives the words of every second
-// counter in order, so even lanes hold the first half of the counters and odd lanes the second.
-VEC_INLINE void masks(const DropoutWork *w, uint64_t counter, VecI *low, VecI *high) {
-    Vec64 index = (Vec64){0} + counter;
-    for (int i = 0; i < VEC_LANES64; i++) {
-        index[i] += (uint64_t)(i / 2 + i % 2 * (VEC_LANES64 / 2));
-    }
-    PhiloxVec r = philox_vec(w->a->seed, w->a->stream, index);
+// counter in order, so even lanes hold the first half of the counters and odd lanes the second (see counters).
+VEC_INLINE void masks(uint64_t seed, uint64_t stream, Vec64 index, uint32_t threshold, VecI *low, VecI *high) {
+    PhiloxVec r = philox_vec(seed, stream, index);
     Vec64 a = (r.word[0] & 0xFFFFFFFFu) | r.word[1] << 32, b = (r.word[2] & 0xFFFFFFFFu) | r.word[3] << 32;
 #if VEC_LANES == 16
     Vec64 even = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
@@ -34,30 +30,41 @@ VEC_INLINE void masks(const DropoutWork *w, uint64_t counter, VecI *low, VecI *h
     Vec64 even = __builtin_shufflevector(a, b, 0, 2);
     Vec64 odd = __builtin_shufflevector(a, b, 1, 3);
 #endif
-    *low = vec_kept((VecU)even, w->threshold);
-    *high = vec_kept((VecU)odd, w->threshold);
+    *low = vec_kept((VecU)even, threshold);
+    *high = vec_kept((VecU)odd, threshold);
+}
+
+static Vec64 counters(uint64_t first) {
+    Vec64 index;
+    for (int i = 0; i < VEC_LANES64; i++) {
+        index[i] = first + (uint64_t)(i / 2 + i % 2 * (VEC_LANES64 / 2));
+    }
+    return index;
 }
 
 static void dropout_part(void *context, int64_t task, int thread) {
     const DropoutWork *w = context;
     Range range = range_part(w->a->count, 1024, w->parts, task);
-    float *x = (float *)w->a->x + range.begin;
+    float *x = (float *)w->a->x + range.begin, scale = w->scale;
     int64_t count = range.end - range.begin, i = 0;
-    uint64_t counter = (w->a->first + (uint64_t)range.begin) / 4;
+    // Copies: the compiler cannot know that stores to x leave the settings alone.
+    uint64_t seed = w->a->seed, stream = w->a->stream;
+    uint32_t threshold = w->threshold;
+    Vec64 index = counters((w->a->first + (uint64_t)range.begin) / 4);
     VecI low, high;
-    for (; i + GROUP <= count; i += GROUP, counter += VEC_LANES64) {
-        masks(w, counter, &low, &high);
-        vec_store(x + i, (Vec)((VecI)(vec_load(x + i) * w->scale) & low));
-        vec_store(x + i + VEC_LANES, (Vec)((VecI)(vec_load(x + i + VEC_LANES) * w->scale) & high));
+    for (; i + GROUP <= count; i += GROUP, index += (uint64_t)VEC_LANES64) {
+        masks(seed, stream, index, threshold, &low, &high);
+        vec_store(x + i, (Vec)((VecI)(vec_load(x + i) * scale) & low));
+        vec_store(x + i + VEC_LANES, (Vec)((VecI)(vec_load(x + i + VEC_LANES) * scale) & high));
     }
     if (i < count) {
-        masks(w, counter, &low, &high);
+        masks(seed, stream, index, threshold, &low, &high);
         int64_t left = count - i, first = left < VEC_LANES ? left : VEC_LANES;
-        vec_store_partial(x + i, (Vec)((VecI)(vec_load_partial(x + i, first) * w->scale) & low), first);
+        vec_store_partial(x + i, (Vec)((VecI)(vec_load_partial(x + i, first) * scale) & low), first);
         if (left > VEC_LANES) {
             float *rest = x + i + VEC_LANES;
-            vec_store_partial(rest, (Vec)((VecI)(vec_load_partial(rest, left - VEC_LANES) * w->scale) & high),
-                              left - VEC_LANES);
+            left -= VEC_LANES;
+            vec_store_partial(rest, (Vec)((VecI)(vec_load_partial(rest, left) * scale) & high), left);
         }
     }
 }
