@@ -28,7 +28,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     if (prefix[0] == 0) {
-        snprintf(prefix, sizeof prefix, "%s/athanor-fuzz-%d", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", (int)getpid());
+        snprintf(prefix, sizeof prefix, "%s/athanor-fuzz-%d", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp",
+                 (int)getpid());
         snprintf(idx, sizeof idx, "%s.idx", prefix);
         snprintf(bin, sizeof bin, "%s.bin", prefix);
         atexit(remove_files);

@@ -6,7 +6,7 @@
 
 #include <math.h>
 
-enum { MOST_PLAN_ROWS = 24 };
+enum { MOST_PLAN_ROWS = 256, SHOWN_PLAN_ROWS = 12 };
 
 // ---- Memory
 
@@ -20,27 +20,22 @@ static int compare_rows(const void *a, const void *b) {
     return (x->bytes < y->bytes) - (x->bytes > y->bytes);
 }
 
-// The rows of the plan, largest first; what does not fit is summed up.
+// The rows of the plan, largest first; what is too small to see is summed up.
 static int read_plan(const RunData *data, PlanRow *rows) {
     const json_t *plan = json_object_get(data->run, "memory_plan"), *item;
     size_t index;
     int count = 0;
-    double rest = 0;
     json_array_foreach(plan, index, item) {
         const json_t *name = json_object_get(item, "name"), *bytes = json_object_get(item, "bytes");
         double value = json_is_number(bytes) ? json_number_value(bytes) : 0;
-        if (!json_is_string(name) || !(value > 0 && value < 1e18)) {
-            continue;
-        }
-        if (count < MOST_PLAN_ROWS - 1) {
+        if (json_is_string(name) && value > 0 && value < 1e18 && count < MOST_PLAN_ROWS) {
             rows[count++] = (PlanRow){json_string_value(name), value};
-        } else {
-            rest += value;
         }
     }
     qsort(rows, (size_t)count, sizeof *rows, compare_rows);
-    if (rest > 0) {
-        rows[count++] = (PlanRow){"other", rest};
+    while (count > SHOWN_PLAN_ROWS) {
+        PlanRow *last = &rows[SHOWN_PLAN_ROWS - 1];
+        *last = (PlanRow){"everything else", last->bytes + rows[--count].bytes};
     }
     return count;
 }

@@ -32,6 +32,9 @@ static void add_sample(Buffer *out, const char *title, const Sample *sample) {
     int lines = 0;
     size_t size;
     const char *text = sample_continuation(sample, &size);
+    while (size > 0 && strchr(" \t\r\n", text[size - 1]) != NULL) {
+        size--;
+    }
     buffer_printf(out, "%s, step %.0f:\n    ", title, sample->step);
     add_text(out, sample->prompt, sample->prompt_size, &lines);
     add_text(out, text, size, &lines);
