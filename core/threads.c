@@ -1,8 +1,11 @@
 // A pool of threads that share loops: see threads.h.
 //
-// A loop is published by bumping `generation`; workers that spin or sleep on it take task numbers from `next` until
-// none is left, and count themselves out in `finished`. The publisher waits until every worker has counted itself out,
-// so a worker can never take a task of a later loop with the pointers of an earlier one.
+// A loop is published by bumping `generation`; workers that spin or sleep on it take task numbers until none is left, and
+// count themselves out in `finished`. The publisher waits until every worker has counted itself out, so a worker can never
+// take a task of a later loop with the pointers of an earlier one.
+//
+// Each thread has a share of the task numbers, the same for loops of equally many tasks, and helps the others when its own is
+// done: a thread meets rows again that it has in its own caches from the loop before.
 #include "core/threads.h"
 
 #include "core/memory.h"
@@ -18,13 +21,18 @@
 // How long a worker spins before it sleeps: longer than the gap between two kernels, far shorter than a time slice.
 enum { SPIN_ROUNDS = 20000 };
 
+// The next task of a thread's share, on a cache line of its own.
+typedef struct Share {
+    _Alignas(64) _Atomic int64_t next;
+} Share;
+
 struct ThreadPool {
     int threads;
+    Share *shares;  // [threads]
     pthread_t *handles;
     ThreadTask task;
     void *context;
     int64_t tasks;
-    _Alignas(64) _Atomic int64_t next;
     _Alignas(64) _Atomic uint32_t generation;
     _Atomic int sleepers;
     _Alignas(64) _Atomic int finished;
@@ -52,13 +60,17 @@ static void futex_wake_all(_Atomic uint32_t *word) {
     syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
+static int64_t share_begin(const ThreadPool *pool, int thread) {
+    return pool->tasks * thread / pool->threads;
+}
+
 static void run_tasks(ThreadPool *pool, int thread) {
-    for (;;) {
-        int64_t task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (task >= pool->tasks) {
-            return;
+    for (int i = 0; i < pool->threads; i++) {
+        int owner = (thread + i) % pool->threads;
+        int64_t end = share_begin(pool, owner + 1), task;
+        while ((task = atomic_fetch_add_explicit(&pool->shares[owner].next, 1, memory_order_relaxed)) < end) {
+            pool->task(pool->context, task, thread);
         }
-        pool->task(pool->context, task, thread);
     }
 }
 
@@ -101,6 +113,8 @@ ThreadPool *threads_create(int threads) {
     memset(pool, 0, sizeof *pool);
     pool->threads = threads;
     pool->handles = memory_zeroed((size_t)threads, sizeof *pool->handles);
+    pool->shares = aligned_alloc(64, (size_t)threads * sizeof *pool->shares);
+    ensure(pool->shares != NULL, "no memory for a thread pool");
     for (int i = 1; i < threads; i++) {
         Worker *worker = memory_new(1, sizeof *worker);
         *worker = (Worker){pool, i};
@@ -127,6 +141,7 @@ void threads_destroy(ThreadPool *pool) {
         pthread_join(pool->handles[i], NULL);
     }
     free(pool->handles);
+    free(pool->shares);
     free(pool);
 }
 
@@ -144,7 +159,9 @@ void threads_run(ThreadPool *pool, int64_t tasks, ThreadTask task, void *context
     pool->task = task;
     pool->context = context;
     pool->tasks = tasks;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    for (int i = 0; i < pool->threads; i++) {
+        atomic_store_explicit(&pool->shares[i].next, share_begin(pool, i), memory_order_relaxed);
+    }
     atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
     publish(pool);
     run_tasks(pool, 0);

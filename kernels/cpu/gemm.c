@@ -13,6 +13,8 @@ enum {
     DEPTH_MOST_PACKED = 512,           // where A is packed too
     PANELS_AT_ONCE = 96 / TILE_WIDTH,  // of B: with DEPTH_MOST 288 KiB, so that they stay in the second-level cache
     ROWS_AT_ONCE = 192,                // of A where it is packed: with DEPTH_MOST_PACKED 384 KiB
+    SMALL_B = 1 << 17,                 // elements of B that every thread may pack for itself
+    ROWS_A_TASK = 96,                  // with so many rows packing it is a small part of the work
     WORK_AT_LEAST = 1 << 21,           // multiply-adds that are worth a task of their own
 };
 
@@ -168,7 +170,8 @@ static int64_t at_least(int64_t x, int64_t least) {
 }
 
 // How many tasks, and how they cut C: columns first, because each task packs its own columns of B; rows first where A is
-// packed.
+// packed, and where B is small beside the rows: packing it again then costs less than reading rows of A that another thread
+// has just written and has in its own caches.
 static void plan_tasks(Plan *plan, int threads) {
     const Gemm *g = plan->g;
     int64_t tasks = 1;
@@ -181,6 +184,10 @@ static void plan_tasks(Plan *plan, int threads) {
     if (g->a_transposed) {
         plan->row_parts = at_most(at_least(tasks, (g->m + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), most_rows);
         plan->column_parts = at_most((tasks + plan->row_parts - 1) / plan->row_parts, most_columns);
+    } else if (g->k * g->n <= SMALL_B && g->m >= ROWS_A_TASK * threads) {
+        // Two tasks a thread, so that one that is late is helped.
+        plan->row_parts = at_most(at_most(tasks, 2 * threads), at_least(g->m / ROWS_A_TASK, 1));
+        plan->column_parts = 1;
     } else {
         plan->column_parts = at_most(tasks, most_columns);
         plan->row_parts = at_most((tasks + plan->column_parts - 1) / plan->column_parts, most_rows);
