@@ -6,8 +6,7 @@
 // on the shapes of GPT-2 124M and of a tiny model, beside OpenBLAS (cblas_sgemm) and oneDNN (dnnl_sgemm) where these libraries
 // can be loaded. Each number is the median over repeats, in brackets the best one; percent are of the measured peak. The
 // libraries' products are bare; ours include bias, activation and residual where the row says so.
-#include "core/clock.h"
-#include "core/memory.h"
+#include "bench/measure.h"
 #include "core/options.h"
 #include "kernels/device.h"
 
@@ -30,138 +29,6 @@ static const Key flags[] = {
     {"libraries", KEY_BOOL, offsetof(Settings, libraries), "true", 0, 0, NULL, NULL, "measure OpenBLAS and oneDNN too"},
 };
 enum { FLAG_COUNT = sizeof flags / sizeof *flags };
-
-// ---- Limits
-
-// Independent chains of multiply-adds in registers: long enough to hide the latency, few enough for the registers.
-#define PEAK_LOOP(bytes, chains)                                                                                               \
-    typedef float V __attribute__((vector_size(bytes)));                                                                       \
-    V sum[chains], x = {0}, y = {0};                                                                                           \
-    x += 0.999f;                                                                                                               \
-    y += 0.001f;                                                                                                               \
-    _Pragma("GCC unroll 24") for (int i = 0; i < chains; i++) {                                                                \
-        sum[i] = y * (float)i;                                                                                                 \
-    }                                                                                                                          \
-    for (int64_t round = 0; round < rounds; round++) {                                                                         \
-        _Pragma("GCC unroll 24") for (int i = 0; i < chains; i++) {                                                            \
-            sum[i] = sum[i] * x + y;                                                                                           \
-        }                                                                                                                      \
-    }                                                                                                                          \
-    V total = {0};                                                                                                             \
-    _Pragma("GCC unroll 24") for (int i = 0; i < chains; i++) {                                                                \
-        total += sum[i];                                                                                                       \
-    }                                                                                                                          \
-    *sink = total[0];                                                                                                          \
-    return 2.0 * chains * (bytes / 4) * (double)rounds
-
-typedef double (*PeakLoop)(int64_t rounds, float *sink);
-#if defined(__x86_64__)
-__attribute__((target("avx512f,fma"))) static double peak_avx512(int64_t rounds, float *sink) {
-    PEAK_LOOP(64, 24);
-}
-__attribute__((target("avx2,fma"))) static double peak_avx2(int64_t rounds, float *sink) {
-    PEAK_LOOP(32, 12);
-}
-#endif
-static double peak_baseline(int64_t rounds, float *sink) {
-    PEAK_LOOP(16, 12);
-}
-
-typedef struct Peak {
-    PeakLoop loop;
-    int64_t rounds;
-    float sink[1024];
-    double flops;
-} Peak;
-
-static void peak_task(void *context, int64_t task, int thread) {
-    Peak *peak = context;
-    double flops = peak->loop(peak->rounds, &peak->sink[task]);
-    if (task == 0) {
-        peak->flops = flops;
-    }
-}
-
-// Multiply-adds of `threads` threads, in GFLOP/s: the best of several short bursts.
-static double measure_peak(const char *variant, int threads) {
-    Peak peak = {.loop = peak_baseline, .rounds = 200000};
-#if defined(__x86_64__)
-    if (strstr(variant, "avx512") != NULL) {
-        peak.loop = peak_avx512;
-    } else if (strstr(variant, "avx2") != NULL) {
-        peak.loop = peak_avx2;
-    }
-#endif
-    ThreadPool *pool = threads_create(threads);
-    double best = 0;
-    for (int i = 0; i < 40; i++) {
-        double start = clock_seconds();
-        threads_run(pool, threads, peak_task, &peak);
-        double rate = peak.flops * threads / (clock_seconds() - start) * 1e-9;
-        best = rate > best ? rate : best;
-    }
-    threads_destroy(pool);
-    return best;
-}
-
-typedef enum Traffic { TRAFFIC_READ, TRAFFIC_COPY, TRAFFIC_TRIAD } Traffic;
-
-typedef struct Stream {
-    Traffic kind;
-    float *a, *b, *c;
-    int64_t count;
-    int threads;
-    float sums[1024];
-} Stream;
-
-static void stream_task(void *context, int64_t task, int thread) {
-    Stream *s = context;
-    Range r = range_part(s->count, 1024, s->threads, task);
-    float *restrict a = s->a;
-    const float *restrict b = s->b, *restrict c = s->c;
-    if (s->kind == TRAFFIC_READ) {
-        typedef float V __attribute__((vector_size(16)));
-        V sum[8] = {{0}};
-        for (int64_t i = r.begin; i < r.end; i += 32) {
-            for (int j = 0; j < 8; j++) {
-                sum[j] += *(const V *)(b + i + 4 * j);
-            }
-        }
-        s->sums[task] = (sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7])[0];
-    } else if (s->kind == TRAFFIC_COPY) {
-        memcpy(a + r.begin, b + r.begin, (size_t)(r.end - r.begin) * sizeof(float));
-    } else {
-        for (int64_t i = r.begin; i < r.end; i++) {
-            a[i] = b[i] + 3.0f * c[i];
-        }
-    }
-}
-
-// GB/s over arrays far larger than the caches; a copied byte counts twice, a triad's three times.
-static double measure_bandwidth(Traffic kind, int threads) {
-    int64_t count = 32 << 20;
-    size_t bytes = (size_t)count * sizeof(float);
-    Stream s = {.kind = kind, .count = count, .threads = threads};
-    s.a = memory_tensor(bytes);
-    s.b = memory_tensor(bytes);
-    s.c = memory_tensor(bytes);
-    memset(s.a, 1, bytes);
-    memset(s.b, 1, bytes);
-    memset(s.c, 1, bytes);
-    ThreadPool *pool = threads_create(threads);
-    double best = 0;
-    for (int i = 0; i < 6; i++) {
-        double start = clock_seconds();
-        threads_run(pool, threads, stream_task, &s);
-        double rate = (double)bytes * (kind + 1) / (clock_seconds() - start) * 1e-9;
-        best = rate > best ? rate : best;
-    }
-    threads_destroy(pool);
-    memory_tensor_free(s.a, bytes);
-    memory_tensor_free(s.b, bytes);
-    memory_tensor_free(s.c, bytes);
-    return best;
-}
 
 // ---- The other libraries
 
@@ -450,10 +317,13 @@ static Error *bench(const Settings *s, int part_count, char **parts) {
     }
     double peak = 0;
     for (int t = 1; t <= threads; t += threads > 1 ? threads - 1 : 1) {
-        peak = measure_peak(variant, t);
-        printf("%s, %d thread%s: peak %.1f GFLOP/s; memory read %.1f, copy %.1f, triad %.1f GB/s\n", variant, t,
-               t > 1 ? "s" : "", peak, measure_bandwidth(TRAFFIC_READ, t), measure_bandwidth(TRAFFIC_COPY, t),
-               measure_bandwidth(TRAFFIC_TRIAD, t));
+        ThreadPool *pool = threads_create(t);
+        peak = 1e-9 * measure_peak_flops(variant, pool);
+        printf("%s, %d thread%s: peak %.1f GFLOP/s; memory read %.1f, copy %.1f, triad %.1f, update %.1f GB/s\n", variant, t,
+               t > 1 ? "s" : "", peak, 1e-9 * measure_bandwidth(TRAFFIC_READ, pool),
+               1e-9 * measure_bandwidth(TRAFFIC_COPY, pool), 1e-9 * measure_bandwidth(TRAFFIC_TRIAD, pool),
+               1e-9 * measure_bandwidth(TRAFFIC_UPDATE, pool));
+        threads_destroy(pool);
     }
     printf("\n%-32s  %22s  %22s  %22s\n", "GFLOP/s: median (best), of peak", "athanor", "OpenBLAS", "oneDNN");
     for (int i = 0; i < ROW_COUNT; i++) {

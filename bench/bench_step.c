@@ -324,7 +324,7 @@ static Error *bench(const Settings *settings, int part_count, char **parts) {
     double best = 0;
     for (int i = 0; i < 5; i++) {
         peak_flops = fmax(peak_flops, measure_peak_flops(device->op->name, device->pool));
-        for (MeasureTraffic kind = TRAFFIC_READ; kind <= TRAFFIC_TRIAD; kind++) {
+        for (MeasureTraffic kind = TRAFFIC_READ; kind <= TRAFFIC_UPDATE; kind++) {
             best = fmax(best, measure_bandwidth(kind, device->pool));
         }
     }

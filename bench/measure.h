@@ -70,7 +70,7 @@ static inline double measure_peak_flops(const char *variant, ThreadPool *pool) {
     return best;
 }
 
-typedef enum MeasureTraffic { TRAFFIC_READ, TRAFFIC_COPY, TRAFFIC_TRIAD } MeasureTraffic;
+typedef enum MeasureTraffic { TRAFFIC_READ, TRAFFIC_COPY, TRAFFIC_TRIAD, TRAFFIC_UPDATE } MeasureTraffic;
 
 typedef struct MeasureStream {
     MeasureTraffic kind;
@@ -96,14 +96,19 @@ static inline void measure_stream_task(void *context, int64_t task, int thread) 
         s->sums[task * 16] = (sum[0] + sum[1] + sum[2] + sum[3])[0];
     } else if (s->kind == TRAFFIC_COPY) {
         memcpy(a + r.begin, b + r.begin, (size_t)(r.end - r.begin) * sizeof(float));
-    } else {
+    } else if (s->kind == TRAFFIC_TRIAD) {
         for (int64_t i = r.begin; i < r.end; i++) {
             a[i] = b[i] + 3.0f * c[i];
+        }
+    } else {
+        for (int64_t i = r.begin; i < r.end; i++) {
+            a[i] += 3.0f * c[i];
         }
     }
 }
 
-// Bytes a second over arrays far larger than the caches; a copied byte counts twice, a triad's three times.
+// Bytes a second over arrays far larger than the caches, each reading and each writing counted: two for a copied byte, three
+// for a triad's (a = b + 3 c) and for an update's (a += 3 c), which moves no line that it only overwrites.
 static inline double measure_bandwidth(MeasureTraffic kind, ThreadPool *pool) {
     MeasureStream s = {.kind = kind, .count = 32 << 20, .threads = threads_count(pool)};
     size_t bytes = (size_t)s.count * sizeof(float);
@@ -112,11 +117,12 @@ static inline double measure_bandwidth(MeasureTraffic kind, ThreadPool *pool) {
         *arrays[i] = memory_tensor(bytes);
         memset(*arrays[i], 1, bytes);
     }
+    static const double passes[] = {[TRAFFIC_READ] = 1, [TRAFFIC_COPY] = 2, [TRAFFIC_TRIAD] = 3, [TRAFFIC_UPDATE] = 3};
     double best = 0;
     for (int i = 0; i < 8; i++) {
         double start = clock_seconds();
         threads_run(pool, s.threads, measure_stream_task, &s);
-        double rate = (double)bytes * ((double)kind + 1) / (clock_seconds() - start);
+        double rate = (double)bytes * passes[kind] / (clock_seconds() - start);
         best = rate > best ? rate : best;
     }
     for (int i = 0; i < 3; i++) {
