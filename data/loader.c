@@ -24,7 +24,7 @@ struct Loader {
 
 // Every id must be one that the model has a row for.
 static Error *check_ids(const Loader *loader, const Batch *batch) {
-    int64_t vocabulary = loader->options.corpus->vocabulary;
+    int64_t vocabulary = loader->options.vocabulary;
     int64_t count = batch->sequences * batch->length;
     int32_t low = 0, high = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -32,12 +32,13 @@ static Error *check_ids(const Loader *loader, const Batch *batch) {
         high = batch->tokens[i] > high ? batch->tokens[i] : high;
         high = batch->targets[i] > high ? batch->targets[i] : high;
     }
-    if (low >= 0 && (vocabulary < 0 || high < vocabulary)) {
+    if (low >= 0 && high < vocabulary) {
         return NULL;
     }
-    return damaged("corpus %s holds token %d near sample %llu, but its vocabulary has %lld ids; run 'athanor inspect' on it",
-                   loader->options.corpus->path, low < 0 ? low : high, (unsigned long long)batch->first_sample,
-                   (long long)vocabulary);
+    return damaged(
+        "corpus %s holds token %d near sample %llu, but the model's vocabulary has %lld ids; set model.vocabulary, or run "
+        "'athanor inspect' on the corpus",
+        loader->options.corpus->path, low < 0 ? low : high, (unsigned long long)batch->first_sample, (long long)vocabulary);
 }
 
 static Error *fill(Loader *loader, int64_t number, Batch *batch) {

@@ -11,6 +11,7 @@
 typedef struct LoaderOptions {
     const Order *order;
     const Corpus *corpus;
+    int64_t vocabulary;         // ids at or above it are refused
     int64_t sequences, length;  // of a micro-batch
     int64_t micro_batches;      // per rank and step
     int rank, ranks;
@@ -24,8 +25,8 @@ typedef struct Loader Loader;
 Loader *loader_create(const LoaderOptions *options);
 void loader_destroy(Loader *loader);  // NULL is fine
 
-// The next micro-batch; it belongs to the loader and stays until the next call. Every id is below the corpus's vocabulary, or
-// the call fails and names the set and position.
+// The next micro-batch; it belongs to the loader and stays until the next call. Every id is below options.vocabulary, or
+// the call fails and names the corpus and the sample.
 Error *loader_next(Loader *loader, const Batch **out) MUST_CHECK;
 
 // Seconds that loader_next has waited so far.

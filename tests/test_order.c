@@ -188,6 +188,7 @@ static void test_loader(void) {
     CHECK_OK(order_create(&corpus, 16, NULL, NULL, 5, &order));
     LoaderOptions base = {.order = order,
                           .corpus = &corpus,
+                          .vocabulary = 1000,
                           .sequences = 2,
                           .length = 16,
                           .micro_batches = 4,
@@ -231,13 +232,13 @@ static void test_loader(void) {
         }
         loader_destroy(loader);
     }
-    corpus.vocabulary = 700;
+    base.vocabulary = 700;
     Loader *wrong = loader_create(&base);
     Error *error = NULL;
     for (int i = 0; i < 50 && error == NULL; i++) {
         error = loader_next(wrong, &batch);
     }
-    CHECK_FAILS(error, "its vocabulary has 700 ids");
+    CHECK_FAILS(error, "vocabulary has 700 ids");
     loader_destroy(wrong);
     order_free(order);
     corpus_close(&corpus);

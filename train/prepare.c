@@ -40,6 +40,7 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
     const RunConfig *config = t->config;
     return (LoaderOptions){.order = t->order,
                            .corpus = &t->corpus,
+                           .vocabulary = config->model.vocabulary,
                            .sequences = config->train.micro_batch,
                            .length = config->data.sequence_length,
                            .micro_batches = t->micro_batches,
