@@ -14,9 +14,10 @@ Error *bpe_create(Bpe *bpe, size_t pairs) {
     }
     memset(bpe->byte_ids, -1, sizeof bpe->byte_ids);
     void *table;
-    TRY(memory_try((size_t)1 << (64 - bpe->shift), sizeof *bpe->pairs, "the table of merges", &table));
-    bpe->pairs = table;
-    memset(table, 0, ((size_t)1 << (64 - bpe->shift)) * sizeof *bpe->pairs);
+    size_t bytes = ((size_t)1 << (64 - bpe->shift)) * sizeof *bpe->pairs;
+    TRY(memory_try(bytes, 1, "the table of merges", &table));
+    free(table);  // it can be had; what follows ends the program where it cannot
+    bpe->pairs = memory_tensor(bytes);
     return NULL;
 }
 
@@ -54,7 +55,9 @@ void bpe_add(Bpe *bpe, int32_t left, int32_t right, int32_t rank, int32_t id) {
 }
 
 void bpe_free(Bpe *bpe) {
-    free(bpe->pairs);
+    if (bpe->pairs != NULL) {
+        memory_tensor_free(bpe->pairs, ((size_t)1 << (64 - bpe->shift)) * sizeof *bpe->pairs);
+    }
     bpe->pairs = NULL;
 }
 
@@ -89,6 +92,9 @@ static size_t merge_short(const Bpe *bpe, BpeScratch *scratch, const uint8_t *wo
         after[count] = (uint8_t)(count + 1);
         count += ids[count] >= 0;
     }
+    for (unsigned i = 0; i + 1 < count; i++) {  // all at once, then wait
+        __builtin_prefetch(&bpe->pairs[pair_place(bpe, pair_key(ids[i], ids[i + 1]))]);
+    }
     for (unsigned i = 0; i + 1 < count; i++) {
         order[i] = pair_order(bpe, ids, i, i + 1, merged);
     }
@@ -106,6 +112,9 @@ static size_t merge_short(const Bpe *bpe, BpeScratch *scratch, const uint8_t *wo
         ids[left] = merged[left];
         after[left] = (uint8_t)next;
         order[left] = order[right] = NO_RANK;
+        if (left > 0) {
+            __builtin_prefetch(&bpe->pairs[pair_place(bpe, pair_key(ids[before[left]], ids[left]))]);
+        }
         if (next < count) {
             before[next] = (uint8_t)left;
             order[left] = pair_order(bpe, ids, left, next, merged);

@@ -50,15 +50,17 @@ void tokenizer_add_stage(Tokenizer *tokenizer, Pattern *pattern) {
     tokenizer->stages[tokenizer->stage_count++] = pattern;
 }
 
-static size_t whole_place(const Tokenizer *tokenizer, const uint8_t *bytes, size_t size) {
-    size_t mask = ((size_t)1 << (64 - tokenizer->whole_shift)) - 1, i = (size_t)(hash64(bytes, size) >> tokenizer->whole_shift);
-    for (; tokenizer->whole[i] >= 0; i = (i + 1) & mask) {
-        const TokenSpan *span = &tokenizer->tokens[tokenizer->whole[i]];
-        if (span->size == size && memcmp(tokenizer->bytes.data + span->offset, bytes, size) == 0) {
+// The place of the token with these bytes, or the empty one where it belongs.
+static WholeToken *whole_place(const Tokenizer *tokenizer, const uint8_t *bytes, size_t size, uint64_t hash) {
+    size_t mask = ((size_t)1 << (64 - tokenizer->whole_shift)) - 1, i = (size_t)(hash >> tokenizer->whole_shift);
+    for (; tokenizer->whole[i].id >= 0; i = (i + 1) & mask) {
+        const TokenSpan *span = &tokenizer->tokens[tokenizer->whole[i].id];
+        if (tokenizer->whole[i].tag == (uint32_t)hash && span->size == size &&
+            memcmp(tokenizer->bytes.data + span->offset, bytes, size) == 0) {
             break;
         }
     }
-    return i;
+    return &tokenizer->whole[i];
 }
 
 void tokenizer_index_whole(Tokenizer *tokenizer) {
@@ -72,16 +74,18 @@ void tokenizer_index_whole(Tokenizer *tokenizer) {
     for (int32_t id = 0; id < tokenizer->vocabulary; id++) {
         const TokenSpan *span = &tokenizer->tokens[id];
         if (span->flags & TOKEN_BYTES) {
-            size_t place = whole_place(tokenizer, (const uint8_t *)tokenizer->bytes.data + span->offset, span->size);
-            if (tokenizer->whole[place] < 0) {
-                tokenizer->whole[place] = id;
+            const uint8_t *bytes = (const uint8_t *)tokenizer->bytes.data + span->offset;
+            uint64_t hash = hash64(bytes, span->size);
+            WholeToken *place = whole_place(tokenizer, bytes, span->size, hash);
+            if (place->id < 0) {
+                *place = (WholeToken){id, (uint32_t)hash};
             }
         }
     }
 }
 
 int32_t tokenizer_find_whole(const Tokenizer *tokenizer, const uint8_t *bytes, size_t size) {
-    return tokenizer->whole[whole_place(tokenizer, bytes, size)];
+    return whole_place(tokenizer, bytes, size, hash64(bytes, size))->id;
 }
 
 // Special tokens come before others in both sets, as in the reference implementation: it matters where two have one text.

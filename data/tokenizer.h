@@ -44,14 +44,19 @@ void tokenizer_describe(const Tokenizer *tokenizer, Buffer *out);
 Encoder *encoder_create(const Tokenizer *tokenizer);
 void encoder_free(Encoder *encoder);
 
-// Appends the ids of one whole text. `text` must be valid UTF-8. Added tokens in the text (such as "<|endoftext|>") are
-// recognised, as the reference implementation does, if `added_tokens`; for corpora that is false for special ones.
-void encoder_encode(Encoder *encoder, const char *text, size_t size, bool special_tokens, Tokens *out);
+// Appends the ids of one whole text, without what a post-processor would add around it. `text` must be valid UTF-8 (of anything
+// else the ids mean nothing, but no harm is done). Special tokens in it ("<|endoftext|>") become their ids if `special`, and
+// are text like any other if not: for corpora it is false. Added tokens that are not special are always recognised, as the
+// reference implementation does. Time is linear in the size (n log n for a single piece of n bytes, 28 bytes of memory for
+// each).
+void encoder_encode(Encoder *encoder, const char *text, size_t size, bool special, Tokens *out);
 
-// The same in pieces of any size (cut anywhere, even inside a character), in bounded memory: ids that can no longer change are
-// appended as the text arrives. The ids equal those of encoder_encode on the whole.
-void encoder_feed(Encoder *encoder, const char *text, size_t size, bool special_tokens, Tokens *out);
-void encoder_finish(Encoder *encoder, bool special_tokens, Tokens *out);
+// The same in parts of any size (cut anywhere, even inside a character): ids that can no longer change are appended as the text
+// arrives, and those of all parts together equal those of encoder_encode on the whole. `special` must be the same for all
+// parts. About 128 KiB of text wait at a time; more where there is no end of a word for so long (a megabyte of one letter waits
+// for its end), and the whole text where the pattern is one that only PCRE2 knows.
+void encoder_feed(Encoder *encoder, const char *text, size_t size, bool special, Tokens *out);
+void encoder_finish(Encoder *encoder, bool special, Tokens *out);
 
 // Appends the bytes of these ids (not necessarily whole characters). Ids out of range are skipped.
 void tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, bool with_special, Buffer *out);

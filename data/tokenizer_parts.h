@@ -17,6 +17,13 @@ typedef struct TokenSpan {
     uint32_t offset, size, flags;
 } TokenSpan;
 
+// A place in the table of tokens by their bytes: the id (-1: empty) and a part of the hash, so that most of what is no token is
+// told at one look.
+typedef struct WholeToken {
+    int32_t id;
+    uint32_t tag;
+} WholeToken;
+
 struct Tokenizer {
     const char *format;  // "tokenizer.json", "tiktoken"
     Bpe bpe;
@@ -26,7 +33,7 @@ struct Tokenizer {
     int32_t vocabulary;
     size_t token_capacity;
     bool ignore_merges;  // a piece that is a token as a whole is that token
-    int32_t *whole;      // tokens by their bytes, open addressing, -1: empty; for ignore_merges
+    WholeToken *whole;   // tokens by their bytes, open addressing; for ignore_merges
     int whole_shift;
     AddedToken *added;
     size_t added_count, added_capacity, added_longest;
