@@ -335,9 +335,10 @@ typedef struct Outcome {
     StepResult result;
 } Outcome;
 
-static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int threads, const Batch *batch, uint64_t seed) {
+static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int threads, const char *variant, const Batch *batch,
+                          uint64_t seed) {
     ModelOptions options = {.sequences = batch->sequences, .length = batch->length, .recompute = recompute};
-    Model *model = models_open(config, &options, threads);
+    Model *model = models_open_variant(config, &options, threads, variant);
     StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = seed};
     Outcome out = {.count = model->table.elements};
     // Twice: the second time every buffer is dirty.
@@ -354,24 +355,30 @@ static void check_same(const Outcome *a, const Outcome *b) {
     CHECK(a->result.loss_sum == b->result.loss_sum && a->result.z_sum == b->result.z_sum);
 }
 
+static void check_recompute(const char *yaml, const char *variant) {
+    ModelConfig config = models_config(yaml);
+    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch.batch, 7);
+    for (int threads = 1; threads <= 2; threads++) {
+        for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
+            Outcome other = outcome_of(&config, mode, threads, variant, &batch.batch, 7);
+            check_same(&plain, &other);
+            free(other.grads);
+        }
+    }
+    Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch.batch, 8);
+    CHECK((config.dropout > 0) == !same_bits(plain.grads, reseeded.grads, plain.count));
+    free(reseeded.grads);
+    free(plain.grads);
+    models_batch_free(&batch);
+}
+
 static void test_recompute_and_threads(void) {
     const char *yamls[] = {tiny_gpt2, tiny_llama, tiny_mixed, tiny_plain};
-    for (int i = 0; i < 4; i++) {
-        ModelConfig config = models_config(yamls[i]);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
-        Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, &batch.batch, 7);
-        for (int threads = 1; threads <= 2; threads++) {
-            for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
-                Outcome other = outcome_of(&config, mode, threads, &batch.batch, 7);
-                check_same(&plain, &other);
-                free(other.grads);
-            }
+    for (const char *const *variant = device_cpu_variants(); *variant != NULL; variant++) {
+        for (int i = 0; i < 4; i++) {
+            check_recompute(yamls[i], *variant);
         }
-        Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, &batch.batch, 8);
-        CHECK((config.dropout > 0) == !same_bits(plain.grads, reseeded.grads, plain.count));
-        free(reseeded.grads);
-        free(plain.grads);
-        models_batch_free(&batch);
     }
 }
 
@@ -382,7 +389,7 @@ static void test_accumulation(void) {
         ModelConfig config = models_config(yamls[i]);
         TestBatch batch = models_batch(4, LENGTH, config.vocabulary, true, 3);
         batch.batch.first_sample = 40;
-        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, &batch.batch, 7);
+        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, NULL, &batch.batch, 7);
         ModelOptions options = options_with(RECOMPUTE_NONE);
         Model *model = models_open(&config, &options, 1);
         StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = 7};

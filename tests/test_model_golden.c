@@ -129,13 +129,13 @@ static void check_gradient(Model *model, const Golden *golden, const FamilyName 
     free(expected);
 }
 
-static void check_family(const char *name) {
+static void check_family(const char *name, const char *variant) {
     Golden golden = golden_read(name);
     ModelConfig config = models_config(find(&golden, "", "config")->data);
     const int32_t *shape = find(&golden, "", "shape")->data;
     int64_t rows = (int64_t)shape[0] * shape[1];
     ModelOptions options = {.sequences = shape[0], .length = shape[1], .head_rows = 8};
-    Model *model = models_open(&config, &options, 2);
+    Model *model = models_open_variant(&config, &options, 2, variant);
     each_tensor(model, &golden, load_tensor);
     model_params_changed(model);
     TestBatch batch = models_batch(shape[0], shape[1], shape[2], false, 1);
@@ -179,16 +179,23 @@ static void check_family(const char *name) {
     golden_free(&golden);
 }
 
+// With every instruction set that this processor runs.
+static void check_variants(const char *name) {
+    for (const char *const *variant = device_cpu_variants(); *variant != NULL; variant++) {
+        check_family(name, *variant);
+    }
+}
+
 static void test_gpt2(void) {
-    check_family("gpt2");
+    check_variants("gpt2");
 }
 
 static void test_llama(void) {
-    check_family("llama");
+    check_variants("llama");
 }
 
 static void test_llama_switched(void) {
-    check_family("llama-switched");
+    check_variants("llama-switched");
 }
 
 int main(void) {

@@ -19,9 +19,13 @@ ModelConfig models_config(const char *yaml) {
 }
 
 Model *models_open(const ModelConfig *config, const ModelOptions *options, int threads) {
+    return models_open_variant(config, options, threads, NULL);
+}
+
+Model *models_open_variant(const ModelConfig *config, const ModelOptions *options, int threads, const char *variant) {
     Device *device;
     Model *model;
-    must(device_open_cpu(threads, NULL, &device));
+    must(device_open_cpu(threads, variant, &device));
     must(model_create(device, config, options, &model));
     model_initialise(model, 1);
     for (int32_t i = 0; i < model->table.count; i++) {

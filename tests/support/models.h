@@ -6,9 +6,10 @@
 // The config of YAML text with a section `model`. Aborts where it is wrong.
 ModelConfig models_config(const char *yaml);
 
-// A model on a device with that many threads, initialised with a seed; every parameter (norm weights and biases too) then gets
-// noise, so that no gradient is trivially right. Close with models_close.
+// A model on a device with that many threads (and that instruction set; NULL: the best), initialised with a seed; every
+// parameter (norm weights and biases too) then gets noise, so that no gradient is trivially right. Close with models_close.
 Model *models_open(const ModelConfig *config, const ModelOptions *options, int threads);
+Model *models_open_variant(const ModelConfig *config, const ModelOptions *options, int threads, const char *variant);
 void models_close(Model *model);
 
 // A batch with random tokens, targets, weights (some 0, their targets -1) and, where `documents`, several documents in a row.
