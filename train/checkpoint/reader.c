@@ -161,8 +161,9 @@ Error *checkpoint_find(const char *folder, char **path, Strings *skipped) {
         }
     }
     if (error == NULL && *path == NULL) {
-        error = count == 0 ? error_new(ERROR_MISSING, "%s holds no checkpoint", folder)
-                           : damaged("%s: none of its %d checkpoints is whole", folder, count);
+        error = count == 0
+                    ? error_new(ERROR_MISSING, "%s holds no checkpoint", folder)
+                    : damaged("%s: none of its %d checkpoints is whole; to start anew remove %s", folder, count, checkpoints);
     }
     free(steps);
     free(checkpoints);
