@@ -9,18 +9,29 @@
 #include "kernels/cpu/gemm_pack.h"
 
 enum {
-    DEPTH_MOST = 768,                  // of a block of k
-    DEPTH_MOST_PACKED = 512,           // where A is packed too
-    PANELS_AT_ONCE = 96 / TILE_WIDTH,  // of B: with DEPTH_MOST 288 KiB, so that they stay in the second-level cache
-    ROWS_AT_ONCE = 192,                // of A where it is packed: with DEPTH_MOST_PACKED 384 KiB
-    SMALL_B = 1 << 17,                 // elements of B that every thread may pack for itself
-    ROWS_A_TASK = 96,                  // with so many rows packing it is a small part of the work
-    WORK_AT_LEAST = 1 << 21,           // multiply-adds that are worth a task of their own
+    DEPTH_MOST = 768,             // of a block of k
+    COLUMNS_AT_ONCE = 96,         // of B, packed: with DEPTH_MOST 288 KiB, so that they stay in the second-level cache
+    DEPTH_MOST_PACKED = 384,      // the same where A is packed too
+    COLUMNS_AT_ONCE_PACKED = 48,  // 72 KiB
+    ROWS_AT_ONCE_PACKED = 384,    // of A: 576 KiB
+    SMALL_B = 1 << 17,            // elements of B that every thread may pack for itself
+    ROWS_A_TASK = 96,             // with so many rows packing it is a small part of the work
+    ROWS_A_TASK_PACKED = 192,     // where A is packed too
+    WORK_AT_LEAST = 1 << 21,      // multiply-adds that are worth a task of their own
 };
+
+static int64_t at_most(int64_t x, int64_t most) {
+    return x < most ? x : most;
+}
+
+static int64_t at_least(int64_t x, int64_t least) {
+    return x > least ? x : least;
+}
 
 typedef struct Plan {
     const Gemm *g;
-    int64_t depth;  // of a block of k
+    int64_t depth;            // of a block of k
+    int64_t columns_at_once;  // of packed B
     int64_t row_parts, column_parts;
     int64_t row_grain, column_grain;
     size_t scratch_stride, a_offset;  // of a thread's scratch, and of packed A in it, in bytes
@@ -146,8 +157,8 @@ static void run_task(void *context, int64_t task, int thread) {
         if (a_panels != NULL) {
             gemm_pack_a(depth, rows.end - rows.begin, g->a + k * g->a_stride + rows.begin, g->a_stride, a_panels);
         }
-        for (int64_t n = columns.begin; n < columns.end; n += PANELS_AT_ONCE * TILE_WIDTH) {
-            Range block = {n, columns.end - n < PANELS_AT_ONCE * TILE_WIDTH ? columns.end : n + PANELS_AT_ONCE * TILE_WIDTH};
+        for (int64_t n = columns.begin; n < columns.end; n += plan->columns_at_once) {
+            Range block = {n, at_most(n + plan->columns_at_once, columns.end)};
             float *out = b_panels;
             for (int64_t i = 0; i < panel_count(block.end - block.begin); i++) {
                 Range part = panel_range(block.end - block.begin, i);
@@ -160,14 +171,6 @@ static void run_task(void *context, int64_t task, int thread) {
 }
 
 // ---- The whole product
-
-static int64_t at_most(int64_t x, int64_t most) {
-    return x < most ? x : most;
-}
-
-static int64_t at_least(int64_t x, int64_t least) {
-    return x > least ? x : least;
-}
 
 // How many tasks, and how they cut C: columns first, because each task packs its own columns of B; rows first where A is
 // packed, and where B is small beside the rows: packing it again then costs less than reading rows of A that another thread
@@ -182,8 +185,10 @@ static void plan_tasks(Plan *plan, int threads) {
     }
     int64_t most_rows = (g->m + TILE_ROWS - 1) / TILE_ROWS, most_columns = (g->n + VEC_LANES - 1) / VEC_LANES;
     if (g->a_transposed) {
-        plan->row_parts = at_most(at_least(tasks, (g->m + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), most_rows);
-        plan->column_parts = at_most((tasks + plan->row_parts - 1) / plan->row_parts, most_columns);
+        int64_t wide = g->m / ROWS_A_TASK_PACKED, narrow = at_most(threads, g->m / (ROWS_A_TASK_PACKED / 4));
+        int64_t least = (g->m + ROWS_AT_ONCE_PACKED - 1) / ROWS_AT_ONCE_PACKED;
+        plan->row_parts = at_least(at_most(at_least(wide, narrow), tasks), least);
+        plan->column_parts = at_most((at_most(tasks, threads) + plan->row_parts - 1) / plan->row_parts, most_columns);
     } else if (g->k * g->n <= SMALL_B && g->m >= ROWS_A_TASK * threads) {
         // Two tasks a thread, so that one that is late is helped.
         plan->row_parts = at_most(at_most(tasks, 2 * threads), at_least(g->m / ROWS_A_TASK, 1));
@@ -209,9 +214,10 @@ void CPU_NAME(gemm)(Device *device, const Gemm *g) {
     int64_t depth_most = partial_sums(g) == NULL ? g->k : g->a_transposed ? DEPTH_MOST_PACKED : DEPTH_MOST;
     int64_t depth_blocks = (g->k + depth_most - 1) / depth_most;
     plan.depth = (g->k + depth_blocks - 1) / depth_blocks;
+    plan.columns_at_once = g->a_transposed ? COLUMNS_AT_ONCE_PACKED : COLUMNS_AT_ONCE;
     plan_tasks(&plan, threads_count(device->pool));
     int64_t rows = plan.row_parts == 1 ? g->m : (g->m + plan.row_parts - 1) / plan.row_parts + TILE_ROWS;
-    plan.a_offset = (size_t)(plan.depth * PANELS_AT_ONCE * TILE_WIDTH) * sizeof(float);
+    plan.a_offset = (size_t)(plan.depth * plan.columns_at_once) * sizeof(float);
     plan.a_offset = (plan.a_offset + 63) / 64 * 64;
     size_t bytes = plan.a_offset;
     if (g->a_transposed) {
