@@ -188,6 +188,9 @@ static void plan_tasks(Plan *plan, int threads) {
         int64_t wide = g->m / ROWS_A_TASK_PACKED, narrow = at_most(threads, g->m / (ROWS_A_TASK_PACKED / 4));
         int64_t least = (g->m + ROWS_AT_ONCE_PACKED - 1) / ROWS_AT_ONCE_PACKED;
         plan->row_parts = at_least(at_most(at_least(wide, narrow), tasks), least);
+        if (plan->row_parts > threads) {
+            plan->row_parts = (plan->row_parts + threads - 1) / threads * threads;  // so that no thread waits for the last
+        }
         plan->column_parts = at_most((at_most(tasks, threads) + plan->row_parts - 1) / plan->row_parts, most_columns);
     } else if (g->k * g->n <= SMALL_B && g->m >= ROWS_A_TASK * threads) {
         // Two tasks a thread, so that one that is late is helped.
