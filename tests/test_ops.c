@@ -15,7 +15,7 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { GUARD = 256, THREAD_COUNTS = 3, POOLED = 1500 };
+enum { GUARD = 256, THREAD_COUNTS = 3, MOST_VARIANTS = 8, POOLED = 1500 };
 static const unsigned char guard_byte = 0xA5;
 
 // One tensor's values in every form that a case needs.
@@ -28,7 +28,6 @@ typedef struct Values {
     unsigned char *memory;  // guard, device buffer, guard
     void *device;
     void *result;  // what the first run gave
-    double error, plain_error, largest;
 } Values;
 
 static int variant_threads[THREAD_COUNTS] = {1, 2, 3};
@@ -148,8 +147,27 @@ static double larger(double a, double b) {
     return b > a || isnan(b) ? b : a;
 }
 
-// One draw of a case: runs, compares, adds to the pooled errors.
-static void draw(Device **devices, const OpCase *c, uint64_t seed, Values *pool, const char *where) {
+// The largest errors of a tensor over all draws.
+typedef struct Errors {
+    double error[MOST_VARIANTS], plain, largest;
+} Errors;
+
+static double largest_error(const Values *v, const double *exact, const float *result) {
+    double most = 0;
+    for (int64_t e = 0; e < v->tensor.count; e++) {
+        most = larger(most, fabs((double)result[e] - exact[e]));
+    }
+    return most;
+}
+
+// Every variant's devices: one of each number of threads.
+typedef struct Devices {
+    int variants;
+    Device *of[MOST_VARIANTS][THREAD_COUNTS];
+} Devices;
+
+// One draw of a case: runs it everywhere, twice, and compares.
+static void draw(const Devices *devices, const OpCase *c, uint64_t seed, Errors *errors, int number) {
     Values v[OP_TENSORS] = {0};
     int count = prepare(c, seed, v);
     double *exact[OP_TENSORS] = {0};
@@ -160,35 +178,38 @@ static void draw(Device **devices, const OpCase *c, uint64_t seed, Values *pool,
     }
     c->kind->reference64(c, exact);
     c->kind->reference32(c, plain);
-    for (int d = 0; d < THREAD_COUNTS; d++) {
-        for (int repeat = 0; repeat < 2; repeat++) {
-            if (!CHECK(run(devices[d], c, v, count))) {
-                fprintf(stderr, "%s: wrote outside its outputs\n", where);
+    for (int variant = 0; variant < devices->variants; variant++) {
+        for (int d = 0; d < 2 * THREAD_COUNTS; d++) {
+            Device *device = devices->of[variant][d / 2];
+            if (!CHECK(run(device, c, v, count))) {
+                fprintf(stderr, "%s, %s, row %d: wrote outside its outputs\n", device->op->name, c->kind->name, number);
             }
-            for (int i = 0; i < count && d + repeat == 0; i++) {
+            for (int i = 0; i < count && d == 0; i++) {
                 memcpy(v[i].result, v[i].device, v[i].bytes);
             }
             if (!CHECK(same_results(v, count))) {
-                fprintf(stderr, "%s: other bits with %d threads, run %d\n", where, variant_threads[d], repeat);
+                fprintf(stderr, "%s, %s, row %d: other bits with %d threads, run %d\n", device->op->name, c->kind->name, number,
+                        variant_threads[d / 2], d % 2);
             }
+        }
+        for (int i = 0; i < count; i++) {
+            double error = v[i].tensor.role == OP_INPUT ? 0 : largest_error(&v[i], exact[i], v[i].result);
+            errors[i].error[variant] = larger(errors[i].error[variant], error);
         }
     }
     for (int i = 0; i < count; i++) {
-        const float *result = v[i].result;
-        pool[i].tensor = v[i].tensor;
+        if (v[i].tensor.role != OP_INPUT) {
+            errors[i].plain = larger(errors[i].plain, largest_error(&v[i], exact[i], plain[i]));
+        }
         for (int64_t e = 0; e < v[i].tensor.count && v[i].tensor.role != OP_INPUT; e++) {
-            pool[i].error = larger(pool[i].error, fabs((double)result[e] - exact[i][e]));
-            pool[i].plain_error = larger(pool[i].plain_error, fabs((double)plain[i][e] - exact[i][e]));
-            pool[i].largest = larger(pool[i].largest, fabs(exact[i][e]));
+            errors[i].largest = larger(errors[i].largest, fabs(exact[i][e]));
         }
     }
     release(v, count);
 }
 
-static void check_case(Device **devices, const OpCase *c, int number) {
-    char where[128];
-    snprintf(where, sizeof where, "%s: %s, row %d", devices[0]->op->name, c->kind->name, number);
-    Values pool[OP_TENSORS] = {0};
+static void check_case(const Devices *devices, const OpCase *c, int number) {
+    Errors errors[OP_TENSORS] = {0};
     OpTensor tensors[OP_TENSORS] = {0};
     int count = c->kind->tensors(c, tensors);
     int64_t least = INT64_MAX;
@@ -198,31 +219,35 @@ static void check_case(Device **devices, const OpCase *c, int number) {
         }
     }
     int64_t draws = POOLED / least + 1;
-    draws = draws < 40 ? draws : 40;
+    draws = draws < 20 ? draws : 20;
     for (int64_t i = 0; i < draws; i++) {
-        draw(devices, c, (uint64_t)(number * 100 + i), pool, where);
+        draw(devices, c, (uint64_t)(number * 100 + i), errors, number);
     }
-    for (int i = 0; i < count; i++) {
-        double tolerance = 2 * pool[i].plain_error + 0x1p-23 * pool[i].largest;
-        if (!CHECK(pool[i].error <= tolerance)) {
-            fprintf(stderr, "%s: %s errs by %.3g; a plain implementation by %.3g, largest value %.3g\n", where, tensors[i].name,
-                    pool[i].error, pool[i].plain_error, pool[i].largest);
+    for (int variant = 0; variant < devices->variants; variant++) {
+        for (int i = 0; i < count; i++) {
+            double error = errors[i].error[variant];
+            if (!CHECK(error <= 2 * errors[i].plain + 0x1p-23 * errors[i].largest)) {
+                fprintf(stderr, "%s, %s, row %d: %s errs by %.3g; a plain implementation by %.3g, largest value %.3g\n",
+                        devices->of[variant][0]->op->name, c->kind->name, number, tensors[i].name, error, errors[i].plain,
+                        errors[i].largest);
+            }
         }
     }
 }
 
 static void test_cases(void) {
-    for (const char *const *name = device_cpu_variants(); *name != NULL; name++) {
-        Device *devices[THREAD_COUNTS];
+    Devices devices = {0};
+    for (const char *const *name = device_cpu_variants(); *name != NULL && devices.variants < MOST_VARIANTS; name++) {
         for (int d = 0; d < THREAD_COUNTS; d++) {
-            CHECK_OK(device_open_cpu(variant_threads[d], *name, &devices[d]));
+            CHECK_OK(device_open_cpu(variant_threads[d], *name, &devices.of[devices.variants][d]));
         }
-        for (int i = 0; i < op_case_count; i++) {
-            check_case(devices, &op_cases[i], i);
-        }
-        for (int d = 0; d < THREAD_COUNTS; d++) {
-            device_close(devices[d]);
-        }
+        devices.variants++;
+    }
+    for (int i = 0; i < op_case_count; i++) {
+        check_case(&devices, &op_cases[i], i);
+    }
+    for (int i = 0; i < devices.variants * THREAD_COUNTS; i++) {
+        device_close(devices.of[i / THREAD_COUNTS][i % THREAD_COUNTS]);
     }
 }
 
@@ -251,7 +276,7 @@ static void test_gradients(void) {
             memcpy(before, t[output], bytes);
             c->kind->reference64(c, t);
             bool added = tensors[output].role == OP_UPDATE;
-            int64_t step = tensors[output].count / 16 + 1;
+            int64_t step = tensors[output].count / 10 + 1;
             for (int64_t e = 0; e < tensors[output].count; e += step) {
                 double analytic = t[output][e] - (added ? before[e] : 0), value = t[input][e], h = 1e-4;
                 long double at[4];

@@ -97,12 +97,15 @@ void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
             for (int64_t q = 0; q < s->length; q++) {
                 t[3][(b * s->heads + h) * s->length + q] =
                     probabilities(s, rows + q * stride + h * width, keys, stride, first[b * s->length + q], q, NULL, p);
+                REAL *out = t[2] + ((b * s->length + q) * s->heads + h) * width;
                 for (int64_t d = 0; d < width; d++) {
-                    REAL sum = 0;
-                    for (int64_t k = 0; k <= q; k++) {
-                        sum += p[k] * kept(s, b, h, q, k) * values[k * stride + d];
+                    out[d] = 0;
+                }
+                for (int64_t k = 0; k <= q; k++) {
+                    REAL weight = p[k] > 0 ? p[k] * kept(s, b, h, q, k) : 0;
+                    for (int64_t d = 0; d < width && weight > 0; d++) {
+                        out[d] += weight * values[k * stride + d];
                     }
-                    t[2][((b * s->length + q) * s->heads + h) * width + d] = sum;
                 }
             }
         }
@@ -134,6 +137,9 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
                     delta += dout[d] * out[d];
                 }
                 for (int64_t k = 0; k <= q; k++) {
+                    if (p[k] == 0) {
+                        continue;
+                    }
                     REAL dp = 0, keep = kept(s, b, h, q, k);
                     for (int64_t d = 0; d < width; d++) {
                         dp += dout[d] * rows[k * stride + to_value + d];
