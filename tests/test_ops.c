@@ -360,6 +360,31 @@ static void test_zero(void) {
     free(memory);
 }
 
+// Far from zero every activation is x or 0 and its slope 1 or 0, to the largest float; NaN stays NaN.
+static void test_activation_extremes(void) {
+    static const float far[] = {30, -30, 100, -100, 1e10f, -1e10f, 3e38f, -3e38f, 0, -0.0f, NAN};
+    enum { FAR = sizeof far / sizeof *far };
+    for (const char *const *name = device_cpu_variants(); *name != NULL; name++) {
+        Device *device;
+        CHECK_OK(device_open_cpu(1, *name, &device));
+        for (Activation activation = ACTIVATION_GELU_TANH; activation <= ACTIVATION_SILU; activation++) {
+            for (int i = 0; i < FAR; i++) {
+                float y, pre[2] = {far[i], 1}, dy = 1, dpre[2], positive = far[i] > 0 ? far[i] : 0;
+                device->op->activation_forward(device, &(ActivationForward){activation, 1, &far[i], &y});
+                device->op->gated_backward(device, &(GatedBackward){activation, 1, 1, &dy, pre, dpre});
+                if (isnan(far[i])) {
+                    CHECK(isnan(y) && isnan(dpre[1]));
+                } else {
+                    CHECK_NEAR(y, positive, 1e-6 * fabs((double)far[i]));
+                    CHECK_NEAR(dpre[1], positive, 1e-6 * fabs((double)far[i]));
+                    CHECK(far[i] == 0 || fabsf(dpre[0] - (far[i] > 0)) < 1e-5f);
+                }
+            }
+        }
+        device_close(device);
+    }
+}
+
 // Dropout keeps the right share, each word of a draw alike, and neighbours independently.
 static void test_dropout_statistics(void) {
     enum { COUNT = 1 << 20 };
@@ -389,6 +414,7 @@ int main(void) {
     RUN(test_cases);
     RUN(test_sum_of_squares);
     RUN(test_zero);
+    RUN(test_activation_extremes);
     RUN(test_dropout_statistics);
     return check_report();
 }

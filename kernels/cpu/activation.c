@@ -92,20 +92,35 @@ typedef struct GatedBackwardWork {
     int64_t parts;
 } GatedBackwardWork;
 
+// activation(x) and its slope. For SiLU both come from one exponential.
+VEC_INLINE void value_and_slope(Activation activation, Vec x, Vec *value, Vec *slope) {
+    if (activation == ACTIVATION_SILU) {
+        Vec near = vec_min(vec_set(80.0f), vec_max(vec_set(-80.0f), x)), e = vec_exp_bounded(-near), s = 1.0f / (1.0f + e);
+        *value = x * s;
+        *slope = s + near * (e * s) * s;
+    } else {
+        *value = vec_activation(activation, x);
+        *slope = vec_activation_slope(activation, x);
+    }
+}
+
 // dgate = dy up activation'(gate); dup = dy activation(gate).
 VEC_INLINE void gate_row_backward(Activation activation, const float *dy, const float *gate, const float *up, float *dgate,
                                   float *dup, int64_t width) {
     int64_t c = 0;
+    Vec value, slope;
     for (; c + VEC_LANES <= width; c += VEC_LANES) {
-        Vec d = vec_load(dy + c), g = vec_load(gate + c);
-        vec_store(dgate + c, d * vec_load(up + c) * vec_activation_slope(activation, g));
-        vec_store(dup + c, d * vec_activation(activation, g));
+        Vec d = vec_load(dy + c);
+        value_and_slope(activation, vec_load(gate + c), &value, &slope);
+        vec_store(dgate + c, d * vec_load(up + c) * slope);
+        vec_store(dup + c, d * value);
     }
     if (c < width) {
         int64_t left = width - c;
-        Vec d = vec_load_partial(dy + c, left), g = vec_load_partial(gate + c, left);
-        vec_store_partial(dgate + c, d * vec_load_partial(up + c, left) * vec_activation_slope(activation, g), left);
-        vec_store_partial(dup + c, d * vec_activation(activation, g), left);
+        Vec d = vec_load_partial(dy + c, left);
+        value_and_slope(activation, vec_load_partial(gate + c, left), &value, &slope);
+        vec_store_partial(dgate + c, d * vec_load_partial(up + c, left) * slope, left);
+        vec_store_partial(dup + c, d * value, left);
     }
 }
 
