@@ -32,11 +32,14 @@ static void *part(void *base, int64_t index, int64_t count, int64_t elements, in
 }
 
 int64_t head_rows_chosen(const ModelConfig *config, const ModelOptions *options) {
-    // Fewer passes over the head's gradient against memory for logits: 64 MiB of them, but at least 64 rows.
-    int64_t rows = options->sequences * options->length;
-    int64_t chosen = options->head_rows > 0 ? options->head_rows : ((int64_t)64 << 20) / (ELEMENT * config->vocabulary);
-    if (options->head_rows <= 0 && chosen < 64) {
-        chosen = 64;
+    int64_t rows = options->sequences * options->length, chosen = options->head_rows;
+    if (chosen <= 0) {
+        // Fewer passes over the head's gradient against memory for logits: about 64 MiB of them, at least 64 rows, and every
+        // pass with as many rows as the others, in whole tiles.
+        int64_t most = ((int64_t)64 << 20) / (ELEMENT * config->vocabulary);
+        most = most < 64 ? 64 : most;
+        int64_t passes = (rows + most - 1) / most;
+        chosen = ((rows + passes - 1) / passes + 15) / 16 * 16;
     }
     return chosen < rows ? chosen : rows;
 }
