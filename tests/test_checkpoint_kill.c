@@ -142,8 +142,7 @@ static void fill_disk(const char *path, int64_t room) {
     close(descriptor);
 }
 
-static void disk_of_limited_size(void) {
-    const char *disk = check_folder();
+static void disk_of_limited_size(const char *disk) {
     char *ballast = path_join(disk, "ballast");
     if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
         mount("athanor-test", disk, "tmpfs", 0, "size=512k") != 0) {
@@ -174,8 +173,7 @@ static void disk_of_limited_size(void) {
 }
 
 // A limit on the size of files stands for a quota: no rights needed.
-static void files_of_limited_size(void) {
-    const char *run = check_folder();
+static void files_of_limited_size(const char *run) {
     Toy toy;
     int64_t committed = 0;
     struct rlimit limit, all;
@@ -196,12 +194,13 @@ static void files_of_limited_size(void) {
     toy_close(&toy);
 }
 
-// In a child, because mounts and limits are the process's.
-static void in_child(void (*test)(void)) {
+// In a child, because mounts and limits are the process's. The folder is the parent's, which removes it at its end.
+static void in_child(void (*test)(const char *folder)) {
+    const char *folder = check_folder();
     pid_t child = fork();
     ensure(child >= 0, "no child");
     if (child == 0) {
-        test();
+        test(folder);
         fflush(NULL);
         _exit(check_report());
     }
