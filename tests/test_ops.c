@@ -120,7 +120,9 @@ static bool run(Device *device, const OpCase *c, Values *v, int count) {
     int shared = c->alias ? c->kind->alias[0] : -1;
     if (c->alias) {
         t[shared] = t[c->kind->alias[1]];
-        memcpy(t[shared], v[shared].start, v[shared].bytes);
+        if (t[shared] != NULL) {
+            memcpy(t[shared], v[shared].start, v[shared].bytes);
+        }
     }
     c->kind->run(device, c, t);
     bool whole = true;
