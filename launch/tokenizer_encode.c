@@ -33,7 +33,7 @@ typedef struct Encoding {
 } Encoding;
 
 static void print_ids(Encoding *encoding) {
-    if (!encoding->options->count) {
+    if (!encoding->options->count && encoding->ids.count > 0) {
         buffer_clear(&encoding->printed);
         for (size_t i = 0; i < encoding->ids.count; i++) {
             buffer_printf(&encoding->printed, encoding->total + (int64_t)i > 0 ? " %d" : "%d", encoding->ids.ids[i]);
