@@ -93,6 +93,7 @@ Error *corpus_describe(const char *path, bool verify, Buffer *out) {
 Error *token_file_describe(const char *path, bool verify, Buffer *out) {
     TokenFile file;
     TRY(token_file_open(path, &file));
+    Error *error = NULL;
     char *prefix = token_file_prefix(path), text[48];
     int64_t longest = 0;
     for (int64_t d = 0; d < file.documents; d++) {
@@ -109,11 +110,13 @@ Error *token_file_describe(const char *path, bool verify, Buffer *out) {
         int32_t lowest, highest;
         token_file_range(&file, &lowest, &highest);
         buffer_printf(out, "ids          %d to %d\n", lowest, highest);
-        buffer_printf(out, "whole        %s\n",
-                      lowest >= 0 ? "yes: counts, lengths and offsets agree (the format has no checksums)"
-                                  : "no: negative ids");
+        if (lowest >= 0) {
+            buffer_printf(out, "whole        yes: counts, lengths and offsets agree (the format has no checksums)\n");
+        } else {
+            error = damaged("%s.bin holds the negative id %d: it is no token file, or damaged", prefix, lowest);
+        }
     }
     free(prefix);
     token_file_close(&file);
-    return NULL;
+    return error;
 }
