@@ -5,10 +5,6 @@
 
 #include <pthread.h>
 
-// A mapped corpus would count as resident memory page by page; every so many micro-batches its pages are let go. They stay in
-// the system's cache, so that reading them again costs a fault each and no disk.
-enum { RELEASE_EVERY = 256 };
-
 struct Loader {
     LoaderOptions options;
     Batch *slots;      // a ring of prefetch + 1: one is with the caller
@@ -50,7 +46,9 @@ static Error *fill(Loader *loader, int64_t number, Batch *batch) {
         SamplePlace place = order_place(o->order, batch->first_sample + (uint64_t)b);
         batch_fill(batch, b, &o->corpus->sets[place.set].file, place.first_token, o->corpus->end_of_text, o->documents_apart);
     }
-    for (int d = 0; d < o->corpus->set_count && number % RELEASE_EVERY == RELEASE_EVERY - 1; d++) {
+    // A mapped corpus would count as this process's memory page by page. Let go at once, its pages stay in the system's cache,
+    // and reading one again costs a fault.
+    for (int d = 0; d < o->corpus->set_count; d++) {
         file_release(&o->corpus->sets[d].file.bin);
     }
     return check_ids(loader, batch);

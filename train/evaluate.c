@@ -73,6 +73,7 @@ Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *toke
             error = check_batch(&batch, vocabulary, corpus, set->name);
             if (error == NULL) {
                 model_evaluate(model, &batch, losses);
+                file_release(&set->file.bin);
                 add_scores(&batch, losses, bytes, vocabulary, &scores[d]);
                 if (show_progress) {
                     progress_add(&progress, sequences * comm->size);
