@@ -141,6 +141,8 @@ def test_ranks():
     check(abs(one[0][1] - two[0][1]) / one[0][1] < 2e-6, "the first step differs by rounding alone")
     check(course("threads") == one, "threads do not change a bit")
     check(one[-1][1] < 0.8 * one[0][1], f"the loss falls: {one[0][1]} to {one[-1][1]}")
+    memory = json.load(open("two/run.json"))
+    check(SANITIZED or memory["memory_peak"] < 1.25 * memory["memory_planned"], "the memory plan holds, even where libraries are most of it")
     first, last = (r["loss"] for r in (records("one", "valid")[0], [r for r in records("one", "valid") if r["set"] == "all"][-1]))
     check(last < 0.8 * first, f"the held-out loss falls: {first} to {last}")
     samples = [json.loads(l) for l in open("one/samples.jsonl")]
@@ -247,6 +249,10 @@ def test_bad_input():
         run("train", "bad.yaml", *overrides, code=1, part=part)
         check(not os.path.exists("bad"), f"{overrides} left a run folder")
         shutil.rmtree("bad", ignore_errors=True)
+    # A model that is lost: steps without a finite gradient are skipped and counted, and the run says so in the end.
+    run("train", "bad.yaml", "folder=lost", "optimizer.kind=sgd", "optimizer.learning_rate=1000", "optimizer.clip=0", "train.steps=200",
+        "schedule.kind=constant", code=1, part="no finite gradient")
+    check(records("lost")[-1]["skipped"] == 49, f"49 skipped steps are on record, not {records('lost')[-1]['skipped']}")
     run("train", "bad.yaml", "model.heads=5", code=1, part="heads", ranks=2)
     run("train", code=2, part="configuration is missing")
     run("train", "bad.yaml", "nonsense", code=2, part="key.path=value")
