@@ -6,7 +6,8 @@
 // of the best step, by kind of operation the time, its share, and the limit: the sum over its calls of max(operations / peak,
 // bytes / bandwidth), with the peak of fp32 multiply-adds and the best memory bandwidth measured in this run. Operations are
 // the multiply-adds of matrix products and of attention (its causal half; scores once more in backward). Bytes are those of
-// parameters, gradients and moments, where these are larger than the caches; activations count nothing. So the limit is below
+// parameters, gradients and moments, where these are larger than the caches; activations count nothing. The bandwidth is the
+// best that plain streams or our own update over arrays of the same size reach. So the limit is below
 // what any program could reach.
 #include "bench/measure.h"
 #include "core/options.h"
@@ -259,6 +260,41 @@ static void print_case(const Case *c, double median, const Best *best) {
     fflush(stdout);
 }
 
+// Bytes a second of an AdamW update over four arrays of 384 MiB. It can beat the plain streams, and a limit must not be beaten.
+static double update_bandwidth(Device *device) {
+    enum { ARRAYS = 4, READ_AND_WRITTEN = 7 };
+    int64_t count = 96 << 20;
+    float *arrays[ARRAYS];
+    for (int i = 0; i < ARRAYS; i++) {
+        arrays[i] = memory_tensor((size_t)count * sizeof(float));
+        memset(arrays[i], 0, (size_t)count * sizeof(float));
+    }
+    OptimizerSegment all = {.count = count, .learning_rate = 1e-3f};
+    double best = 0;
+    for (int64_t i = 1; i <= 6; i++) {
+        double start = clock_seconds();
+        device->op->optimizer_step(device, &(OptimizerStep){
+                                               .kind = OPTIMIZER_ADAMW,
+                                               .segments = &all,
+                                               .segment_count = 1,
+                                               .beta1 = 0.9f,
+                                               .beta2 = 0.95f,
+                                               .epsilon = 1e-8f,
+                                               .step = i,
+                                               .grad_scale = 1,
+                                               .grads = arrays[0],
+                                               .params = arrays[1],
+                                               .moment1 = arrays[2],
+                                               .moment2 = arrays[3],
+                                           });
+        best = fmax(best, (double)count * READ_AND_WRITTEN * sizeof(float) / (clock_seconds() - start));
+    }
+    for (int i = 0; i < ARRAYS; i++) {
+        memory_tensor_free(arrays[i], (size_t)count * sizeof(float));
+    }
+    return best;
+}
+
 static Error *run_case(Device *device, const Case *c, const Settings *settings, double machine_bandwidth) {
     ModelOptions options = {.sequences = c->sequences,
                             .length = c->length,
@@ -328,6 +364,7 @@ static Error *bench(const Settings *settings, int part_count, char **parts) {
             best = fmax(best, measure_bandwidth(kind, device->pool));
         }
     }
+    best = fmax(best, update_bandwidth(device));
     printf("%s, %d threads: %.1f GFLOP/s, %.1f GB/s\n", device->op->name, threads, peak_flops * 1e-9, best * 1e-9);
     Operations operations = timed_operations(device->op);
     device->op = &operations;
