@@ -228,14 +228,14 @@ static void group(Device *device, const Kind *kinds, int kind_count, const Shape
         size_t bytes = (size_t)(widest * rows * s->width) * sizeof(float);
         Tensors t;
         for (int k = 0; k < 8; k++) {
-            t.t[k] = device_allocate(device, bytes);
+            t.t[k] = memory_tensor(bytes);
             for (size_t e = 0; e < bytes / sizeof(float); e++) {
                 t.t[k][e] = (float)((e * 37 + (size_t)k) % 101) * 0.02f - 1;
             }
         }
-        t.tokens = device_allocate(device, (size_t)rows * 4);
-        t.positions = device_allocate(device, (size_t)rows * 4);
-        t.first = device_allocate(device, (size_t)rows * 4);
+        t.tokens = memory_tensor((size_t)rows * 4);
+        t.positions = memory_tensor((size_t)rows * 4);
+        t.first = memory_tensor((size_t)rows * 4);
         for (int64_t r = 0; r < rows; r++) {
             t.tokens[r] = (int32_t)(r * 7919 % 1000);
             t.positions[r] = (int32_t)(r % s->length % 1024);
@@ -250,11 +250,11 @@ static void group(Device *device, const Kind *kinds, int kind_count, const Shape
             row(device, &kinds[k], s, &t, limits);
         }
         for (int k = 0; k < 8; k++) {
-            device_release(device, t.t[k], bytes);
+            memory_tensor_free(t.t[k], bytes);
         }
-        device_release(device, t.tokens, (size_t)rows * 4);
-        device_release(device, t.positions, (size_t)rows * 4);
-        device_release(device, t.first, (size_t)rows * 4);
+        memory_tensor_free(t.tokens, (size_t)rows * 4);
+        memory_tensor_free(t.positions, (size_t)rows * 4);
+        memory_tensor_free(t.first, (size_t)rows * 4);
     }
 }
 

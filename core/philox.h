@@ -22,6 +22,7 @@ typedef enum RandomUse {
     RANDOM_SAMPLE = 5,  // text generation; index: token
     RANDOM_PACK = 6,    // corpus packing
     RANDOM_TEST = 7,
+    RANDOM_ROUNDING = 8,  // stochastic rounding; which: update, index: element / 4
 } RandomUse;
 
 typedef struct Philox {

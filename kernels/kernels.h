@@ -7,12 +7,15 @@
 //   Dimensions  B sequences, T tokens a sequence, R = B*T rows, C width, V vocabulary, H query heads, G key/value groups
 //               (G divides H), D head width, F feed-forward width.
 //   Layout      dense, row-major, last dimension fastest. Pointers are aligned to 64 bytes unless said otherwise.
-//   Types       `const void *` / `void *` tensors have the device's compute type (fp32 on the CPU; bf16 on cards).
-//               `float *` is fp32 everywhere: gradients of weights, statistics, losses, optimizer state. Tokens are int32.
+//   Types       `const void *` / `void *` tensors have the device's compute type (Device.type: fp32 on the CPU; bf16, fp16 or
+//               fp32 on cards). `float *` is fp32 everywhere: gradients of weights, statistics, losses, optimizer state. Tokens
+//               are int32. All products and sums accumulate in fp32.
+//   Places      every pointer is device memory, except where "host" is said.
 //   Writes      "=" an output is overwritten, "+=" an output is accumulated into. Inputs are never changed. Outputs do not
 //   overlap
 //               inputs unless "may alias" is said.
-//   Order       Operations of one Device happen in the order of the calls. On the CPU a call returns when it is done.
+//   Order       Operations of one Device happen in the order of the calls. On the CPU a call returns when it is done; on a card
+//               it returns at once, and reads only the struct itself, not what it points to.
 //   Determinism Every operation gives the same bits for the same input, whatever the number of threads.
 //   NULL        is allowed only where "may be NULL" is said.
 //   Counts      0 rows are allowed and do nothing.
@@ -23,6 +26,13 @@
 #include <stdint.h>
 
 typedef struct Device Device;
+
+// Types of elements. fp8 will stand here too, with its scales beside the tensors.
+typedef enum DataType { TYPE_FP32, TYPE_BF16, TYPE_FP16 } DataType;
+
+static inline int64_t data_type_bytes(DataType type) {
+    return type == TYPE_FP32 ? 4 : 2;
+}
 
 typedef enum Activation {
     ACTIVATION_NONE,
@@ -37,24 +47,31 @@ typedef enum Activation {
 
 // y[R,O] = activation(x[R,I] w[O,I]^T + bias[O]) + residual[R,O].
 // pre[R,O] = the value before the activation, for the backward pass. residual may alias y.
+// gated (only where Operations.gated_products): rows 0 .. O/2 - 1 of w give the gate, the others the value it is applied to:
+// y[R,O/2] = activation(gate) * value + residual[R,O/2] (Shazeer 2020), and pre[R,O] = [gate | value].
 typedef struct MatmulForward {
     int64_t rows, in, out;
     const void *x, *w;
     const void *bias;      // may be NULL
     const void *residual;  // may be NULL
     Activation activation;
-    void *pre;  // may be NULL
-    void *y;    // =
+    void *pre;          // may be NULL
+    void *y;            // =
+    bool gated;         // see above
+    bool float_output;  // y is float; then neither activation, residual nor pre
 } MatmulForward;
 
 // dx[R,I] = (dy[R,O] w[O,I]) * activation'(pre[R,I]); += instead of = where `accumulate`.
+// gated (only where Operations.gated_products): with d = dy w, of [R,I], and pre[R,2I] = [gate | value] this gives
+// dx[R,2I] = [d * value * activation'(gate) | d * activation(gate)].
 typedef struct MatmulBackwardInput {
     int64_t rows, in, out;
     const void *dy, *w;
     Activation activation;  // of the layer below, whose output was x
-    const void *pre;        // NULL iff activation is ACTIVATION_NONE
-    bool accumulate;
+    const void *pre;        // NULL iff activation is ACTIVATION_NONE and not gated
+    bool accumulate;        // not where gated
     void *dx;
+    bool gated;
 } MatmulBackwardInput;
 
 // dw[O,I] += dy[R,O]^T x[R,I];  dbias[O] += sum over rows of dy.
@@ -73,6 +90,8 @@ typedef struct MatmulBackwardWeight {
 // sequence attends to keys first[t] .. t (and, where window > 0, to at most the last `window` of them). Dropout on the
 // probabilities: kept where philox_unit(word 0 of philox(seed, stream, ((first_sample + b) * H + h) * T * T + q * T + k))
 // >= dropout, then scaled by 1 / (1 - dropout).
+// The score of query q and key k is s = scale q.k; with a soft-cap c it becomes c tanh(s / c) (Gemma 2); with slopes (ALiBi:
+// Press et al. 2022) slopes[h] * (k - q), positions in the sequence, is added after that.
 typedef struct AttentionShape {
     int64_t batch, length;
     int32_t heads, groups, head_width;
@@ -81,6 +100,8 @@ typedef struct AttentionShape {
     float dropout;          // 0: none
     uint64_t seed, stream;  // of the dropout
     uint64_t first_sample;  // global index of sequence 0
+    float softcap;          // 0: none
+    const float *slopes;    // [H], may be NULL
 } AttentionShape;
 
 typedef struct AttentionForward {
@@ -109,6 +130,9 @@ typedef struct AttentionDecode {
     const void *keys, *values;  // [B, capacity, G, D]
     const int32_t *lengths;     // [B]
     void *out;                  // = [B, H D]
+    int64_t window;             // 0: none
+    float softcap;              // 0: none
+    const float *slopes;        // [H], may be NULL
 } AttentionDecode;
 
 // ---- Rows
@@ -128,6 +152,8 @@ typedef struct NormForward {
     void *y;             // = [R,C]
     float *mean;         // = [R], NULL for RMSNorm
     float *rstd;         // = [R]
+    const void *add;     // [R,C], may be NULL: sum = x + add in the compute type, and sum is normed instead of x
+    void *sum;           // = [R,C], NULL iff add is; may alias x or add
 } NormForward;
 
 // dx = (or += where accumulate) the gradient through the norm; dweight +=, dbias +=.
@@ -215,6 +241,16 @@ typedef struct Dropout {
 // The objective is sum over r of weights[r] * (loss[r] + z_loss * z^2) (z-loss: Chowdhery et al. 2022, section 5) times
 // grad_scale; dx = its gradient and dw += its gradient, where dx is not NULL. Rows of weight 0 cost no gradient; their target
 // may be -1 (loss 0).
+//
+// With a `share` the vocabulary is split over ranks: this one holds rows share->first .. + vocabulary - 1 of w, targets are
+// those of the whole vocabulary, losses and zs come out whole on every rank, and dx is this rank's part of a sum over ranks.
+typedef struct ClassifierShare {
+    int64_t first;  // in the whole vocabulary
+    // Replaces values[count] (device memory) by the sum or the maximum over the ranks, in the order of the device's operations.
+    void (*all_reduce)(void *context, float *values, int64_t count, bool maximum);
+    void *context;
+} ClassifierShare;
+
 typedef struct Classifier {
     int64_t rows, width, vocabulary;
     const void *x, *w;
@@ -222,14 +258,30 @@ typedef struct Classifier {
     const int32_t *targets;  // [R]
     const float *weights;    // [R]
     float z_loss, grad_scale;
-    float *losses;       // = [R] without weight and z-loss
-    float *zs;           // = [R] z, may be NULL
-    void *dx;            // = [R,C], NULL: forward only
-    float *dw;           // += [V,C], NULL iff dx is
-    float *dbias;        // += [V], may be NULL
-    int64_t chunk_rows;  // rows of logits held at a time
-    void *scratch;       // classifier_scratch_bytes(chunk_rows, width, vocabulary) of device memory
+    float *losses;                 // = [R] without weight and z-loss
+    float *zs;                     // = [R] z, may be NULL
+    void *dx;                      // = [R,C], NULL: forward only
+    float *dw;                     // += [V,C], NULL iff dx is
+    float *dbias;                  // += [V], may be NULL
+    int64_t chunk_rows;            // rows of logits held at a time
+    void *scratch;                 // classifier_scratch_bytes(chunk_rows, width, vocabulary) of device memory
+    const float *loss_scale;       // one float that also multiplies grad_scale, may be NULL
+    const ClassifierShare *share;  // host, may be NULL
 } Classifier;
+
+// One token for each row of logits: among the top_k likeliest (0: all), of these the likeliest that together make up top_p of
+// the probability (1: all), at that temperature (0: the likeliest, the lowest id among equals). Ids >= usable are never drawn.
+// Row r uses philox_unit(word 0 of philox(seed, stream, index[r])).
+typedef struct Sample {
+    int64_t rows, vocabulary, usable;
+    const float *logits;  // [R,V]
+    float temperature, top_p;
+    int32_t top_k;
+    uint64_t seed, stream;
+    const int64_t *index;  // [R]
+    int32_t *tokens;       // = [R]
+    void *scratch;         // sample_scratch_bytes(rows, vocabulary) of device memory
+} Sample;
 
 // ---- Parameters
 // --------------------------------------------------------------------------------------------------------------
@@ -263,6 +315,105 @@ typedef struct OptimizerStep {
     float *moment2;
 } OptimizerStep;
 
+// ---- The step
+// --------------------------------------------------------------------------------------------------------------------
+
+// What a step knows of itself lies on the device, so that a card need not be asked before it can go on.
+typedef struct StepControl {
+    double loss_sum, z_sum, weight_sum;  // over micro-batches, then ranks: see LossSums; the host zeroes them
+    double grad_squares;                 // sum of squares of the gradients
+    double grad_norm;                    // = of the mean gradient, before clipping
+    int64_t updates;                     // made so far, this one included
+    float learning_rate;                 // set by the host
+    float grad_scale;                    // what the update multiplies gradients by
+    float correction1, correction2;      // 1 / (1 - beta^updates)
+    float loss_scale;                    // 1 but for fp16
+    int32_t good_steps;                  // since the loss scale last changed
+    int32_t skip;                        // 1: the gradient is not finite (or has no weight), parameters stay
+    int32_t skipped, skipped_in_a_row;   // counts
+    int32_t reserved;
+} StepControl;
+
+// loss_sum += sum of weights * losses, z_sum += sum of weights * zs^2, weight_sum += sum of weights: in double, in an order
+// that depends on `rows` alone. Rows of weight 0 do not count, whatever their loss.
+typedef struct LossSums {
+    int64_t rows;
+    const float *weights, *losses;
+    const float *zs;  // may be NULL
+    StepControl *control;
+} LossSums;
+
+// From the sums (of all ranks) to what the update needs. The gradients are sums of weight * gradient * loss_scale /
+// batch_weight:
+//   mean = batch_weight / weight_sum;  grad_norm = sqrt(grad_squares) * mean / loss_scale
+//   grad_scale = mean / loss_scale * min(1, clip / grad_norm)  (clip 0: no clipping);  updates, corrections advance
+// and where grad_norm is not finite or weight_sum is not positive: skip, and no update is counted. With dynamic_scale a skip
+// halves the loss scale (not below 1) and 2000 good steps in a row double it (to at most 2^24) (Micikevicius et al. 2018).
+typedef struct StepDecide {
+    StepControl *control;
+    double batch_weight;
+    float clip;
+    float beta1, beta2;
+    bool dynamic_scale;
+} StepDecide;
+
+typedef enum MomentType {
+    MOMENT_FP32,
+    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (dynamic for the first moment's sign, unsigned for the second's) and
+                  // one float scale for each 256 values of the flat array
+} MomentType;
+
+enum { MOMENT_BLOCK = 256 };
+
+// A run of parameters that share their settings. Segments lie in the flat parameter array, in rising order.
+typedef struct UpdateSegment {
+    int64_t offset, count;
+    float rate_scale, weight_decay;
+} UpdateSegment;
+
+// One update of all segments (in device memory), in one launch:  g = grads * control->grad_scale, lr = learning_rate *
+// rate_scale
+//   adamw  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m c1 / (sqrt(v c2) + eps) + decay p)
+//   lion   u = sign(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g;  p -= lr (u + decay p)
+//   sgd    m = b1 m + g;  p -= lr (m + decay p)
+// params: fp32 masters; weights: their copy in the compute type, written in the same pass (NULL where the compute type is
+// fp32). Without masters (params NULL) the weights are the parameters and are rounded stochastically: up with the probability
+// that makes the mean right, by word (i % 4) of philox(seed, stream, i / 4) for flat element i, where stream is
+// philox_stream(RANDOM_ROUNDING, control->updates). Does nothing where control->skip.
+// first: the flat index of element 0 of the arrays (a rank may own a part); a multiple of MOMENT_BLOCK.
+typedef struct OptimizerUpdate {
+    OptimizerKind kind;
+    const UpdateSegment *segments;
+    int64_t segment_count;
+    int64_t first, count;  // the part of the flat array that the arrays below hold
+    float beta1, beta2, epsilon;
+    const StepControl *control;
+    const float *grads;
+    float *params;  // may be NULL
+    void *weights;  // may be NULL
+    MomentType moment_type;
+    void *moment1, *moment2;  // float or uint8_t; moment2 NULL where the kind has none
+    float *scale1, *scale2;   // [count / MOMENT_BLOCK rounded up], NULL where the moments are fp32
+    uint64_t seed;
+} OptimizerUpdate;
+
+// Rounds to nearest-even between types; `to` may be `from` where the types are the same size.
+typedef struct Convert {
+    int64_t count;
+    DataType from_type, to_type;
+    const void *from;
+    void *to;
+} Convert;
+
+// rows of row_bytes each; strides in bytes.
+typedef struct CopyRows {
+    int64_t rows, row_bytes;
+    const void *from;
+    int64_t from_stride;
+    void *to;
+    int64_t to_stride;
+} CopyRows;
+
 // ---- The table
 // ---------------------------------------------------------------------------------------------------------------
 
@@ -292,4 +443,16 @@ typedef struct Operations {
     void (*zero)(Device *, int64_t bytes, void *x);
     // The sum of squares in a fixed order: bits do not depend on threads. Not finite if any element is not.
     double (*sum_of_squares)(Device *, int64_t count, const float *x);
+    bool gated_products;  // the matrix products take `gated`
+    // *sum = the sum of squares, as above, in device memory.
+    void (*squares)(Device *, int64_t count, const float *x, double *sum);
+    void (*loss_sums)(Device *, const LossSums *);
+    void (*step_decide)(Device *, const StepDecide *);
+    void (*optimizer_update)(Device *, const OptimizerUpdate *);
+    void (*convert)(Device *, const Convert *);
+    void (*copy_rows)(Device *, const CopyRows *);
+    void (*sample)(Device *, const Sample *);
+    int64_t (*sample_scratch_bytes)(int64_t rows, int64_t vocabulary);
+    // y = x * scale in place, fp32: for averages over ranks.
+    void (*scale)(Device *, int64_t count, float scale, float *x);
 } Operations;

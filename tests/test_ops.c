@@ -308,7 +308,7 @@ static void test_gradients(void) {
 // Sums of squares: exact to double precision, the same with any number of threads, not finite where an element is not.
 static void test_sum_of_squares(void) {
     static const int64_t counts[] = {0, 1, 31, 1000, 32769, 300001};
-    float *x = device_allocate(NULL, 300001 * sizeof *x);
+    float *x = memory_tensor(300001 * sizeof *x);
     philox_normal(3, 5, 0, 2.0f, x, 300001);
     for (const char *const *name = device_cpu_variants(); *name != NULL; name++) {
         double results[THREAD_COUNTS];
@@ -337,7 +337,7 @@ static void test_sum_of_squares(void) {
             }
         }
     }
-    device_release(NULL, x, 300001 * sizeof *x);
+    memory_tensor_free(x, 300001 * sizeof *x);
 }
 
 static void test_zero(void) {
@@ -390,7 +390,7 @@ static void test_activation_extremes(void) {
 // Dropout keeps the right share, each word of a draw alike, and neighbours independently.
 static void test_dropout_statistics(void) {
     enum { COUNT = 1 << 20 };
-    float *x = device_allocate(NULL, COUNT * sizeof *x);
+    float *x = memory_tensor(COUNT * sizeof *x);
     Device *device;
     CHECK_OK(device_open_cpu(2, NULL, &device));
     for (int64_t i = 0; i < COUNT; i++) {
@@ -408,7 +408,7 @@ static void test_dropout_statistics(void) {
     }
     CHECK_NEAR(pairs / COUNT, 0.49, 5 * sqrt(0.49 * 0.51 / COUNT));
     device_close(device);
-    device_release(NULL, x, COUNT * sizeof *x);
+    memory_tensor_free(x, COUNT * sizeof *x);
 }
 
 int main(void) {

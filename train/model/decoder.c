@@ -17,7 +17,7 @@ struct Decoder {
     int32_t *starts, *indices;  // [capacity] document starts (0) and positions of a prompt
     int32_t *step_positions;    // [B]
     float *logits;              // [B,V]
-    char *arena;
+    void *arena;
     int64_t arena_bytes;
     float *keys, *values;  // [L, B, capacity, G, D]
 };
@@ -65,7 +65,11 @@ Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decod
         free(decoder);
         return error_wrap(error, "generation");
     }
-    decoder->arena = device_allocate(model->device, (size_t)decoder->arena_bytes);
+    error = device_allocate(model->device, (size_t)decoder->arena_bytes, &decoder->arena);
+    if (error != NULL) {
+        free(decoder);
+        return error_wrap(error, "generation");
+    }
     layout = (Layout){.base = decoder->arena};
     lay_out(decoder, &layout);
     if (model->config.position == POSITION_ROTARY) {

@@ -82,7 +82,11 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     if (!options->forward_only) {
         model->activations->layers = memory_zeroed((size_t)config->layers, sizeof *model->activations->layers);
     }
-    model->arena = device_allocate(device, (size_t)model->arena_bytes);
+    error = device_allocate(device, (size_t)model->arena_bytes, &model->arena);
+    if (error != NULL) {
+        model_destroy(model);
+        return error;
+    }
     Layout layout = {.base = model->arena};
     lay_out(config, options, device->op, &layout, model->table.elements, model, model->activations);
     ensure(layout.used == model->arena_bytes, "the plan and its use differ");

@@ -1,0 +1,137 @@
+// A card as the files of this folder see it, and how they launch kernels.
+//
+// Every .cu file here is compiled twice: by nvcc for real cards (BACKEND = cuda), and by the host's C++ compiler against the
+// simulated GPU of tests/simulated (BACKEND = simulated). So nothing is spelled <<<>>>, extern __shared__ or asm: launch(),
+// SHARED, DYNAMIC_SHARED and the functions of ptx.h stand for them. All code lies in the namespace BACKEND, so that both can be
+// linked into one program; each exports one C symbol, its DeviceBackend.
+#pragma once
+
+#ifndef BACKEND
+#error "compile with -DBACKEND=cuda or -DBACKEND=simulated"
+#endif
+
+#include <cuda_runtime.h>
+
+#define _Noreturn [[noreturn]]
+extern "C" {
+#include "core/error.h"
+#include "core/memory.h"
+#include "core/philox.h"
+#include "kernels/device.h"
+}
+#undef _Noreturn
+
+namespace BACKEND {
+
+// The state of one card in this process. A Device * of this backend is a Card *.
+struct Card {
+    Device device;  // first
+    int ordinal;
+    int multiprocessors;
+    int architecture;     // 80 for sm_80, 90 for sm_90 ...
+    size_t shared_limit;  // bytes of shared memory that a block may have
+    cudaStream_t stream;  // where operations run
+    void *workspace;      // card_workspace
+    size_t workspace_bytes;
+    const char *failed;  // the first kernel or call that failed since the last device_finish, NULL: none
+    cudaError_t failure;
+    bool capturing;            // operations are being recorded into a graph
+    const void *allowed[256];  // kernels that may use more than 48 KiB of shared memory
+    int allowed_count;
+    struct CardMemory *memory;      // device.cu's: staging for copies, events
+    struct MatmulChoices *choices;  // matmul.cu's
+};
+
+static inline Card *card_of(Device *device) {
+    return (Card *)device;
+}
+
+// Remembers the first failure; the next device_finish returns it as an error.
+static inline void card_failed(Card *card, const char *what, cudaError_t failure) {
+    if (failure != cudaSuccess && card->failed == NULL) {
+        card->failed = what;
+        card->failure = failure;
+    }
+}
+
+// Scratch for one operation: at least `bytes`, aligned to 1024, content undefined, valid until the next operation asks. It
+// grows only outside a graph's recording (the first step is never recorded), so steps do not call the driver for memory.
+void *card_workspace(Card *card, size_t bytes);
+
+// Allows a kernel that much dynamic shared memory, once.
+void card_allow_shared(Card *card, const void *kernel, size_t bytes);
+
+// Starts kernel<<<grid, block, shared>>>(arguments...) on the card's stream, in clusters of `cluster` blocks along x.
+// `name` is for messages. An empty grid is no launch.
+template <typename... Parameters, typename... Arguments>
+static void launch_cluster(Card *card, const char *name, void (*kernel)(Parameters...), dim3 grid, int block, int cluster,
+                           size_t shared, Arguments... arguments) {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
+        return;
+    }
+    if (shared > 48 * 1024) {
+        card_allow_shared(card, (const void *)kernel, shared);
+    }
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)block);
+    config.dynamicSmemBytes = shared;
+    config.stream = card->stream;
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1 ? 1 : 0;
+    card_failed(card, name, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+template <typename... Parameters, typename... Arguments>
+static void launch(Card *card, const char *name, void (*kernel)(Parameters...), dim3 grid, int block, size_t shared,
+                   Arguments... arguments) {
+    launch_cluster(card, name, kernel, grid, block, 1, shared, arguments...);
+}
+
+static inline int64_t divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+// The operations, each in the file of its name; table.cu lists them.
+void matmul_forward(Device *device, const MatmulForward *a);
+void matmul_backward_input(Device *device, const MatmulBackwardInput *a);
+void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a);
+void attention_forward(Device *device, const AttentionForward *a);
+void attention_backward(Device *device, const AttentionBackward *a);
+void attention_decode(Device *device, const AttentionDecode *a);
+void norm_forward(Device *device, const NormForward *a);
+void norm_backward(Device *device, const NormBackward *a);
+void rotary(Device *device, const Rotary *a);
+void activation_forward(Device *device, const ActivationForward *a);
+void gated_forward(Device *device, const GatedForward *a);
+void gated_backward(Device *device, const GatedBackward *a);
+void embedding_forward(Device *device, const EmbeddingForward *a);
+void embedding_backward(Device *device, const EmbeddingBackward *a);
+void dropout(Device *device, const Dropout *a);
+void classifier(Device *device, const Classifier *a);
+int64_t classifier_scratch_bytes(int64_t chunk_rows, int64_t width, int64_t vocabulary);
+void add(Device *device, int64_t count, const void *x, void *y);
+void zero(Device *device, int64_t bytes, void *x);
+void squares(Device *device, int64_t count, const float *x, double *sum);
+void loss_sums(Device *device, const LossSums *a);
+void step_decide(Device *device, const StepDecide *a);
+void optimizer_update(Device *device, const OptimizerUpdate *a);
+void convert(Device *device, const Convert *a);
+void copy_rows(Device *device, const CopyRows *a);
+void sample(Device *device, const Sample *a);
+int64_t sample_scratch_bytes(int64_t rows, int64_t vocabulary);
+void scale(Device *device, int64_t count, float scale, float *x);
+
+}  // namespace BACKEND
+
+// Shared memory of a block, uninitialised: SHARED(float, sums, [32]); and the block's dynamic part, aligned to 1024 bytes:
+// DYNAMIC_SHARED(name); declares unsigned char *name. At most one DYNAMIC_SHARED name a file.
+#ifndef ATHANOR_SIMULATED
+#define SHARED(type, name, ...) __shared__ type name __VA_ARGS__
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#endif

@@ -1,0 +1,93 @@
+// Operations that have no kernels yet end the program. Each disappears when its file is written.
+#include "kernels/cuda/card.h"
+
+namespace BACKEND {
+
+#define MISSING __attribute__((weak))
+
+MISSING void matmul_forward(Device *device, const MatmulForward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void matmul_backward_input(Device *device, const MatmulBackwardInput *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void attention_forward(Device *device, const AttentionForward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void attention_backward(Device *device, const AttentionBackward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void attention_decode(Device *device, const AttentionDecode *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void norm_forward(Device *device, const NormForward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void norm_backward(Device *device, const NormBackward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void rotary(Device *device, const Rotary *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void activation_forward(Device *device, const ActivationForward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void gated_forward(Device *device, const GatedForward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void gated_backward(Device *device, const GatedBackward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void embedding_forward(Device *device, const EmbeddingForward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void embedding_backward(Device *device, const EmbeddingBackward *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void dropout(Device *device, const Dropout *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void classifier(Device *device, const Classifier *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING int64_t classifier_scratch_bytes(int64_t chunk_rows, int64_t width, int64_t vocabulary) {
+    return 0;
+}
+MISSING void add(Device *device, int64_t count, const void *x, void *y) {
+    ensure(false, "no kernel yet");
+}
+MISSING void zero(Device *device, int64_t bytes, void *x) {
+    ensure(false, "no kernel yet");
+}
+MISSING void squares(Device *device, int64_t count, const float *x, double *sum) {
+    ensure(false, "no kernel yet");
+}
+MISSING void loss_sums(Device *device, const LossSums *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void step_decide(Device *device, const StepDecide *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void optimizer_update(Device *device, const OptimizerUpdate *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void convert(Device *device, const Convert *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void copy_rows(Device *device, const CopyRows *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING void sample(Device *device, const Sample *a) {
+    ensure(false, "no kernel yet");
+}
+MISSING int64_t sample_scratch_bytes(int64_t rows, int64_t vocabulary) {
+    return 0;
+}
+MISSING void scale(Device *device, int64_t count, float scale, float *x) {
+    ensure(false, "no kernel yet");
+}
+
+}  // namespace BACKEND
