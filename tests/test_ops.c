@@ -1,256 +1,22 @@
-// Every operation of every CPU variant against float64, over the table of cases in tests/support/ops.c.
-//
-// For each case: results within tolerance, inputs unchanged, not a byte written outside the buffers, "=" outputs fully
-// overwritten, the same bits when run again and with 1, 2 and 3 threads; and the reference's gradients against central
-// differences.
-//
-// Tolerance: the largest error of an output may be twice the largest error of the plain formula in single precision
-// (reference32) plus the rounding floor, one unit in the last place of the output's largest value. Small cases are drawn
-// several times and the errors pooled, because a single number says little about an error.
+// Every operation of every CPU variant against float64 (tests/support/op_check.h), and the reference's gradients against
+// central differences.
 #include "core/memory.h"
 #include "core/philox.h"
 #include "tests/support/check.h"
-#include "tests/support/ops.h"
+#include "tests/support/op_check.h"
 
 #include <math.h>
 #include <stdio.h>
 
-enum { GUARD = 256, THREAD_COUNTS = 3, MOST_VARIANTS = 8, POOLED = 1500 };
+enum { THREAD_COUNTS = 3 };
+static const int variant_threads[THREAD_COUNTS] = {1, 2, 3};
 static const unsigned char guard_byte = 0xA5;
 
-// One tensor's values in every form that a case needs.
-typedef struct Values {
-    OpTensor tensor;
-    double *exact;          // OP_INT32: holds int32_t
-    float *plain;           // the same
-    void *start;            // what the device gets
-    size_t bytes;           // of the device's form
-    unsigned char *memory;  // guard, device buffer, guard
-    void *device;
-    void *result;  // what the first run gave
-} Values;
-
-static int variant_threads[THREAD_COUNTS] = {1, 2, 3};
-
-static void fill(const OpTensor *t, uint64_t seed, uint64_t stream, double *exact) {
-    if (t->type == OP_INT32) {
-        int32_t *out = (int32_t *)(void *)exact;
-        for (int64_t i = 0; i < t->count; i++) {
-            uint64_t random = philox_u64(seed, stream, (uint64_t)i);
-            if (t->fill == OP_FIRST) {
-                // A new document starts at one token in 24; a sequence starts one.
-                int64_t at = i % t->limit;
-                out[i] = at == 0 ? 0 : random % 24 == 0 ? (int32_t)at : out[i - 1];
-            } else {
-                out[i] = (int32_t)(random % (uint64_t)t->limit) + (t->fill == OP_LENGTH);
-            }
-        }
-        return;
-    }
-    float deviation = t->deviation > 0 ? (float)t->deviation : 1.0f, *values = memory_new((size_t)t->count + 1, sizeof *values);
-    philox_normal(seed, stream, 0, deviation, values, t->count);
-    for (int64_t i = 0; i < t->count; i++) {
-        exact[i] = t->fill == OP_POSITIVE ? (double)(values[i] * values[i]) : (double)values[i];
-    }
-    free(values);
-}
-
-static void to_float(const OpTensor *t, const double *exact, float *out) {
-    if (t->type == OP_INT32) {
-        memcpy(out, exact, (size_t)t->count * sizeof *out);
-        return;
-    }
-    for (int64_t i = 0; i < t->count; i++) {
-        out[i] = (float)exact[i];
-    }
-}
-
-static int prepare(const OpCase *c, uint64_t seed, Values *v) {
-    OpTensor tensors[OP_TENSORS] = {0};
-    int count = c->kind->tensors(c, tensors);
-    double *exact[OP_TENSORS] = {0};
-    for (int i = 0; i < count; i++) {
-        size_t elements = (size_t)tensors[i].count;
-        v[i].tensor = tensors[i];
-        v[i].exact = exact[i] = memory_zeroed(elements + 1, sizeof(double));
-        v[i].plain = memory_zeroed(elements + 1, sizeof(float));
-        v[i].bytes = elements * sizeof(float);
-        v[i].start = memory_zeroed(v[i].bytes + 1, 1);
-        v[i].result = memory_zeroed(v[i].bytes + 1, 1);
-        v[i].memory = aligned_alloc(64, (v[i].bytes + 2 * GUARD + 63) / 64 * 64);
-        v[i].device = v[i].memory + GUARD;
-        fill(&tensors[i], seed, philox_stream(RANDOM_TEST, (uint64_t)i), exact[i]);
-    }
-    if (c->kind->prepare != NULL) {
-        c->kind->prepare(c, exact);
-    }
-    for (int i = 0; i < count; i++) {
-        // Everything starts from the same rounded inputs.
-        to_float(&tensors[i], exact[i], v[i].start);
-        memcpy(v[i].plain, v[i].start, v[i].bytes);
-        for (int64_t e = 0; e < tensors[i].count && tensors[i].type != OP_INT32; e++) {
-            exact[i][e] = (double)v[i].plain[e];
-        }
-    }
-    return count;
-}
-
-static void release(Values *v, int count) {
-    for (int i = 0; i < count; i++) {
-        free(v[i].exact);
-        free(v[i].plain);
-        free(v[i].start);
-        free(v[i].result);
-        free(v[i].memory);
-    }
-}
-
-// Runs a case on a device. Returns false where it wrote outside or changed an input.
-static bool run(Device *device, const OpCase *c, Values *v, int count) {
-    void *t[OP_TENSORS] = {0};
-    for (int i = 0; i < count; i++) {
-        memset(v[i].memory, guard_byte, v[i].bytes + 2 * GUARD);
-        if (v[i].tensor.role == OP_OUTPUT) {
-            memset(v[i].device, 0xFF, v[i].bytes);  // a NaN
-        } else {
-            memcpy(v[i].device, v[i].start, v[i].bytes);
-        }
-        t[i] = v[i].tensor.count > 0 ? v[i].device : NULL;
-    }
-    int shared = c->alias ? c->kind->alias[0] : -1;
-    if (c->alias) {
-        t[shared] = t[c->kind->alias[1]];
-        if (t[shared] != NULL) {
-            memcpy(t[shared], v[shared].start, v[shared].bytes);
-        }
-    }
-    c->kind->run(device, c, t);
-    bool whole = true;
-    for (int i = 0; i < count; i++) {
-        for (int g = 0; g < GUARD; g++) {
-            whole &= v[i].memory[g] == guard_byte && v[i].memory[GUARD + v[i].bytes + (size_t)g] == guard_byte;
-        }
-        if (v[i].tensor.role == OP_INPUT && i != shared) {
-            whole &= memcmp(v[i].device, v[i].start, v[i].bytes) == 0;
-        }
-    }
-    return whole;
-}
-
-static bool same_results(const Values *v, int count) {
-    bool same = true;
-    for (int i = 0; i < count; i++) {
-        same &= v[i].tensor.role == OP_INPUT || memcmp(v[i].device, v[i].result, v[i].bytes) == 0;
-    }
-    return same;
-}
-
-static double larger(double a, double b) {
-    return b > a || isnan(b) ? b : a;
-}
-
-// The largest errors of a tensor over all draws.
-typedef struct Errors {
-    double error[MOST_VARIANTS], plain, largest;
-} Errors;
-
-static double largest_error(const Values *v, const double *exact, const float *result) {
-    double most = 0;
-    for (int64_t e = 0; e < v->tensor.count; e++) {
-        most = larger(most, fabs((double)result[e] - exact[e]));
-    }
-    return most;
-}
-
-// Every variant's devices: one of each number of threads.
-typedef struct Devices {
-    int variants;
-    Device *of[MOST_VARIANTS][THREAD_COUNTS];
-} Devices;
-
-// One draw of a case: runs it everywhere, twice, and compares.
-static void draw(const Devices *devices, const OpCase *c, uint64_t seed, Errors *errors, int number) {
-    Values v[OP_TENSORS] = {0};
-    int count = prepare(c, seed, v);
-    double *exact[OP_TENSORS] = {0};
-    float *plain[OP_TENSORS] = {0};
-    for (int i = 0; i < count; i++) {
-        exact[i] = v[i].exact;
-        plain[i] = v[i].plain;
-    }
-    c->kind->reference64(c, exact);
-    c->kind->reference32(c, plain);
-    for (int variant = 0; variant < devices->variants; variant++) {
-        for (int d = 0; d < 2 * THREAD_COUNTS; d++) {
-            Device *device = devices->of[variant][d / 2];
-            if (!CHECK(run(device, c, v, count))) {
-                fprintf(stderr, "%s, %s, row %d: wrote outside its outputs\n", device->op->name, c->kind->name, number);
-            }
-            for (int i = 0; i < count && d == 0; i++) {
-                memcpy(v[i].result, v[i].device, v[i].bytes);
-            }
-            if (!CHECK(same_results(v, count))) {
-                fprintf(stderr, "%s, %s, row %d: other bits with %d threads, run %d\n", device->op->name, c->kind->name, number,
-                        variant_threads[d / 2], d % 2);
-            }
-        }
-        for (int i = 0; i < count; i++) {
-            double error = v[i].tensor.role == OP_INPUT ? 0 : largest_error(&v[i], exact[i], v[i].result);
-            errors[i].error[variant] = larger(errors[i].error[variant], error);
-        }
-    }
-    for (int i = 0; i < count; i++) {
-        if (v[i].tensor.role != OP_INPUT) {
-            errors[i].plain = larger(errors[i].plain, largest_error(&v[i], exact[i], plain[i]));
-        }
-        for (int64_t e = 0; e < v[i].tensor.count && v[i].tensor.role != OP_INPUT; e++) {
-            errors[i].largest = larger(errors[i].largest, fabs(exact[i][e]));
-        }
-    }
-    release(v, count);
-}
-
-static void check_case(const Devices *devices, const OpCase *c, int number) {
-    Errors errors[OP_TENSORS] = {0};
-    OpTensor tensors[OP_TENSORS] = {0};
-    int count = c->kind->tensors(c, tensors);
-    int64_t least = INT64_MAX;
-    for (int i = 0; i < count; i++) {
-        if (tensors[i].role != OP_INPUT && tensors[i].count > 0 && tensors[i].count < least) {
-            least = tensors[i].count;
-        }
-    }
-    int64_t draws = POOLED / least + 1;
-    draws = draws < 20 ? draws : 20;
-    for (int64_t i = 0; i < draws; i++) {
-        draw(devices, c, (uint64_t)(number * 100 + i), errors, number);
-    }
-    for (int variant = 0; variant < devices->variants; variant++) {
-        for (int i = 0; i < count; i++) {
-            double error = errors[i].error[variant];
-            if (!CHECK(error <= 2 * errors[i].plain + 0x1p-23 * errors[i].largest)) {
-                fprintf(stderr, "%s, %s, row %d: %s errs by %.3g; a plain implementation by %.3g, largest value %.3g\n",
-                        devices->of[variant][0]->op->name, c->kind->name, number, tensors[i].name, error, errors[i].plain,
-                        errors[i].largest);
-            }
-        }
-    }
-}
-
 static void test_cases(void) {
-    Devices devices = {0};
-    for (const char *const *name = device_cpu_variants(); *name != NULL && devices.variants < MOST_VARIANTS; name++) {
-        for (int d = 0; d < THREAD_COUNTS; d++) {
-            CHECK_OK(device_open_cpu(variant_threads[d], *name, &devices.of[devices.variants][d]));
-        }
-        devices.variants++;
-    }
-    for (int i = 0; i < op_case_count; i++) {
-        check_case(&devices, &op_cases[i], i);
-    }
-    for (int i = 0; i < devices.variants * THREAD_COUNTS; i++) {
-        device_close(devices.of[i / THREAD_COUNTS][i % THREAD_COUNTS]);
-    }
+    OpDevices devices = {0};
+    op_devices_cpu(&devices);
+    op_check_cases(&devices);
+    op_devices_close(&devices);
 }
 
 // The reference's gradients against central differences (five points) of its forward formula.
@@ -265,7 +31,7 @@ static void test_gradients(void) {
         double *t[OP_TENSORS] = {0};
         for (int i = 0; i < count; i++) {
             t[i] = memory_zeroed((size_t)tensors[i].count + 1, sizeof(double));
-            fill(&tensors[i], (uint64_t)number, philox_stream(RANDOM_TEST, (uint64_t)i), t[i]);
+            op_fill(&tensors[i], (uint64_t)number, philox_stream(RANDOM_TEST, (uint64_t)i), t[i]);
         }
         if (c->kind->prepare != NULL) {
             c->kind->prepare(c, t);

@@ -7,6 +7,9 @@
 
 #include "tests/support/ops.h"
 
+// What reference32_* rounds the numbers to that an implementation in that type keeps in it on the way.
+extern DataType reference32_type;
+
 #define REFERENCES(suffix, real)                                                                                               \
     void reference##suffix##_attention_forward(const OpCase *c, real **t);                                                     \
     void reference##suffix##_attention_backward(const OpCase *c, real **t);                                                    \

@@ -1,5 +1,6 @@
 // The body of reference64.c and reference32.c: every formula of kernels/kernels.h in the plainest form, for REAL = double and
-// float. No blocking, no vectors, sums in the order of the indices.
+// float; STORED(x) is x as it is kept in the compute type on the way (probabilities, say). No blocking, no vectors, sums in the
+// order of the indices.
 #include "core/memory.h"
 #include "core/philox.h"
 #include "tests/support/reference.h"
@@ -102,7 +103,7 @@ void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
                     out[d] = 0;
                 }
                 for (int64_t k = 0; k <= q; k++) {
-                    REAL weight = p[k] > 0 ? p[k] * kept(s, b, h, q, k) : 0;
+                    REAL weight = p[k] > 0 ? STORED(p[k] * kept(s, b, h, q, k)) : 0;
                     for (int64_t d = 0; d < width && weight > 0; d++) {
                         out[d] += weight * values[k * stride + d];
                     }
@@ -144,9 +145,9 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
                     for (int64_t d = 0; d < width; d++) {
                         dp += dout[d] * rows[k * stride + to_value + d];
                     }
-                    REAL ds = p[k] * (keep * dp - delta) * R(s->scale);
+                    REAL ds = STORED(p[k] * (keep * dp - delta)) * R(s->scale), weight = STORED(p[k] * keep);
                     for (int64_t d = 0; d < width; d++) {
-                        drows[k * stride + to_value + d] += p[k] * keep * dout[d];
+                        drows[k * stride + to_value + d] += weight * dout[d];
                         drows[to_query + d] += ds * rows[k * stride + to_key + d];
                         drows[k * stride + to_key + d] += ds * rows[to_query + d];
                     }
