@@ -1,4 +1,5 @@
 // Operations that have no kernels yet end the program. Each disappears when its file is written.
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/card.h"
 
 namespace BACKEND {
@@ -22,6 +23,12 @@ MISSING void attention_backward(Device *device, const AttentionBackward *a) {
 }
 MISSING void attention_decode(Device *device, const AttentionDecode *a) {
     ensure(false, "no kernel yet");
+}
+MISSING bool attention_forward_sm90(Card *card, const AttentionForward *a) {
+    return false;
+}
+MISSING bool attention_backward_sm90(Card *card, const AttentionBackward *a) {
+    return false;
 }
 MISSING void norm_forward(Device *device, const NormForward *a) {
     ensure(false, "no kernel yet");

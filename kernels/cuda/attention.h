@@ -1,0 +1,208 @@
+// What the bodies of attention share: the score of a query and a key, what a query may see, which blocks meet, dropout.
+//
+// The operation's contract is in kernels/kernels.h. Two bodies compute it: the portable one (attention.cu, attention_*_sm80.cu)
+// and Hopper's (attention_*_sm90.cu), which returns false where it does not apply.
+//
+//   score      z = scale q.k; z = c tanh(z / c) with a soft-cap; z += slope[h] (k - q) with slopes. In units of log2 (times
+//              log2 e), so that the exponential is one instruction: p = 2^(z - max).
+//   sight      query q sees the keys attention_least(q) .. q. attention_least does not decrease with q (neither first[] nor the
+//              window's edge does), and all skipping of blocks rests on that: the keys that a block of queries needs begin at
+//              the least of its first row; the queries that a block of keys needs end where the least passes its last key.
+//   dropout    a function of (seed, stream, sample, head, q, k) alone, so every body, block shape and pass draws the same.
+#pragma once
+
+#include "kernels/cuda/ptx.h"
+
+namespace BACKEND {
+
+// One launch, by value in the kernels' parameters. Lengths are below 2^31.
+struct AttentionPlan {
+    int batch, length, heads, groups, share, width;  // share: query heads of a group
+    int window;                                      // `length` where there is none
+    float scale, scale_log2;                         // scale * log2 e
+    bool modified;                                   // softcap or slopes: the score is not just scale q.k
+    float cap, cap_in, cap_log2;                     // the soft-cap c (0: none), scale / c, c * log2 e
+    const float *slopes;                             // [H] or NULL
+    const int32_t *first;                            // [B,T]
+    bool dropout;
+    uint32_t threshold;  // kept where the word is not less
+    float keep_scale;    // 1 / (1 - dropout)
+    uint64_t seed, stream, first_head;
+};
+
+static inline AttentionPlan attention_plan(const AttentionShape *s, const int32_t *first) {
+    ensure(s->groups > 0 && s->heads % s->groups == 0, "%d heads in %d groups", s->heads, s->groups);
+    ensure(s->scale > 0, "scale %g", (double)s->scale);
+    ensure(s->dropout >= 0 && s->dropout < 1, "dropout %g", (double)s->dropout);
+    ensure(s->length < INT32_MAX - 1024 && s->batch <= INT32_MAX, "a batch too large");
+    const double log2_e = 1.4426950408889634;
+    AttentionPlan p = {};
+    p.batch = (int)s->batch;
+    p.length = (int)s->length;
+    p.heads = s->heads;
+    p.groups = s->groups;
+    p.share = s->heads / s->groups;
+    p.width = s->head_width;
+    p.window = s->window > 0 && s->window < s->length ? (int)s->window : p.length;
+    p.scale = s->scale;
+    p.scale_log2 = (float)((double)s->scale * log2_e);
+    p.modified = s->softcap > 0 || s->slopes != NULL;
+    p.cap = s->softcap;
+    p.cap_in = s->softcap > 0 ? (float)((double)s->scale / (double)s->softcap) : 0;
+    p.cap_log2 = (float)((double)s->softcap * log2_e);
+    p.slopes = s->slopes;
+    p.first = first;
+    p.dropout = s->dropout > 0;
+    double words = (double)s->dropout * 4294967296.0;  // exact; the least whole number that is not less
+    uint64_t whole = (uint64_t)words;
+    p.threshold = (uint32_t)(whole + ((double)whole < words));
+    p.keep_scale = 1.0f / (1.0f - s->dropout);
+    p.seed = s->seed;
+    p.stream = s->stream;
+    p.first_head = s->first_sample * (uint64_t)s->heads;
+    return p;
+}
+
+// Elements from token to token of qkv, and from its start to the head's part of the first token of sequence b.
+__host__ __device__ __forceinline__ int64_t attention_row(const AttentionPlan &p) {
+    return (int64_t)(p.heads + 2 * p.groups) * p.width;
+}
+__device__ __forceinline__ int64_t attention_part(const AttentionPlan &p, int b, int part) {
+    return (int64_t)b * p.length * attention_row(p) + (int64_t)part * p.width;
+}
+
+// ---- The score, in units of log2
+
+// tanh(x), absolute error below 2^-22: what counts for a score, which is c times it, is the absolute error; tanh_fast's would
+// show in every probability. 1 - 2 / (e^2x + 1) is right at both ends: e^2x overflows to infinity or vanishes.
+__device__ __forceinline__ float attention_tanh(float x) {
+    return 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(x * 2.8853900817779268f));
+}
+
+// The soft-capped score of the product `dot` = q.k, without slopes, where p.cap > 0; *derivative is that of the score by
+// scale dot.
+__device__ __forceinline__ float attention_capped(const AttentionPlan &p, float dot, float *derivative) {
+    float t = attention_tanh(dot * p.cap_in);
+    *derivative = 1.0f - t * t;
+    return t * p.cap_log2;
+}
+
+// slopes[h] in units of log2, 0 where there are none: the score gains attention_slope * (k - q).
+__device__ __forceinline__ float attention_slope(const AttentionPlan &p, int h) {
+    return p.slopes != NULL ? p.slopes[h] * 1.4426950408889634f : 0.0f;
+}
+
+// The whole score of `dot`, in any case.
+__device__ __forceinline__ float attention_score(const AttentionPlan &p, float slope, float dot, int q, int k,
+                                                 float *derivative) {
+    *derivative = 1.0f;
+    float score = p.cap > 0 ? attention_capped(p, dot, derivative) : dot * p.scale_log2;
+    return score + slope * (float)(k - q);
+}
+
+// ---- Sight
+
+// The first key that query q of sequence b sees. Rows from `length` on (padding of a block) see what the last row does.
+__device__ __forceinline__ int attention_least(const AttentionPlan &p, int b, int q) {
+    q = q < p.length ? q : p.length - 1;
+    int least = p.first[(int64_t)b * p.length + q], edge = q - p.window + 1;
+    return least > edge ? least : edge;
+}
+
+// Blocks begin .. end - 1 meet; of these whole_begin .. whole_end - 1 (perhaps none) need no mask.
+struct AttentionBlocks {
+    int begin, end, whole_begin, whole_end;
+};
+
+// The blocks of KEYS keys that the ROWS queries from `query` on need. Keys from `length` on are masked like later keys.
+template <int ROWS, int KEYS>
+__device__ __forceinline__ AttentionBlocks attention_key_blocks(const AttentionPlan &p, int b, int query) {
+    int last = query + ROWS < p.length ? query + ROWS - 1 : p.length - 1;
+    AttentionBlocks blocks;
+    blocks.begin = attention_least(p, b, query) / KEYS;
+    blocks.end = last / KEYS + 1;
+    blocks.whole_begin = (attention_least(p, b, last) + KEYS - 1) / KEYS;
+    blocks.whole_end = (query + 1) / KEYS;
+    return blocks;
+}
+
+// The first of the blocks `from` .. `end` - 1 of ROWS queries whose row `row` does not see back to `key`. A warp calls together
+// and looks at 32 blocks at a time.
+template <int ROWS>
+__device__ __forceinline__ int attention_blind(const AttentionPlan &p, int b, int row, int key, int from, int end) {
+    while (from < end) {
+        int step = (end - from + 31) / 32, at = from + (int)(threadIdx.x % 32) * step;
+        bool sees = at < end && attention_least(p, b, at * ROWS + row) <= key;
+        int count = __popc(__ballot_sync(0xFFFFFFFFu, sees));  // those that see come first
+        if (count == 0) {
+            break;
+        }
+        int blind = from + count * step;
+        end = blind < end ? blind : end;
+        from += (count - 1) * step + 1;
+    }
+    return from;
+}
+
+// The blocks of ROWS queries that need the KEYS keys from `key` on. Queries from `length` on are not masked: give them a
+// log-sum-exp of infinity.
+template <int ROWS, int KEYS>
+__device__ __forceinline__ AttentionBlocks attention_query_blocks(const AttentionPlan &p, int b, int key) {
+    int all = (p.length + ROWS - 1) / ROWS, last = key + KEYS < p.length ? key + KEYS - 1 : p.length - 1;
+    AttentionBlocks blocks;
+    blocks.begin = key / ROWS;
+    blocks.end = attention_blind<ROWS>(p, b, 0, last, blocks.begin, all);
+    blocks.whole_begin = (key + KEYS - 1 + ROWS - 1) / ROWS;
+    blocks.whole_end = attention_blind<ROWS>(p, b, ROWS - 1, key, blocks.begin, blocks.end);
+    return blocks;
+}
+
+// ---- The order of blocks
+
+// Which (sequence, head, block) block `index` of a grid of batch * heads * blocks works on. The longest first, so that short
+// ones fill the last wave: the last block of queries sees most keys (`last_longest`), the first block of keys is seen by most
+// queries. But only `near` heads at a time, as many as the second-level cache holds the keys and values of.
+struct AttentionPlace {
+    int b, head, block;
+};
+__device__ __forceinline__ AttentionPlace attention_place(int64_t index, int batch, int heads, int blocks, int near,
+                                                          bool last_longest) {
+    int64_t all = (int64_t)batch * heads, section = index / ((int64_t)near * blocks), start = section * near;
+    int64_t within = index - start * blocks;
+    int count = (int)(all - start < near ? all - start : near);
+    int64_t pair = start + within % count;
+    int block = (int)(within / count);
+    return AttentionPlace{(int)(pair / heads), (int)(pair % heads), last_longest ? blocks - 1 - block : block};
+}
+// `near` for heads of `bytes` each.
+static inline int attention_near(int64_t bytes) {
+    const int64_t cache = 16 << 20;
+    return bytes * 4 < cache ? (int)(cache / (bytes > 0 ? bytes : 1)) : 4;
+}
+
+// ---- Dropout
+
+// The index of (q = 0, k = 0) of a head; that of (q, k) is q * length + k more.
+__device__ __forceinline__ uint64_t attention_draws(const AttentionPlan &p, int b, int h) {
+    return (p.first_head + (uint64_t)b * (uint64_t)p.heads + (uint64_t)h) * (uint64_t)p.length * (uint64_t)p.length;
+}
+// The factor of a probability: 0 or 1 / (1 - dropout).
+__device__ __forceinline__ float attention_kept(const AttentionPlan &p, uint64_t draws, int q, int k) {
+    uint64_t index = draws + (uint64_t)q * (uint64_t)p.length + (uint64_t)k;
+    return philox(p.seed, p.stream, index).word[0] >= p.threshold ? p.keep_scale : 0.0f;
+}
+
+// ---- Bodies
+
+// delta[B,H,T] = sum over d of dout out, in fp32: what the backward pass needs of a query's row beside its log-sum-exp.
+void attention_delta(Card *card, const AttentionBackward *a, float *delta);
+
+// Hopper's bodies: false where they do not apply to this launch (then nothing was done).
+bool attention_forward_sm90(Card *card, const AttentionForward *a);
+bool attention_backward_sm90(Card *card, const AttentionBackward *a);
+
+// The portable bodies on tensor cores; false for types, widths and addresses that they do not take.
+bool attention_forward_sm80(Card *card, const AttentionForward *a);
+bool attention_backward_sm80(Card *card, const AttentionBackward *a);
+
+}  // namespace BACKEND
