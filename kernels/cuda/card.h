@@ -40,6 +40,7 @@ struct Card {
     int allowed_count;
     struct CardMemory *memory;      // device.cu's: staging for copies, events
     struct MatmulChoices *choices;  // matmul.cu's
+    struct TensorMaps *maps;        // tensor_map.cu's
 };
 
 static inline Card *card_of(Device *device) {
