@@ -1,0 +1,75 @@
+// A matrix product with all that is done to its result: the one description that every body of it takes. Private to matmul*.cu.
+//
+//   matmul.cu         from the operations to Products; which body computes a shape
+//   matmul_sm80.cu    tensor cores of any card (mma.sync), tiles of 128 x 128 and 64 x 64, split sums
+//   matmul_sm90.cu    tensor cores of Hopper (wgmma), TMA, clusters
+//   matmul_few.cu     few rows against many weights: decoding
+//   matmul_float.cu   the fp32 compute type, for debugging
+//   matmul_cublas.cu  the vendor's library
+//
+// What happens to a sum once it is in registers is written once: matmul_epilogue.h.
+#pragma once
+
+#include "kernels/cuda/card.h"
+
+namespace BACKEND {
+
+// C[M,N] from A[M,K] B[K,N]. The form says which dimension of each operand is contiguous:
+//
+//   form              product                  M  N  K    A at (m, k)         B at (k, n)
+//   forward           y[R,O]  = x w[O,I]^T     R  O  I    m * a_stride + k    n * b_stride + k    both K-major
+//   backward input    dx[R,I] = dy w[O,I]      R  I  O    m * a_stride + k    k * b_stride + n    B N-major
+//   backward weight   dw[O,I] = dy[R,O]^T x    O  I  R    k * a_stride + m    k * b_stride + n    both MN-major
+typedef enum ProductForm { PRODUCT_FORWARD, PRODUCT_BACKWARD_INPUT, PRODUCT_BACKWARD_WEIGHT } ProductForm;
+
+typedef enum ProductEpilogue {
+    // t = A B + bias;  pre = t;  C = activation(t) + residual.
+    EPILOGUE_FORWARD,
+    // Form forward only; B and bias have 2 N rows. gate = row n of them, value = row N + n:
+    // pre = [gate | value], of 2 N columns;  C = activation(gate) * value + residual.
+    EPILOGUE_GATED,
+    // C = (or += where accumulate) A B * activation'(pre).
+    EPILOGUE_BACKWARD,
+    // d = A B;  pre = [gate | value] and C have 2 N columns:  C = [d * value * activation'(gate) | d * activation(gate)].
+    EPILOGUE_GATED_BACKWARD,
+} ProductEpilogue;
+
+// Strides count elements, from row to row; the other dimension is contiguous. Passed to kernels by value.
+typedef struct Product {
+    ProductForm form;
+    ProductEpilogue epilogue;
+    Activation activation;
+    DataType type;      // of all tensors but a float_output C
+    bool float_output;  // C is float
+    bool accumulate;    // EPILOGUE_BACKWARD: C +=
+    // N is a multiple of 8, and every row of C, pre, residual and bias begins at a multiple of 16 bytes, so that 8 columns
+    // move at a time. Otherwise the epilogue goes element by element.
+    bool wide;
+    int64_t m, n, k;
+    const void *a, *b;
+    int64_t a_stride, b_stride;
+    const void *bias;      // [N], or [2 N] where gated; NULL: none
+    const void *residual;  // [M,N], rows c_stride apart; NULL: none; may be C
+    void *pre;             // written by the forward epilogues (NULL: not), read by the backward ones (NULL: no activation)
+    void *c;
+    int64_t c_stride, pre_stride;
+} Product;
+
+// Rows of B: twice N where gated.
+static inline int64_t product_b_rows(const Product *p) {
+    return p->epilogue == EPILOGUE_GATED ? 2 * p->n : p->n;
+}
+
+// ---- Bodies. Each computes the whole product, or returns false before it has done anything where it cannot take the shape.
+
+bool product_sm80(Card *card, const Product *p);    // bf16 and fp16, any shape
+bool product_sm90(Card *card, const Product *p);    // where ATHANOR_HAVE_SM90, architecture 90
+bool product_few(Card *card, const Product *p);     // form forward, few rows
+bool product_float(Card *card, const Product *p);   // fp32, any shape
+bool product_cublas(Card *card, const Product *p);  // not in the simulator
+
+// The epilogue of sums that lie in memory: raw[part][M][N] (of 2 N columns where gated: [gate | value]), fp32, or the compute
+// type where raw_float is false; the parts are added in their order. How split sums end, and products of the library.
+void product_finish_sums(Card *card, const Product *p, const void *raw, bool raw_float, int parts);
+
+}  // namespace BACKEND
