@@ -190,6 +190,12 @@ Error *device_describe_cards(DeviceKind kind, DeviceDescription *out) {
     return backend != NULL ? backend->describe(out) : not_built(kind);
 }
 
+Error *device_count_cards(DeviceKind kind, int *out) {
+    const DeviceBackend *backend = card_backend(kind);
+    *out = 0;
+    return backend != NULL ? backend->count(out) : not_built(kind);
+}
+
 Error *device_open_card(DeviceKind kind, int card, DataType type, int threads, Device **out) {
     const DeviceBackend *backend = card_backend(kind);
     if (backend == NULL) {

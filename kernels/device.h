@@ -32,6 +32,7 @@ struct DeviceBackend {
     const char *name;                                       // "cpu", "cuda", "simulated"
     Error *(*open)(int card, DataType type, Device **out);  // cards only; fills all but pool
     Error *(*describe)(DeviceDescription *out);             // cards only
+    Error *(*count)(int *out);                              // cards only
     void (*close)(Device *device);
     Error *(*allocate)(Device *device, size_t bytes, void **out);
     void (*release)(Device *device, void *memory, size_t bytes);
@@ -82,6 +83,8 @@ struct DeviceDescription {
     DeviceCard card[DEVICE_MOST_CARDS];
 };
 Error *device_describe_cards(DeviceKind kind, DeviceDescription *out) MUST_CHECK;
+// Only how many there are (at least 1): touches none of them, so that every rank can ask.
+Error *device_count_cards(DeviceKind kind, int *out) MUST_CHECK;
 
 // True where this build has a backend for cards of that kind.
 bool device_built(DeviceKind kind);

@@ -63,13 +63,16 @@ void *card_workspace(Card *card, size_t bytes);
 void card_allow_shared(Card *card, const void *kernel, size_t bytes);
 
 // Starts kernel<<<grid, block, shared>>>(arguments...) on the card's stream, in clusters of `cluster` blocks along x.
-// `name` is for messages. An empty grid is no launch.
+// `name` is for messages. An empty grid is no launch; nor is there one after a failure.
 template <typename... Parameters, typename... Arguments>
 static void launch_cluster(Card *card, const char *name, void (*kernel)(Parameters...), dim3 grid, int block, int cluster,
                            size_t shared, Arguments... arguments) {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0) {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || card->failed != NULL) {
         return;
     }
+#ifdef ATHANOR_SIMULATED
+    simulated_launch_name(name);
+#endif
     if (shared > 48 * 1024) {
         card_allow_shared(card, (const void *)kernel, shared);
     }
