@@ -271,12 +271,12 @@ typedef struct Classifier {
 
 // One token for each row of logits: among the top_k likeliest (0: all), of these the likeliest that together make up top_p of
 // the probability (1: all), at that temperature (0: the likeliest, the lowest id among equals). Ids >= usable are never drawn.
-// Row r uses philox_unit(word 0 of philox(seed, stream, index[r])).
+// Row r is decided by the upper 53 bits of philox_u64(seed, stream, index[r]).
 typedef struct Sample {
     int64_t rows, vocabulary, usable;
     const float *logits;  // [R,V]
-    float temperature, top_p;
-    int32_t top_k;
+    double temperature, top_p;
+    int64_t top_k;
     uint64_t seed, stream;
     const int64_t *index;  // [R]
     int32_t *tokens;       // = [R]
@@ -359,8 +359,8 @@ typedef struct StepDecide {
 
 typedef enum MomentType {
     MOMENT_FP32,
-    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (dynamic for the first moment's sign, unsigned for the second's) and
-                  // one float scale for each 256 values of the flat array
+    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (kernels/quantize.h: signed for the first moment, unsigned for the
+                  // second) and one float scale for each 256 values of the flat array. All bytes 0 stand for moments of 0.
 } MomentType;
 
 enum { MOMENT_BLOCK = 256 };

@@ -1,9 +1,8 @@
-// train/schedule, train/sampling, train/metrics: the small functions that a run is made of.
+// train/schedule, train/metrics: the small functions that a run is made of.
 #include "core/durable.h"
 #include "core/json.h"
 #include "tests/support/check.h"
 #include "train/metrics.h"
-#include "train/sampling.h"
 #include "train/schedule.h"
 
 #include <math.h>
@@ -28,52 +27,6 @@ static void test_schedules(void) {
     CHECK_NEAR(schedule_rate(&s, 110), 0.2, 1e-12);
     Schedule one = {.kind = SCHEDULE_COSINE, .peak = 1, .floor = 0.5, .steps = 1};
     CHECK(isfinite(schedule_rate(&one, 0)));
-}
-
-enum { VOCABULARY = 6, DRAWS = 20000 };
-
-// Counts of each id over many draws.
-static void draw(const Sampling *sampling, const float *logits, int64_t usable, int counts[VOCABULARY]) {
-    float scratch[2 * VOCABULARY];
-    memset(counts, 0, VOCABULARY * sizeof *counts);
-    for (uint64_t i = 0; i < DRAWS; i++) {
-        counts[sampling_draw(sampling, logits, VOCABULARY, usable, i, scratch)]++;
-    }
-}
-
-static void test_sampling(void) {
-    static const double shares[VOCABULARY] = {0.4, 0.05, 0.3, 0.1, 0.1, 0.05};
-    float logits[VOCABULARY];
-    for (int i = 0; i < VOCABULARY; i++) {
-        logits[i] = (float)log(shares[i]) + 3;
-    }
-    int counts[VOCABULARY];
-    Sampling sampling = {.temperature = 1, .top_p = 1, .seed = 4};
-    draw(&sampling, logits, VOCABULARY, counts);
-    for (int i = 0; i < VOCABULARY; i++) {
-        // Four standard deviations of a binomial count.
-        CHECK_NEAR(counts[i], shares[i] * DRAWS, 4 * sqrt(shares[i] * DRAWS));
-    }
-    sampling.temperature = 0.5;  // squares the odds
-    draw(&sampling, logits, VOCABULARY, counts);
-    CHECK_NEAR((double)counts[0] / counts[2], 16.0 / 9, 0.12);
-    sampling = (Sampling){.temperature = 1, .top_p = 1, .top_k = 2, .seed = 4};
-    draw(&sampling, logits, VOCABULARY, counts);
-    CHECK(counts[0] + counts[2] == DRAWS && counts[2] > 0);
-    CHECK_NEAR(counts[0], DRAWS * 4.0 / 7, 4 * sqrt(DRAWS / 2.0));
-    sampling =
-        (Sampling){.temperature = 1, .top_p = 0.75, .seed = 4};  // 0.4 + 0.3 is not enough, one of 0.1 joins: the lower id
-    draw(&sampling, logits, VOCABULARY, counts);
-    CHECK(counts[3] > 0 && counts[4] == 0 && counts[1] == 0 && counts[5] == 0);
-    sampling = (Sampling){.temperature = 0, .top_p = 1};
-    draw(&sampling, logits, VOCABULARY, counts);
-    CHECK_I64(counts[0], DRAWS);
-    sampling = (Sampling){.temperature = 1, .top_p = 1, .seed = 4};
-    draw(&sampling, logits, 2, counts);  // rows beyond the tokenizer's ids are never drawn
-    CHECK(counts[0] + counts[1] == DRAWS && counts[1] > 0);
-    logits[0] = NAN;
-    draw(&sampling, logits, VOCABULARY, counts);
-    CHECK(counts[0] == 0 || counts[0] == DRAWS);  // a lost model still ends its loop
 }
 
 // The histories that a checkpoint carries bring back the same files.
@@ -110,7 +63,6 @@ static void test_metrics(void) {
 
 int main(void) {
     RUN(test_schedules);
-    RUN(test_sampling);
     RUN(test_metrics);
     return check_report();
 }

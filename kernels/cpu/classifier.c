@@ -7,6 +7,9 @@
 //
 // and dx = dlogits w, dw += dlogits^T x. Rows of weight 0 at the ends of a chunk take no part in those two products; inside it
 // they are rows of zeros. Chunks are cut from the number of rows alone, and every sum has a fixed order: deterministic.
+//
+// With a vocabulary split over ranks, the rows' maxima, then their sums of exponentials and target logits are exchanged between
+// the two passes over a chunk: three floats a row.
 #include "kernels/cpu/gemm.h"
 
 #include "kernels/cpu/activation.h"
@@ -19,18 +22,23 @@ static int64_t logits_stride(int64_t vocabulary) {
     return (lines | 1) * 16;
 }
 
+// Floats that a row keeps between the passes.
+enum { ROW_FLOATS = 4 };
+
 int64_t CPU_NAME(cpu_classifier_scratch_bytes)(int64_t chunk_rows, int64_t width, int64_t vocabulary) {
-    return chunk_rows * logits_stride(vocabulary) * (int64_t)sizeof(float);
+    return chunk_rows * (logits_stride(vocabulary) + ROW_FLOATS) * (int64_t)sizeof(float);
 }
 
 typedef struct Chunk {
     const Classifier *a;
     int64_t first, stride;  // row of the chunk in the batch, floats from row to row of logits
+    float grad_scale;       // with the loss scale
     float *logits;
+    float *largest, *shift, *sums, *targets;  // [chunk_rows] each: maximum here and of all ranks, sum, logit of the target
 } Chunk;
 
 // The maximum, then the sum of exp(x - maximum), in four independent strands each.
-static float row_log_sum_exp(const float *x, int64_t count) {
+static float row_sum_exp(const float *x, int64_t count, float *largest) {
     enum { STRANDS = 4 };
     Vec top[STRANDS], sum[STRANDS];
     for (int i = 0; i < STRANDS; i++) {
@@ -63,31 +71,49 @@ static float row_log_sum_exp(const float *x, int64_t count) {
             total += exponentials[i];
         }
     }
-    return maximum + logf(total);
+    *largest = maximum;
+    return total;
 }
 
-static void run_row(void *context, int64_t row, int thread) {
+// The place of row r's target among the columns here, or -1.
+static int64_t target_here(const Classifier *a, int64_t r) {
+    int64_t place = a->targets[r] - (a->share != NULL ? a->share->first : 0);
+    return a->targets[r] >= 0 && place >= 0 && place < a->vocabulary ? place : -1;
+}
+
+// Between the maximum and the gradient: what the row knows of itself.
+static void row_statistics(void *context, int64_t row, int thread) {
     const Chunk *chunk = context;
     const Classifier *a = chunk->a;
-    int64_t r = chunk->first + row;
+    const float *x = chunk->logits + row * chunk->stride;
+    int64_t r = chunk->first + row, target = target_here(a, r);
+    ensure(target >= 0 || a->targets[r] < 0 || a->share != NULL, "row %lld has target %d of a vocabulary of %lld", (long long)r,
+           (int)a->targets[r], (long long)a->vocabulary);
+    ensure(a->targets[r] >= 0 || a->weights[r] == 0, "row %lld has a weight but no target", (long long)r);
+    chunk->sums[row] = row_sum_exp(x, a->vocabulary, &chunk->largest[row]);
+    chunk->shift[row] = chunk->largest[row];
+    chunk->targets[row] = target >= 0 ? x[target] : 0;
+}
+
+// The loss, and the gradient in the place of the logits.
+static void row_finish(void *context, int64_t row, int thread) {
+    const Chunk *chunk = context;
+    const Classifier *a = chunk->a;
+    int64_t r = chunk->first + row, target = target_here(a, r);
     float *x = chunk->logits + row * chunk->stride;
-    float z = row_log_sum_exp(x, a->vocabulary);
-    int32_t target = a->targets[r];
-    bool counted = a->weights[r] != 0;
-    ensure(target < a->vocabulary && (target >= 0 || !counted), "row %lld has target %d of a vocabulary of %lld", (long long)r,
-           (int)target, (long long)a->vocabulary);
-    a->losses[r] = target >= 0 ? z - x[target] : 0;
+    float z = chunk->shift[row] + logf(chunk->sums[row]);
+    a->losses[r] = a->targets[r] >= 0 ? z - chunk->targets[row] : 0;
     if (a->zs != NULL) {
         a->zs[r] = z;
     }
     if (a->dx == NULL) {
         return;
     }
-    if (!counted) {
+    if (a->weights[r] == 0) {
         memset(x, 0, (size_t)a->vocabulary * sizeof(float));
         return;
     }
-    float scale = a->weights[r] * a->grad_scale;
+    float scale = a->weights[r] * chunk->grad_scale;
     Vec factor = vec_set(scale * (1.0f + 2.0f * a->z_loss * z)), shift = vec_set(z);
     int64_t v = 0;
     for (; v + VEC_LANES <= a->vocabulary; v += VEC_LANES) {
@@ -95,7 +121,26 @@ static void run_row(void *context, int64_t row, int thread) {
     }
     int64_t lanes = a->vocabulary - v;
     vec_store_partial(x + v, vec_exp(vec_load_partial(x + v, lanes) - shift) * factor, lanes);
-    x[target] -= scale;
+    if (target >= 0) {
+        x[target] -= scale;
+    }
+}
+
+static void row_whole(void *context, int64_t row, int thread) {
+    row_statistics(context, row, thread);
+    row_finish(context, row, thread);
+}
+
+// Losses and gradients of a chunk whose columns lie on several ranks.
+static void share_rows(Device *device, Chunk *chunk, int64_t rows) {
+    const ClassifierShare *share = chunk->a->share;
+    threads_run(device->pool, rows, row_statistics, chunk);
+    share->all_reduce(share->context, chunk->shift, rows, true);
+    for (int64_t i = 0; i < rows; i++) {
+        chunk->sums[i] *= expf(chunk->largest[i] - chunk->shift[i]);
+    }
+    share->all_reduce(share->context, chunk->sums, 2 * rows, false);  // the targets lie behind the sums
+    threads_run(device->pool, rows, row_finish, chunk);
 }
 
 static void backward(Device *device, const Chunk *chunk, int64_t begin, int64_t end) {
@@ -134,8 +179,13 @@ static void backward(Device *device, const Chunk *chunk, int64_t begin, int64_t 
 void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a) {
     ensure(a->chunk_rows > 0 && (a->dx == NULL) == (a->dw == NULL), "a classifier without chunks, or with half a gradient");
     Chunk chunk = {.a = a, .stride = logits_stride(a->vocabulary), .logits = a->scratch};
+    chunk.grad_scale = a->grad_scale * (a->loss_scale != NULL ? *a->loss_scale : 1);
+    chunk.largest = chunk.logits + a->chunk_rows * chunk.stride;
+    chunk.shift = chunk.largest + a->chunk_rows;
+    chunk.sums = chunk.shift + a->chunk_rows;
     for (; chunk.first < a->rows; chunk.first += a->chunk_rows) {
         int64_t rows = a->rows - chunk.first < a->chunk_rows ? a->rows - chunk.first : a->chunk_rows;
+        chunk.targets = chunk.sums + rows;
         CPU_NAME(gemm)
         (device, &(Gemm){
                      .m = rows,
@@ -150,7 +200,11 @@ void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a) {
                      .c = chunk.logits,
                      .c_stride = chunk.stride,
                  });
-        threads_run(device->pool, rows, run_row, &chunk);
+        if (a->share != NULL) {
+            share_rows(device, &chunk, rows);
+        } else {
+            threads_run(device->pool, rows, row_whole, &chunk);
+        }
         if (a->dx == NULL) {
             continue;
         }

@@ -41,4 +41,10 @@ void CPU_NAME(cpu_optimizer_step)(Device *device, const OptimizerStep *a);
 void CPU_NAME(cpu_add)(Device *device, int64_t count, const void *x, void *y);
 void CPU_NAME(cpu_zero)(Device *device, int64_t bytes, void *x);
 double CPU_NAME(cpu_sum_of_squares)(Device *device, int64_t count, const float *x);
+void CPU_NAME(cpu_squares)(Device *device, int64_t count, const float *x, double *sum);
+void CPU_NAME(cpu_loss_sums)(Device *device, const LossSums *a);
+void CPU_NAME(cpu_step_decide)(Device *device, const StepDecide *a);
+void CPU_NAME(cpu_optimizer_update)(Device *device, const OptimizerUpdate *a);
+void CPU_NAME(cpu_sample)(Device *device, const Sample *a);
+int64_t CPU_NAME(cpu_sample_scratch_bytes)(int64_t rows, int64_t vocabulary);
 #endif

@@ -5,6 +5,7 @@
 //   sum_of_squares  sum of x[i]^2 in double precision: the array is cut into blocks whose length depends on the count alone,
 //                   each block is summed in a fixed order, and the blocks are added in order. Not finite where an element is
 //                   not: the square of the largest float is far below the largest double, so nothing else overflows.
+//   squares         the same, into memory
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/parts.h"
 
@@ -89,4 +90,8 @@ double CPU_NAME(cpu_sum_of_squares)(Device *device, int64_t count, const float *
         sum += a.sums[i];
     }
     return sum;
+}
+
+void CPU_NAME(cpu_squares)(Device *device, int64_t count, const float *x, double *sum) {
+    *sum = CPU_NAME(cpu_sum_of_squares)(device, count, x);
 }

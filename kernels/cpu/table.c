@@ -28,4 +28,10 @@ const Operations CPU_NAME(cpu_operations) = {
     ROW(add),
     ROW(zero),
     ROW(sum_of_squares),
+    ROW(squares),
+    ROW(loss_sums),
+    ROW(step_decide),
+    ROW(optimizer_update),
+    ROW(sample),
+    ROW(sample_scratch_bytes),
 };

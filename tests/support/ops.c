@@ -2,7 +2,10 @@
 #include "tests/support/ops.h"
 
 #include "core/memory.h"
+#include "tests/support/check.h"
 #include "tests/support/reference.h"
+
+#include <math.h>
 
 // ---- Attention
 
@@ -243,27 +246,47 @@ static void dropout_run(Device *device, const OpCase *c, void **t) {
 
 // ---- Parameters
 
-int op_segments(int64_t count, OptimizerSegment *out) {
+int op_segments(int64_t first, int64_t count, UpdateSegment *out) {
     int64_t half = count / 2;
-    out[0] = (OptimizerSegment){0, half, 1e-2f, 0.1f};
-    out[1] = (OptimizerSegment){half + 1, count - half - 1, 3e-3f, 0};
+    out[0] = (UpdateSegment){first / 2, first + half - first / 2, 1, 0.1f};
+    out[1] = (UpdateSegment){first + half + 1, count - half, 0.3f, 0};
     return count - half - 1 > 0 ? 2 : 1;
 }
-static int optimizer_step_tensors(const OpCase *c, OpTensor *t) {
-    int64_t count = c->optimizer_step.segment_count;
-    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, count};
-    t[1] = (OpTensor){.name = "params", OP_UPDATE, OP_FLOAT, count};
-    t[2] = (OpTensor){.name = "moment1", OP_UPDATE, OP_FLOAT, count, .deviation = 0.1};
-    t[3] =
-        (OpTensor){.name = "moment2", OP_UPDATE, OP_FLOAT, c->optimizer_step.kind == OPTIMIZER_ADAMW ? count : 0, OP_POSITIVE};
-    return 4;
+StepControl op_control(const OptimizerUpdate *a) {
+    double updates = 1 + (double)(a->count % 7);
+    return (StepControl){.updates = (int64_t)updates,
+                         .learning_rate = 1e-2f,
+                         .grad_scale = 0.7f,
+                         .correction1 = (float)(1 / (1 - pow((double)a->beta1, updates))),
+                         .correction2 = (float)(1 / (1 - pow((double)a->beta2, updates)))};
 }
-static void optimizer_step_run(Device *device, const OpCase *c, void **t) {
-    OptimizerSegment segments[2];
-    OptimizerStep a = c->optimizer_step;
-    a.segment_count = op_segments(a.segment_count, segments);
-    a.segments = segments, a.grads = t[0], a.params = t[1], a.moment1 = t[2], a.moment2 = t[3];
-    device->op->optimizer_step(device, &a);
+static int optimizer_update_tensors(const OpCase *c, OpTensor *t) {
+    const OptimizerUpdate *a = &c->optimizer_update;
+    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, a->count};
+    t[1] = (OpTensor){.name = "params", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->count};
+    t[2] = (OpTensor){.name = "weights", OP_UPDATE, OP_COMPUTE, a->count};
+    t[3] = (OpTensor){.name = "moment1", OP_UPDATE, OP_FLOAT, a->count, .deviation = 0.1};
+    t[4] = (OpTensor){.name = "moment2", OP_UPDATE, OP_FLOAT, a->kind == OPTIMIZER_ADAMW ? a->count : 0, OP_POSITIVE};
+    return 5;
+}
+static void optimizer_update_run(Device *device, const OpCase *c, void **t) {
+    UpdateSegment segments[2];
+    OptimizerUpdate a = c->optimizer_update;
+    StepControl control = op_control(&a);
+    void *memory[2];
+    a.segment_count = op_segments(a.first, a.count, segments);
+    size_t bytes[2] = {(size_t)a.segment_count * sizeof *segments, sizeof control};
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(device_allocate(device, bytes[i], &memory[i]));
+        device_upload(device, memory[i], i == 0 ? (const void *)segments : &control, bytes[i]);
+    }
+    a.segments = memory[0], a.control = memory[1];
+    a.grads = t[0], a.params = t[1], a.weights = t[2], a.moment1 = t[3], a.moment2 = t[4];
+    device->op->optimizer_update(device, &a);
+    CHECK_OK(device_finish(device));
+    for (int i = 0; i < 2; i++) {
+        device_release(device, memory[i], bytes[i]);
+    }
 }
 
 static int add_tensors(const OpCase *c, OpTensor *t) {
@@ -297,7 +320,7 @@ KIND(gated_backward, .objective = gated_objective, .gradients = {{1, 2}});
 KIND(embedding_forward);
 KIND(embedding_backward, .objective = embedding_objective, .gradients = {{3, 3}, {4, 4}});
 KIND(dropout);
-KIND(optimizer_step);
+KIND(optimizer_update);
 KIND(add);
 
 #define ATTENTION(B, T, H, G, D, ...)                                                                                          \
@@ -342,9 +365,18 @@ KIND(add);
     {                                                                                                                          \
         .kind = &dropout, .dropout = { N, P, 0x123456789ABCDEFu, 0xFEDCBA987654321u, F }                                       \
     }
-#define OPTIMIZER(which, N, step)                                                                                              \
+// A number of parameters, the flat index of the first, masters or not.
+#define OPTIMIZER(which, N, FIRST, BARE)                                                                                       \
     {                                                                                                                          \
-        .kind = &optimizer_step, .optimizer_step = { which, NULL, N, 0.9f, 0.95f, 1e-8f, step, 0.7f }                          \
+        .kind = &optimizer_update, .bare = BARE, .optimizer_update = {                                                         \
+            .kind = which,                                                                                                     \
+            .first = FIRST,                                                                                                    \
+            .count = N,                                                                                                        \
+            .beta1 = 0.9f,                                                                                                     \
+            .beta2 = 0.95f,                                                                                                    \
+            .epsilon = 1e-8f,                                                                                                  \
+            .seed = 5                                                                                                          \
+        }                                                                                                                      \
     }
 
 const OpCase op_cases[] = {
@@ -403,13 +435,15 @@ const OpCase op_cases[] = {
     DROPOUT(1025, 0.25f, (1ull << 34) - 8),
     DROPOUT(40003, 0.9f, 1ull << 50),
     DROPOUT(37, 0.0f, 12),
-    OPTIMIZER(OPTIMIZER_ADAMW, 1, 1),
-    OPTIMIZER(OPTIMIZER_ADAMW, 37, 1),
-    OPTIMIZER(OPTIMIZER_ADAMW, 80001, 1000),
-    OPTIMIZER(OPTIMIZER_LION, 37, 3),
-    OPTIMIZER(OPTIMIZER_LION, 1003, 2),
-    OPTIMIZER(OPTIMIZER_SGD, 37, 1),
-    OPTIMIZER(OPTIMIZER_SGD, 1003, 5),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1, 0, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 37, 256, true),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1024, 0, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 2049, 512, true),
+    OPTIMIZER(OPTIMIZER_ADAMW, 80001, 1 << 20, false),
+    OPTIMIZER(OPTIMIZER_LION, 37, 0, false),
+    OPTIMIZER(OPTIMIZER_LION, 1003, 768, true),
+    OPTIMIZER(OPTIMIZER_SGD, 37, 0, true),
+    OPTIMIZER(OPTIMIZER_SGD, 1003, 256, false),
     {.kind = &add, .add = 0},
     {.kind = &add, .add = 1},
     {.kind = &add, .add = 17},

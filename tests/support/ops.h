@@ -49,7 +49,7 @@ typedef struct OpCase {
         EmbeddingForward embedding_forward;
         EmbeddingBackward embedding_backward;
         Dropout dropout;
-        OptimizerStep optimizer_step;
+        OptimizerUpdate optimizer_update;
         int64_t add;  // the count
     };
 } OpCase;
@@ -75,6 +75,10 @@ struct OpKind {
 extern const OpCase op_cases[];
 extern const int op_case_count;
 
-// The segments of an optimizer case over `count` parameters: two that differ in rate and decay, and one parameter between them
-// that belongs to none. Returns their number.
-int op_segments(int64_t count, OptimizerSegment *out);
+// The segments of an optimizer case over `count` parameters from flat index `first` on: two that differ in rate and decay, and
+// one parameter between them that belongs to none; the first begins before `first` where it can, the last ends behind. Returns
+// their number.
+int op_segments(int64_t first, int64_t count, UpdateSegment *out);
+
+// What the update of an optimizer case is told of the step.
+StepControl op_control(const OptimizerUpdate *a);

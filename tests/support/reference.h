@@ -23,7 +23,7 @@ extern DataType reference32_type;
     void reference##suffix##_embedding_forward(const OpCase *c, real **t);                                                     \
     void reference##suffix##_embedding_backward(const OpCase *c, real **t);                                                    \
     void reference##suffix##_dropout(const OpCase *c, real **t);                                                               \
-    void reference##suffix##_optimizer_step(const OpCase *c, real **t);                                                        \
+    void reference##suffix##_optimizer_update(const OpCase *c, real **t);                                                      \
     void reference##suffix##_add(const OpCase *c, real **t);
 
 REFERENCES(64, double)

@@ -303,20 +303,22 @@ void REFERENCE(dropout)(const OpCase *c, REAL **t) {
     }
 }
 
-void REFERENCE(optimizer_step)(const OpCase *c, REAL **t) {
-    const OptimizerStep *a = &c->optimizer_step;
-    OptimizerSegment segments[2];
-    int count = op_segments(a->segment_count, segments);
+void REFERENCE(optimizer_update)(const OpCase *c, REAL **t) {
+    const OptimizerUpdate *a = &c->optimizer_update;
+    UpdateSegment segments[2];
+    StepControl control = op_control(a);
+    int count = op_segments(a->first, a->count, segments);
     REAL b1 = a->beta1, b2 = a->beta2;
-    REAL hat1 = 1 - pow(b1, R(a->step)), hat2 = 1 - pow(b2, R(a->step));
     for (int s = 0; s < count; s++) {
-        REAL rate = segments[s].learning_rate, decay = segments[s].weight_decay;
-        for (int64_t i = segments[s].offset; i < segments[s].offset + segments[s].count; i++) {
-            REAL g = t[0][i] * R(a->grad_scale), *p = &t[1][i], *m = &t[2][i], *v = &t[3][i];
+        REAL rate = R(control.learning_rate) * R(segments[s].rate_scale), decay = segments[s].weight_decay;
+        int64_t begin = segments[s].offset - a->first, end = begin + segments[s].count;
+        for (int64_t i = begin > 0 ? begin : 0; i < end && i < a->count; i++) {
+            REAL g = t[0][i] * R(control.grad_scale), *p = c->bare ? &t[2][i] : &t[1][i], *m = &t[3][i], *v = &t[4][i];
             if (a->kind == OPTIMIZER_ADAMW) {
                 *m = b1 * *m + (1 - b1) * g;
                 *v = b2 * *v + (1 - b2) * g * g;
-                *p -= rate * (*m / hat1 / (sqrt(*v / hat2) + R(a->epsilon)) + decay * *p);
+                REAL root = sqrt(*v * R(control.correction2));
+                *p -= rate * (*m * R(control.correction1) / (root + R(a->epsilon)) + decay * *p);
             } else if (a->kind == OPTIMIZER_LION) {
                 REAL mixed = b1 * *m + (1 - b1) * g;
                 *m = b2 * *m + (1 - b2) * g;
@@ -325,6 +327,7 @@ void REFERENCE(optimizer_step)(const OpCase *c, REAL **t) {
                 *m = b1 * *m + g;
                 *p -= rate * (*m + decay * *p);
             }
+            t[2][i] = *p;
         }
     }
 }

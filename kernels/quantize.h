@@ -1,0 +1,141 @@
+// Eight-bit moments and stochastic rounding: arithmetic that the CPU and cards share, so that their bits are the same.
+//
+// Moments (Dettmers et al. 2022, "8-bit optimizers via block-wise quantization", sections 2.1 and 2.2): 256 neighbouring values
+// keep their largest magnitude as one float scale, and each value a code; value = code_value(code) * scale. The code is
+// dynamic: decade i (0 .. 6) holds the magnitudes 10^(i-7) .. 10^(i-6), in 2^i equal cells where a sign is needed and 2^(i+1)
+// where not, each at the middle of its cell; 0 and 1 stand beside them.
+//
+//   signed    code 127 is 0; 127 + j and 127 - j are +-cell j (j = 1 .. 127); 255 is 1
+//   unsigned  code 0 is 0; j is cell j (j = 1 .. 254); 255 is 1
+//
+// Codes rise with their values; a value takes the nearest code, the lower one where both are as near. Within decade i the error
+// is at most half a cell, 0.45 * 2^-i * 10^(i-6) of the scale (signed; half of that unsigned): 0.7% (0.35%) in the last.
+//
+// Stochastic rounding (to bf16 or fp16): away from zero with the probability that makes the mean right.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define QUANTIZE_FUNCTION static inline __host__ __device__
+#else
+#define QUANTIZE_FUNCTION static inline
+#endif
+
+enum { MOMENT_CODES = 256, MOMENT_ZERO_SIGNED = 127 };
+
+// What code `code` stands for. One division of whole numbers, so the same bits everywhere.
+QUANTIZE_FUNCTION float code_value(int has_sign, int code) {
+    int cell = has_sign ? code - MOMENT_ZERO_SIGNED : code;
+    int magnitude = cell < 0 ? -cell : cell;
+    if (cell == 0) {
+        return 0;
+    }
+    if (code == MOMENT_CODES - 1) {
+        return 1;
+    }
+    // Cells before decade i: 2^i - 1, or 2 (2^i - 1).
+    int place = has_sign ? magnitude : magnitude + 1, decade = 0;
+    while (place >> (decade + 1) != 0) {
+        decade++;
+    }
+    int64_t cells = (int64_t)1 << decade, at = place - cells;
+    decade -= has_sign ? 0 : 1;
+    // 0.1 + 0.9 (at + 1/2) / cells, times 10^(decade - 6).
+    int64_t denominator = 20 * cells;
+    for (int i = decade; i < 6; i++) {
+        denominator *= 10;
+    }
+    double value = (double)(2 * cells + 9 * (2 * at + 1)) / (double)denominator;
+    return (float)(cell < 0 ? -value : value);
+}
+
+// Where code `code` ends: the largest value (of a scale of 1) that it takes.
+QUANTIZE_FUNCTION float code_end(int has_sign, int code) {
+    return 0.5f * (code_value(has_sign, code) + code_value(has_sign, code + 1));
+}
+
+// The ends of the codes as a binary tree: children of node n are 2n and 2n + 1, so the nodes that the threads of a warp look at
+// together lie side by side. Entry n (1 .. 255) of the table.
+QUANTIZE_FUNCTION float code_tree(int has_sign, int n) {
+    int depth = 0;
+    while (n >> (depth + 1) != 0) {
+        depth++;
+    }
+    return code_end(has_sign, (2 * (n - (1 << depth)) + 1) * (1 << (7 - depth)) - 1);
+}
+
+typedef struct MomentTable {
+    float value[MOMENT_CODES], tree[MOMENT_CODES];
+} MomentTable;
+
+static inline void moment_table_fill(int has_sign, MomentTable *table) {
+    for (int i = 0; i < MOMENT_CODES; i++) {
+        table->value[i] = code_value(has_sign, i);
+        table->tree[i] = i > 0 ? code_tree(has_sign, i) : 0;
+    }
+}
+
+// The code nearest to x, of a scale of 1.
+QUANTIZE_FUNCTION int code_nearest(const float *tree, float x) {
+    int n = 1;
+    for (int level = 0; level < 8; level++) {
+        n = 2 * n + (x > tree[n]);
+    }
+    return n - MOMENT_CODES;
+}
+
+// The code of a second moment: one that is not zero never becomes zero, or the next update would divide by epsilon alone.
+QUANTIZE_FUNCTION int code_nearest_unsigned(const float *tree, float x) {
+    int code = code_nearest(tree, x);
+    return code == 0 && x > 0 ? 1 : code;
+}
+
+// A block's scale and what values are multiplied by to have a scale of 1: both 0 where nothing is as large as a normal float.
+QUANTIZE_FUNCTION float block_scale(float largest) {
+    return largest >= 1.17549435e-38f ? largest : 0;
+}
+QUANTIZE_FUNCTION float block_inverse(float scale) {
+    return scale > 0 ? 1 / scale : 0;
+}
+
+// ---- Stochastic rounding
+
+QUANTIZE_FUNCTION uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+QUANTIZE_FUNCTION float float_of_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// The bits of a bf16: the lower half of x is the chance to round up, of 2^16. Infinities and NaN stay what they are.
+QUANTIZE_FUNCTION uint16_t round_stochastic_bf16(float x, uint32_t word) {
+    uint32_t bits = bits_of_float(x);
+    if ((bits & 0x7F800000u) == 0x7F800000u) {
+        return (uint16_t)(bits >> 16 | ((bits & 0xFFFFu) != 0));
+    }
+    return (uint16_t)((bits + (word >> 16)) >> 16);
+}
+
+// The bits of an fp16. From 65504 on there is nothing but infinity to round up to.
+QUANTIZE_FUNCTION uint16_t round_stochastic_fp16(float x, uint32_t word) {
+    uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude > 0x7F800000u) {
+        return (uint16_t)(sign | 0x7E00u);
+    }
+    if (magnitude >= 0x47800000u) {  // 65536
+        return (uint16_t)(sign | 0x7C00u);
+    }
+    if (magnitude >= 0x38800000u) {  // 2^-14, the least normal fp16: 13 bits go
+        return (uint16_t)(sign | ((magnitude + (word >> 19) - 0x38000000u) >> 13));
+    }
+    float units = float_of_bits(magnitude) * 16777216.0f, whole = floorf(units);  // of 2^-24
+    uint32_t up = (float)(word >> 8) * (1.0f / 16777216.0f) < units - whole;
+    return (uint16_t)(sign | ((uint32_t)whole + up));
+}
