@@ -117,10 +117,12 @@ static void forward_block(const AttentionForward *a, const ForwardRoom *room, co
     }
     memset(room->out, 0, (size_t)(round_up(q->count, 2) * padded) * sizeof *room->out);
     ProbabilityDropout dropout = dropout_of(s, b, h);
-    float unit = (float)((double)s->scale * log2_e);
+    ScoreRule rule = score_rule(s->scale, s->softcap, s->slopes, h);
+    float unit = (float)(rule.on ? log2_e : (double)s->scale * log2_e);
     for (int64_t key = q->first_block; key <= q->begin; key += BLOCK) {
         Pair p = pair_of(q, key);
         pair_scores(&p, width, room->keys + key * padded, room->query, room->scores);
+        pair_apply(&rule, q, &p, room->scores, NULL);
         softmax(room, q, &p, &dropout, unit);
         shrink_out(room, q->count, padded);
         pair_to_queries(&p, padded, room->scores, room->values + key * padded, room->out);

@@ -114,6 +114,49 @@ VEC_INLINE Vec sight_apply(Sight sight, int64_t k, Vec score) {
     return vec_where_less(key, sight.least, hidden, vec_where_less(sight.last, key, hidden, score));
 }
 
+// What scores become beside the product with `scale` (kernels.h): soft-cap and slopes. Rare, so a pass of its own over the
+// scores of a pair; where it is on, scores are natural ones after it.
+typedef struct ScoreRule {
+    bool on, capped;
+    float scale, cap, slope;
+} ScoreRule;
+
+static inline ScoreRule score_rule(float scale, float softcap, const float *slopes, int64_t h) {
+    return (ScoreRule){softcap > 0 || slopes != NULL, softcap > 0, softcap > 0 ? scale / softcap : scale,
+                       softcap > 0 ? softcap : 1.0f, slopes != NULL ? slopes[h] : 0};
+}
+
+// The score of the product `dot`, the key `distance` behind the query (0 or less); *steep is the soft-cap's derivative.
+VEC_INLINE Vec rule_apply(const ScoreRule r, Vec dot, Vec distance, Vec *steep) {
+    Vec score = dot * r.scale;
+    *steep = vec_set(1.0f);
+    if (r.capped) {
+        Vec t = vec_tanh(score);
+        *steep = 1.0f - t * t;
+        score = t * r.cap;
+    }
+    return score + distance * r.slope;
+}
+
+// Scores of a pair, in place. steep[key][query] may be NULL.
+static inline void pair_apply(const ScoreRule *rule, const Queries *q, const Pair *p, float *scores, float *steep) {
+    Vec lanes;
+    for (int i = 0; i < VEC_LANES; i++) {
+        lanes[i] = (float)i;
+    }
+    for (int64_t v = 0; v < p->vecs && rule->on; v++) {
+        Vec query = lanes + (float)(q->begin - p->key + v * VEC_LANES), gain;
+        int64_t keys = pair_keys(p, v);
+        for (int64_t k = 0; k < keys; k++) {
+            int64_t at = k * BLOCK + v * VEC_LANES;
+            vec_store(scores + at, rule_apply(*rule, vec_load(scores + at), vec_set((float)k) - query, &gain));
+            if (steep != NULL) {
+                vec_store(steep + at, gain);
+            }
+        }
+    }
+}
+
 // c[key][query] = rows[key][d] queries[d][query] (rows: K or V of this block, padded width apart).
 static inline void pair_scores(const Pair *p, int64_t width, const float *rows, const float *transposed, float *c) {
     int64_t padded = round_up(width, VEC_LANES);

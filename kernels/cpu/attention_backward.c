@@ -3,10 +3,12 @@
 //   P = exp(scale Q K^T - lse);  Z = dropout factors (1 where there is none);  delta = sum over d of dout out
 //   dV = (P Z)^T dout;  dP = dout V^T;  dS = P (dP Z - delta);  dQ = scale dS K;  dK = scale dS^T Q
 //
+// With a soft-cap c, dS is multiplied by its derivative, 1 - tanh^2(scale q.k / c).
+//
 // A task is a (sequence, group): its blocks of queries in order, each against its blocks of keys in order, so that dK and dV
 // are summed in the same order whatever the threads. More threads than groups times sequences would idle.
 //
-// Scratch of a thread: keys, values and their gradients of one group, 4 T D floats (padded), and 5 BLOCK D + 2 BLOCK^2.
+// Scratch of a thread: keys, values and their gradients of one group, 4 T D floats (padded), and 5 BLOCK D + 3 BLOCK^2.
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
 
@@ -20,7 +22,7 @@ typedef struct BackwardRoom {
     float *keys, *values, *dkeys, *dvalues;  // [T][padded]
     float *query_t, *dout_t;                 // [padded][BLOCK]: transposed
     float *query, *dout, *dquery;            // [BLOCK][padded]
-    float *scores, *dscores;                 // [BLOCK][BLOCK]: key, query
+    float *scores, *dscores, *steep;         // [BLOCK][BLOCK]: key, query; steep: the soft-cap's derivative
     float *lse, *lse_rest, *delta;           // [BLOCK], lse in units of log2 and what its rounding left
 } BackwardRoom;
 
@@ -38,6 +40,7 @@ static BackwardRoom backward_room(const AttentionShape *s, Scratch *scratch) {
         .dquery = scratch_take(scratch, BLOCK * padded),
         .scores = scratch_take(scratch, BLOCK * BLOCK),
         .dscores = scratch_take(scratch, BLOCK * BLOCK),
+        .steep = scratch_take(scratch, s->softcap > 0 ? BLOCK * BLOCK : 0),
         .lse = scratch_take(scratch, BLOCK),
         .lse_rest = scratch_take(scratch, BLOCK),
         .delta = scratch_take(scratch, BLOCK),
@@ -117,9 +120,7 @@ VEC_INLINE void gradient_vector(const BackwardRoom *room, const Queries *q, cons
     }
 }
 
-static void gradient(const BackwardRoom *room, const Queries *q, const Pair *p, const ProbabilityDropout *dropout,
-                     double scale) {
-    Split unit = split(scale * log2_e);
+static void gradient(const BackwardRoom *room, const Queries *q, const Pair *p, const ProbabilityDropout *dropout, Split unit) {
     for (int64_t v = 0; v < p->vecs; v++) {
         if (dropout->on) {
             gradient_vector(room, q, p, dropout, unit, v, true, true);
@@ -127,6 +128,16 @@ static void gradient(const BackwardRoom *room, const Queries *q, const Pair *p, 
             gradient_vector(room, q, p, dropout, unit, v, true, false);
         } else {
             gradient_vector(room, q, p, dropout, unit, v, false, false);
+        }
+    }
+}
+
+// dscores *= steep.
+static void gradient_capped(const BackwardRoom *room, const Pair *p) {
+    for (int64_t v = 0; v < p->vecs; v++) {
+        int64_t keys = pair_keys(p, v);
+        for (int64_t at = v * VEC_LANES; at < keys * BLOCK; at += BLOCK) {
+            vec_store(room->dscores + at, vec_load(room->dscores + at) * vec_load(room->steep + at));
         }
     }
 }
@@ -151,12 +162,18 @@ static void backward_block(const AttentionBackward *a, const BackwardRoom *room,
     }
     memset(room->dquery, 0, (size_t)(round_up(q->count, 2) * padded) * sizeof *room->dquery);
     ProbabilityDropout dropout = dropout_of(s, b, h);
+    ScoreRule rule = score_rule(s->scale, s->softcap, s->slopes, h);
+    Split unit = split(rule.on ? log2_e : (double)s->scale * log2_e);
     for (int64_t key = q->first_block; key <= q->begin; key += BLOCK) {
         Pair p = pair_of(q, key);
         int64_t at = key * padded;
         pair_scores(&p, width, room->keys + at, room->query_t, room->scores);
         pair_scores(&p, width, room->values + at, room->dout_t, room->dscores);
-        gradient(room, q, &p, &dropout, (double)s->scale);
+        pair_apply(&rule, q, &p, room->scores, rule.capped ? room->steep : NULL);
+        gradient(room, q, &p, &dropout, unit);
+        if (rule.capped) {
+            gradient_capped(room, &p);
+        }
         pair_to_keys(&p, padded, room->scores, room->dout, room->dvalues + at);
         pair_to_keys(&p, padded, room->dscores, room->query, room->dkeys + at);
         pair_to_queries(&p, padded, room->dscores, room->keys + at, room->dquery);

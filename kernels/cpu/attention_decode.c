@@ -5,8 +5,8 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
 
-// Scores of VEC_LANES keys (`count` of them exist) for one query, in units of log2.
-VEC_INLINE Vec key_scores(const float *query, const float *keys, int64_t stride, int64_t width, int64_t count, float scale) {
+// Products of VEC_LANES keys (`count` of them exist) with one query.
+VEC_INLINE Vec key_products(const float *query, const float *keys, int64_t stride, int64_t width, int64_t count) {
     Vec sums[VEC_LANES];
     for (int k = 0; k < VEC_LANES; k++) {
         const float *key = keys + (k < count ? k : 0) * stride;
@@ -20,7 +20,7 @@ VEC_INLINE Vec key_scores(const float *query, const float *keys, int64_t stride,
         }
         sums[k] = sum;
     }
-    return vec_sums(sums) * scale;
+    return vec_sums(sums);
 }
 
 // out[d] = shrink * out[d] + sum over keys of weights[k] values[k][d].
@@ -41,17 +41,22 @@ static void add_values(const float *weights, int64_t keys, const float *values, 
     }
 }
 
-// The next BLOCK keys (or fewer) for one head. most and sum run along.
+// The next BLOCK keys (or fewer) for one head, the first of them `distance` tokens behind the query. most and sum run along, in
+// units of log2.
 static void decode_chunk(const float *query, const float *keys, const float *values, int64_t stride, int64_t width,
-                         int64_t count, float scale, float *most, float *sum, float *out) {
-    float scores[BLOCK];
+                         int64_t count, int64_t distance, const ScoreRule *rule, float *most, float *sum, float *out) {
+    float scores[BLOCK], unit = (float)(rule->on ? log2_e : (double)rule->scale * log2_e);
     Vec greatest = vec_set(*most);
     for (int64_t k = 0; k < count; k += VEC_LANES) {
-        Vec score = key_scores(query, keys + k * stride, stride, width, count - k, scale);
-        Vec hidden = vec_set(-INFINITY), key = {0};
+        Vec score = key_products(query, keys + k * stride, stride, width, count - k);
+        Vec hidden = vec_set(-INFINITY), key = {0}, steep;
         for (int i = 0; i < VEC_LANES; i++) {
             key[i] = (float)i;
         }
+        if (rule->on) {
+            score = rule_apply(*rule, score, key + (float)(k - distance), &steep);
+        }
+        score *= unit;
         score = vec_where_less(key, vec_set((float)(count - k)), score, hidden);
         greatest = vec_max(score, greatest);
         vec_store(scores + k, score);
@@ -73,14 +78,16 @@ static void decode_task(void *context, int64_t task, int thread) {
     int64_t g = task % a->groups, b = task / a->groups, share = a->heads / a->groups, width = a->head_width;
     int64_t stride = a->groups * width, start = b * a->capacity * stride + g * width;
     const float *keys = (const float *)a->keys + start, *values = (const float *)a->values + start;
+    int64_t length = a->lengths[b], begin = a->window > 0 && a->window < length ? length - a->window : 0;
     for (int64_t h = g * share; h < (g + 1) * share; h++) {
         const float *query = (const float *)a->q + b * a->q_stride + h * width;
         float *out = (float *)a->out + (b * a->heads + h) * width;
         float most = -1e30f, sum = 0;
         memset(out, 0, (size_t)width * sizeof *out);
-        for (int64_t k = 0; k < a->lengths[b]; k += BLOCK) {
-            decode_chunk(query, keys + k * stride, values + k * stride, stride, width, least_of(BLOCK, a->lengths[b] - k),
-                         (float)((double)a->scale * log2_e), &most, &sum, out);
+        ScoreRule rule = score_rule(a->scale, a->softcap, a->slopes, h);
+        for (int64_t k = begin; k < length; k += BLOCK) {
+            decode_chunk(query, keys + k * stride, values + k * stride, stride, width, least_of(BLOCK, length - k),
+                         length - 1 - k, &rule, &most, &sum, out);
         }
         for (int64_t d = 0; d < width; d++) {
             out[d] /= sum;

@@ -16,37 +16,41 @@ static int64_t out_count(const AttentionShape *s) {
     return s->batch * s->length * s->heads * s->head_width;
 }
 
+// Stands in a row's shape for a tensor of slopes, which the case then has.
+static const float with_slopes;
+
 static int attention_forward_tensors(const OpCase *c, OpTensor *t) {
     const AttentionShape *s = &c->attention_forward.shape;
     t[0] = (OpTensor){.name = "qkv", OP_INPUT, OP_COMPUTE, qkv_count(s)};
     t[1] = (OpTensor){.name = "first", OP_INPUT, OP_INT32, s->batch * s->length, OP_FIRST, s->length};
-    t[2] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, out_count(s)};
-    t[3] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->length};
-    return 4;
+    t[2] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, s->slopes != NULL ? s->heads : 0, OP_POSITIVE, .deviation = 0.5};
+    t[3] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, out_count(s)};
+    t[4] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->length};
+    return 5;
 }
 static void attention_forward_run(Device *device, const OpCase *c, void **t) {
     AttentionForward a = c->attention_forward;
-    a.qkv = t[0], a.first = t[1], a.out = t[2], a.lse = t[3];
+    a.qkv = t[0], a.first = t[1], a.shape.slopes = t[2], a.out = t[3], a.lse = t[4];
     device->op->attention_forward(device, &a);
 }
 
 static int attention_backward_tensors(const OpCase *c, OpTensor *t) {
     attention_forward_tensors(c, t);  // the shape lies first in both
-    t[2].role = t[3].role = OP_INPUT;
-    t[4] = (OpTensor){.name = "dout", OP_INPUT, OP_COMPUTE, t[2].count};
-    t[5] = (OpTensor){.name = "dqkv", OP_OUTPUT, OP_COMPUTE, t[0].count};
-    return 6;
+    t[3].role = t[4].role = OP_INPUT;
+    t[5] = (OpTensor){.name = "dout", OP_INPUT, OP_COMPUTE, t[3].count};
+    t[6] = (OpTensor){.name = "dqkv", OP_OUTPUT, OP_COMPUTE, t[0].count};
+    return 7;
 }
 static void attention_backward_run(Device *device, const OpCase *c, void **t) {
     AttentionBackward a = c->attention_backward;
-    a.qkv = t[0], a.first = t[1], a.out = t[2], a.lse = t[3], a.dout = t[4], a.dqkv = t[5];
+    a.qkv = t[0], a.first = t[1], a.shape.slopes = t[2], a.out = t[3], a.lse = t[4], a.dout = t[5], a.dqkv = t[6];
     device->op->attention_backward(device, &a);
 }
 static long double attention_objective(const OpCase *c, double **t) {
     reference64_attention_forward(c, t);
     long double sum = 0;
     for (int64_t i = 0; i < out_count(&c->attention_backward.shape); i++) {
-        sum += (long double)t[4][i] * t[2][i];
+        sum += (long double)t[5][i] * t[3][i];
     }
     return sum;
 }
@@ -58,12 +62,13 @@ static int attention_decode_tensors(const OpCase *c, OpTensor *t) {
     t[1] = (OpTensor){.name = "keys", OP_INPUT, OP_COMPUTE, cache};
     t[2] = (OpTensor){.name = "values", OP_INPUT, OP_COMPUTE, cache};
     t[3] = (OpTensor){.name = "lengths", OP_INPUT, OP_INT32, a->batch, OP_LENGTH, a->capacity};
-    t[4] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, a->batch * a->heads * a->head_width};
-    return 5;
+    t[4] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, a->slopes != NULL ? a->heads : 0, OP_POSITIVE, .deviation = 0.5};
+    t[5] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, a->batch * a->heads * a->head_width};
+    return 6;
 }
 static void attention_decode_run(Device *device, const OpCase *c, void **t) {
     AttentionDecode a = c->attention_decode;
-    a.q = t[0], a.keys = t[1], a.values = t[2], a.lengths = t[3], a.out = t[4];
+    a.q = t[0], a.keys = t[1], a.values = t[2], a.lengths = t[3], a.slopes = t[4], a.out = t[5];
     device->op->attention_decode(device, &a);
 }
 
@@ -308,7 +313,7 @@ static void add_run(Device *device, const OpCase *c, void **t) {
                                      .reference32 = reference32_##operation,                                                   \
                                      __VA_ARGS__}
 KIND(attention_forward);
-KIND(attention_backward, .prepare = reference64_attention_forward, .objective = attention_objective, .gradients = {{0, 5}});
+KIND(attention_backward, .prepare = reference64_attention_forward, .objective = attention_objective, .gradients = {{0, 6}});
 KIND(attention_decode);
 KIND(norm_forward);
 KIND(norm_backward, .prepare = norm_backward_prepare, .objective = norm_objective, .gradients = {{1, 5}, {2, 6}},
@@ -327,9 +332,9 @@ KIND(add);
     {.kind = &attention_forward, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                              \
         .kind = &attention_backward, .attention_backward = {.shape = {B, T, H, G, D, __VA_ARGS__} }                            \
     }
-#define DECODE(B, N, H, G, D)                                                                                                  \
+#define DECODE(B, N, H, G, D, ...)                                                                                             \
     {                                                                                                                          \
-        .kind = &attention_decode, .attention_decode = { B, N, H, G, D, 0.3f, .q_stride = (H + 2 * G) * D }                    \
+        .kind = &attention_decode, .attention_decode = { B, N, H, G, D, 0.3f, .q_stride = (H + 2 * G) * D, __VA_ARGS__ }       \
     }
 #define NORM_EASY(R, C)                                                                                                        \
     {.kind = &norm_forward, .norm_forward = {NORM_LAYER, R, C, 1e-5f}},                                                        \
@@ -395,6 +400,14 @@ const OpCase op_cases[] = {
     ATTENTION(1, 67, 2, 1, 256, 0.0625f),
     ATTENTION(1, 33, 1, 1, 257, 0.0625f),
     ATTENTION(1, 100, 2, 2, 64, 5.0f),  // scores far apart
+    ATTENTION(1, 127, 2, 1, 32, 0.2f, .softcap = 3.0f),
+    ATTENTION(1, 65, 4, 2, 64, 0.125f, .slopes = &with_slopes),
+    ATTENTION(1, 130, 2, 1, 64, 0.3f, .softcap = 20.0f, .slopes = &with_slopes, .window = 70),
+    ATTENTION(2, 66, 4, 2, 96, 0.1f, .softcap = 1.5f, .slopes = &with_slopes, .dropout = 0.3f, .seed = 5),
+    ATTENTION(1, 63, 4, 1, 128, 0.0883883f, .window = 1),
+    ATTENTION(1, 64, 2, 1, 256, 0.0625f, .dropout = 0.2f, .seed = 3),
+    ATTENTION(1, 33, 2, 2, 192, 0.07f),
+    ATTENTION(1, 1, 2, 1, 64, 0.125f, .softcap = 30.0f),
     ATTENTION(0, 5, 2, 1, 8, 1.0f),
     ATTENTION(2, 0, 2, 1, 8, 1.0f),
     DECODE(0, 4, 2, 1, 8),
@@ -403,6 +416,10 @@ const OpCase op_cases[] = {
     DECODE(2, 64, 4, 4, 32),
     DECODE(3, 300, 6, 2, 64),
     DECODE(1, 1030, 2, 1, 128),
+    DECODE(2, 129, 4, 2, 64, .window = 31),
+    DECODE(1, 200, 12, 1, 96, .softcap = 4.0f),
+    DECODE(3, 65, 2, 2, 256, .slopes = &with_slopes),
+    DECODE(1, 520, 9, 1, 128, .window = 300, .softcap = 10.0f, .slopes = &with_slopes),
     NORM_EASY(1, 1),  // LayerNorm of one element has no gradient: what is left of g - g is rounding
     NORM(0, 8),
     NORM(3, 2),

@@ -57,20 +57,29 @@ static REAL kept(const AttentionShape *s, int64_t b, int64_t h, int64_t q, int64
 }
 
 // The probabilities of one query over keys 0 .. q (0 where it may not look), from the log-sum-exp where it is known (`saved`),
-// and the log-sum-exp.
-static REAL probabilities(const AttentionShape *s, const REAL *query, const REAL *keys, int64_t stride, int64_t first,
-                          int64_t q, const REAL *saved, REAL *p) {
+// and the log-sum-exp. steep[k] is what the score gains for each unit of the product q.k; may be NULL.
+static REAL probabilities(const AttentionShape *s, REAL slope_of_head, const REAL *query, const REAL *keys, int64_t stride,
+                          int64_t first, int64_t q, const REAL *saved, REAL *p, REAL *steep) {
     REAL most = -R(INFINITY), sum = 0;
     for (int64_t k = 0; k <= q; k++) {
         p[k] = -R(INFINITY);
         if (k < first || (s->window > 0 && k <= q - s->window)) {
             continue;
         }
-        p[k] = 0;
+        REAL score = 0, gain = R(s->scale);
         for (int d = 0; d < s->head_width; d++) {
-            p[k] += query[d] * keys[k * stride + d];
+            score += query[d] * keys[k * stride + d];
         }
-        p[k] *= R(s->scale);
+        score *= R(s->scale);
+        if (s->softcap > 0) {
+            REAL t = tanh(score / R(s->softcap));
+            score = R(s->softcap) * t;
+            gain *= 1 - t * t;
+        }
+        p[k] = score + slope_of_head * R(k - q);
+        if (steep != NULL) {
+            steep[k] = gain;
+        }
         most = p[k] > most ? p[k] : most;
     }
     if (saved != NULL) {
@@ -96,9 +105,10 @@ void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
             const REAL *rows = t[0] + b * s->length * stride;
             const REAL *keys = rows + (s->heads + h / (s->heads / s->groups)) * width, *values = keys + s->groups * width;
             for (int64_t q = 0; q < s->length; q++) {
-                t[3][(b * s->heads + h) * s->length + q] =
-                    probabilities(s, rows + q * stride + h * width, keys, stride, first[b * s->length + q], q, NULL, p);
-                REAL *out = t[2] + ((b * s->length + q) * s->heads + h) * width;
+                t[4][(b * s->heads + h) * s->length + q] =
+                    probabilities(s, s->slopes != NULL ? t[2][h] : 0, rows + q * stride + h * width, keys, stride,
+                                  first[b * s->length + q], q, NULL, p, NULL);
+                REAL *out = t[3] + ((b * s->length + q) * s->heads + h) * width;
                 for (int64_t d = 0; d < width; d++) {
                     out[d] = 0;
                 }
@@ -118,21 +128,21 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
     const AttentionShape *s = &c->attention_backward.shape;
     const int32_t *first = (const void *)t[1];
     int64_t width = s->head_width, stride = (s->heads + 2 * s->groups) * width;
-    REAL *p = memory_new((size_t)s->length + 1, sizeof *p);
+    REAL *p = memory_new((size_t)s->length + 1, sizeof *p), *steep = memory_new((size_t)s->length + 1, sizeof *steep);
     for (int64_t i = 0; i < s->batch * s->length * stride; i++) {
-        t[5][i] = 0;
+        t[6][i] = 0;
     }
     for (int64_t b = 0; b < s->batch; b++) {
         for (int64_t h = 0; h < s->heads; h++) {
             const REAL *rows = t[0] + b * s->length * stride;
-            REAL *drows = t[5] + b * s->length * stride;
+            REAL *drows = t[6] + b * s->length * stride;
             int64_t to_key = (s->heads + h / (s->heads / s->groups)) * width, to_value = to_key + s->groups * width;
             for (int64_t q = 0; q < s->length; q++) {
                 int64_t to_query = q * stride + h * width;
-                const REAL *dout = t[4] + ((b * s->length + q) * s->heads + h) * width;
-                const REAL *out = t[2] + ((b * s->length + q) * s->heads + h) * width;
-                probabilities(s, rows + to_query, rows + to_key, stride, first[b * s->length + q], q,
-                              &t[3][(b * s->heads + h) * s->length + q], p);
+                const REAL *dout = t[5] + ((b * s->length + q) * s->heads + h) * width;
+                const REAL *out = t[3] + ((b * s->length + q) * s->heads + h) * width;
+                probabilities(s, s->slopes != NULL ? t[2][h] : 0, rows + to_query, rows + to_key, stride,
+                              first[b * s->length + q], q, &t[4][(b * s->heads + h) * s->length + q], p, steep);
                 REAL delta = 0;  // sum over keys of p dp, which is
                 for (int64_t d = 0; d < width; d++) {
                     delta += dout[d] * out[d];
@@ -145,7 +155,8 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
                     for (int64_t d = 0; d < width; d++) {
                         dp += dout[d] * rows[k * stride + to_value + d];
                     }
-                    REAL ds = STORED(p[k] * (keep * dp - delta)) * R(s->scale), weight = STORED(p[k] * keep);
+                    REAL gain = steep[k] / R(s->scale), weight = STORED(p[k] * keep);
+                    REAL ds = STORED(p[k] * (keep * dp - delta) * gain) * R(s->scale);
                     for (int64_t d = 0; d < width; d++) {
                         drows[k * stride + to_value + d] += weight * dout[d];
                         drows[to_query + d] += ds * rows[k * stride + to_key + d];
@@ -155,25 +166,27 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
             }
         }
     }
+    free(steep);
     free(p);
 }
 
 void REFERENCE(attention_decode)(const OpCase *c, REAL **t) {
     const AttentionDecode *a = &c->attention_decode;
     const int32_t *lengths = (const void *)t[3];
-    AttentionShape s = {.head_width = a->head_width, .scale = a->scale};
+    AttentionShape s = {.head_width = a->head_width, .scale = a->scale, .window = a->window, .softcap = a->softcap};
     int64_t width = a->head_width, stride = a->groups * width;
     REAL *p = memory_new((size_t)a->capacity + 1, sizeof *p);
     for (int64_t b = 0; b < a->batch; b++) {
         for (int64_t h = 0; h < a->heads; h++) {
             int64_t start = b * a->capacity * stride + h / (a->heads / a->groups) * width;
-            probabilities(&s, t[0] + b * a->q_stride + h * width, t[1] + start, stride, 0, lengths[b] - 1, NULL, p);
+            probabilities(&s, a->slopes != NULL ? t[4][h] : 0, t[0] + b * a->q_stride + h * width, t[1] + start, stride, 0,
+                          lengths[b] - 1, NULL, p, NULL);
             for (int64_t d = 0; d < width; d++) {
                 REAL sum = 0;
                 for (int64_t k = 0; k < lengths[b]; k++) {
-                    sum += p[k] * t[2][start + k * stride + d];
+                    sum += STORED(p[k]) * t[2][start + k * stride + d];
                 }
-                t[4][(b * a->heads + h) * width + d] = sum;
+                t[5][(b * a->heads + h) * width + d] = sum;
             }
         }
     }
