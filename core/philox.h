@@ -57,6 +57,13 @@ PHILOX_FUNCTION double philox_unit(uint32_t word) {
     return (double)word * (1.0 / 4294967296.0);
 }
 
+// The least word that is kept with dropout: philox_unit(word) >= probability just where word >= the threshold. probability < 1.
+PHILOX_FUNCTION uint32_t philox_threshold(float probability) {
+    double words = (double)probability * 4294967296.0;  // exact
+    uint64_t whole = (uint64_t)words;
+    return (uint32_t)(whole + ((double)whole < words));
+}
+
 // 64 random bits for (seed, stream, index).
 PHILOX_FUNCTION uint64_t philox_u64(uint64_t seed, uint64_t stream, uint64_t index) {
     Philox r = philox(seed, stream, index);

@@ -208,7 +208,7 @@ static inline ProbabilityDropout dropout_of(const AttentionShape *s, int64_t b, 
     uint64_t length = (uint64_t)s->length;
     uint64_t head = (s->first_sample + (uint64_t)b) * (uint64_t)s->heads + (uint64_t)h;
     return (ProbabilityDropout){
-        s->dropout > 0, dropout_threshold(s->dropout), 1.0f / (1.0f - s->dropout), s->seed, s->stream, head * length * length,
+        s->dropout > 0, philox_threshold(s->dropout), 1.0f / (1.0f - s->dropout), s->seed, s->stream, head * length * length,
         length};
 }
 

@@ -72,6 +72,6 @@ static void dropout_part(void *context, int64_t task, int thread) {
 void CPU_NAME(cpu_dropout)(Device *device, const Dropout *a) {
     ensure(a->probability >= 0 && a->probability < 1, "dropout %g", (double)a->probability);
     ensure(a->first % 4 == 0, "dropout of elements from %llu", (unsigned long long)a->first);
-    DropoutWork w = {a, part_count(device, a->count, 2), dropout_threshold(a->probability), 1.0f / (1.0f - a->probability)};
+    DropoutWork w = {a, part_count(device, a->count, 2), philox_threshold(a->probability), 1.0f / (1.0f - a->probability)};
     threads_run(device->pool, w.parts, dropout_part, &w);
 }

@@ -45,13 +45,6 @@ VEC_INLINE PhiloxVec philox_vec(uint64_t seed, uint64_t stream, Vec64 index) {
     return (PhiloxVec){{c0, c1, c2, c3}};
 }
 
-// The least word that keeps an element: philox_unit(word) >= probability just where word >= the threshold. probability < 1.
-static inline uint32_t dropout_threshold(float probability) {
-    double words = (double)probability * 4294967296.0;  // exact
-    uint64_t whole = (uint64_t)words;
-    return (uint32_t)(whole + ((double)whole < words));
-}
-
 // All ones in the lanes whose word keeps its element.
 VEC_INLINE VecI vec_kept(VecU words, uint32_t threshold) {
     return (VecI)(words >= (VecU){0} + threshold);

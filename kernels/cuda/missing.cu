@@ -31,44 +31,11 @@ MISSING bool attention_forward_sm90(Card *card, const AttentionForward *a) {
 MISSING bool attention_backward_sm90(Card *card, const AttentionBackward *a) {
     return false;
 }
-MISSING void norm_forward(Device *device, const NormForward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void norm_backward(Device *device, const NormBackward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void rotary(Device *device, const Rotary *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void activation_forward(Device *device, const ActivationForward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void gated_forward(Device *device, const GatedForward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void gated_backward(Device *device, const GatedBackward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void embedding_forward(Device *device, const EmbeddingForward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void embedding_backward(Device *device, const EmbeddingBackward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void dropout(Device *device, const Dropout *a) {
-    ensure(false, "no kernel yet");
-}
 MISSING void classifier(Device *device, const Classifier *a) {
     ensure(false, "no kernel yet");
 }
 MISSING int64_t classifier_scratch_bytes(int64_t chunk_rows, int64_t width, int64_t vocabulary) {
     return 0;
-}
-MISSING void add(Device *device, int64_t count, const void *x, void *y) {
-    ensure(false, "no kernel yet");
-}
-MISSING void zero(Device *device, int64_t bytes, void *x) {
-    ensure(false, "no kernel yet");
 }
 MISSING void squares(Device *device, int64_t count, const float *x, double *sum) {
     ensure(false, "no kernel yet");
@@ -82,20 +49,11 @@ MISSING void step_decide(Device *device, const StepDecide *a) {
 MISSING void optimizer_update(Device *device, const OptimizerUpdate *a) {
     ensure(false, "no kernel yet");
 }
-MISSING void convert(Device *device, const Convert *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void copy_rows(Device *device, const CopyRows *a) {
-    ensure(false, "no kernel yet");
-}
 MISSING void sample(Device *device, const Sample *a) {
     ensure(false, "no kernel yet");
 }
 MISSING int64_t sample_scratch_bytes(int64_t rows, int64_t vocabulary) {
     return 0;
-}
-MISSING void scale(Device *device, int64_t count, float scale, float *x) {
-    ensure(false, "no kernel yet");
 }
 
 }  // namespace BACKEND
