@@ -5,6 +5,7 @@
 // exclusive-ors.
 #pragma once
 
+#include "core/philox.h"
 #include "kernels/cpu/vector.h"
 
 typedef uint64_t Vec64 __attribute__((vector_size(VEC_LANES * 4), may_alias));
