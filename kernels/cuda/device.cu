@@ -12,7 +12,6 @@ extern "C" {
 }
 #undef _Atomic
 
-#include <cuda.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -92,7 +91,8 @@ static Error *count_cards(int *count) {
     }
     if (code != cudaSuccess) {
         cudaGetLastError();
-        return failure("the cards of %s cannot be used: %s (%s)", host_name(), cudaGetErrorString(code), cudaGetErrorName(code));
+        return failure("the cards of %s cannot be used: %s (%s)", host_name(), cudaGetErrorString(code),
+                       cudaGetErrorName(code));
     }
     return NULL;
 }
@@ -188,7 +188,7 @@ static Error *open_card(int ordinal, DataType type, Device **out) {
 // The free memory of a card. Asking makes a context on it, which takes a moment and memory: one that was not there before is
 // taken down again.
 static size_t ask_available(int ordinal) {
-    typedef CUresult (*PrimaryState)(CUdevice, unsigned *, int *);
+    typedef int (*PrimaryState)(int, unsigned *, int *);  // CUresult and CUdevice, which are int too
     PrimaryState state = NULL;
     cudaDriverEntryPointQueryResult found;
     unsigned flags;
@@ -245,9 +245,9 @@ static Error *failed(const Card *card) {
         buffer_printf(&about, "; %s wanted, %s free", text_bytes(wanted, (double)card->memory->wanted),
                       text_bytes(left, (double)available));
     }
-    Error *error = failure("%s failed on card %d (%s) of %s: %s (%s)%s", card->failed, card->ordinal, card->device.name,
-                           host_name(), cudaGetErrorString(card->failure), cudaGetErrorName(card->failure),
-                           about.data != NULL ? about.data : "");
+    Error *error =
+        failure("%s failed on card %d (%s) of %s: %s (%s)%s", card->failed, card->ordinal, card->device.name, host_name(),
+                cudaGetErrorString(card->failure), cudaGetErrorName(card->failure), about.data != NULL ? about.data : "");
     buffer_free(&about);
     return error;
 }
@@ -286,8 +286,9 @@ static Error *allocate(Device *device, size_t bytes, void **out) {
         size_t free_bytes = 0, total = 0;
         cudaGetLastError();
         cudaMemGetInfo(&free_bytes, &total);
-        return failure("card %d (%s) of %s is too full: %s wanted, %s of %s free", card->ordinal, card->device.name, host_name(),
-                       text_bytes(wanted, (double)bytes), text_bytes(left, (double)free_bytes), text_bytes(all, (double)total));
+        return failure("card %d (%s) of %s is too full: %s wanted, %s of %s free", card->ordinal, card->device.name,
+                       host_name(), text_bytes(wanted, (double)bytes), text_bytes(left, (double)free_bytes),
+                       text_bytes(all, (double)total));
     }
     if (code == cudaSuccess) {
         code = cudaMemsetAsync(*out, 0, bytes, card->stream);
