@@ -68,6 +68,14 @@ bool product_few(Card *card, const Product *p);     // form forward, few rows
 bool product_float(Card *card, const Product *p);   // fp32, any shape
 bool product_cublas(Card *card, const Product *p);  // not in the simulator
 
+// ---- For operations that need more than the table's matrix products do: rows with strides (classifier.cu). In matmul.cu.
+
+// The product, by the body that is chosen for its shape; `wide` is found here.
+void product_compute(Card *card, const Product *p);
+
+// dbias[O] += sum over rows of dy[R,O], whose rows are `stride` elements apart.
+void bias_gradient(Card *card, DataType type, int64_t rows, int64_t out, const void *dy, int64_t stride, float *dbias);
+
 // The epilogue of sums that lie in memory: raw[part][M][N] (of 2 N columns where gated: [gate | value]), fp32, or the compute
 // type where raw_float is false; the parts are added in their order. How split sums end, and products of the library.
 void product_finish_sums(Card *card, const Product *p, const void *raw, bool raw_float, int parts);
