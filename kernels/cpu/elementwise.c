@@ -1,7 +1,10 @@
-// Sums and fills of flat arrays.
+// Sums, fills, scales, conversions and copies of flat arrays and strided rows.
 //
 //   add             y[i] += x[i]
 //   zero            x = 0
+//   scale           x[i] *= scale
+//   convert         to[i] = from[i] in another type, rounded to nearest even
+//   copy_rows       rows with strides
 //   sum_of_squares  sum of x[i]^2 in double precision: the array is cut into blocks whose length depends on the count alone,
 //                   each block is summed in a fixed order, and the blocks are added in order. Not finite where an element is
 //                   not: the square of the largest float is far below the largest double, so nothing else overflows.
@@ -47,6 +50,143 @@ void CPU_NAME(cpu_zero)(Device *device, int64_t bytes, void *x) {
     Zero a = {bytes, part_count(device, bytes / 4 + (bytes % 4 != 0), 1), x};
     threads_run(device->pool, a.parts, zero_part, &a);
 }
+
+typedef struct Scale {
+    int64_t count, parts;
+    float scale;
+    float *x;
+} Scale;
+
+static void scale_part(void *context, int64_t task, int thread) {
+    const Scale *a = context;
+    Range range = range_part(a->count, 1024, a->parts, task);
+    float *x = a->x, scale = a->scale;
+    for (int64_t i = range.begin; i < range.end; i++) {
+        x[i] *= scale;
+    }
+}
+
+void CPU_NAME(cpu_scale)(Device *device, int64_t count, float scale, float *x) {
+    Scale a = {count, part_count(device, count, 1), scale, x};
+    threads_run(device->pool, a.parts, scale_part, &a);
+}
+
+// ---- Types. The bits of bf16 are the upper half of those of fp32; fp16 has 5 bits of exponent and 10 of fraction.
+
+static inline uint32_t float_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+static inline float bits_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint16_t to_bf16(float x) {
+    uint32_t bits = float_bits(x), rounded = bits + 0x7FFF + (bits >> 16 & 1);
+    return (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? bits >> 16 | 0x40 : rounded >> 16);  // NaN stays NaN
+}
+
+static inline uint16_t to_fp16(float x) {
+    uint32_t bits = float_bits(x), size = bits & 0x7FFFFFFF, sign = bits >> 16 & 0x8000;
+    // Below 2^-14 the unit is 2^-24: adding 0.5, whose unit that is in fp32, rounds there.
+    uint32_t small = float_bits(bits_float(size) + 0.5f) - 0x3F000000;
+    uint32_t normal = (size - (112u << 23) + 0xFFF + (size >> 13 & 1)) >> 13;
+    uint32_t large = size > 0x7F800000 ? 0x7E00 : 0x7C00;  // from 65520 on: infinity
+    return (uint16_t)(sign | (size < 0x38800000 ? small : size < 0x477FF000 ? normal : large));
+}
+
+static inline float from_fp16(uint16_t half) {
+    uint32_t size = half & 0x7FFF, sign = (uint32_t)(half & 0x8000) << 16;
+    // As bits of fp32 the exponent is 112 too small, which a product with 2^112 mends, for subnormal numbers too.
+    float x = bits_float(size << 13) * 0x1p112f;
+    return bits_float(sign | (size >= 0x7C00 ? 0x7F800000 | size << 13 : float_bits(x)));
+}
+
+enum { CONVERT_CHUNK = 1024 };
+
+static void decode(DataType type, const void *from, int64_t first, int64_t count, float *restrict out) {
+    const uint16_t *bits = (const uint16_t *)from + first;
+    switch (type) {
+    case TYPE_FP32:
+        memcpy(out, (const float *)from + first, (size_t)count * sizeof *out);
+        break;
+    case TYPE_BF16:
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = bits_float((uint32_t)bits[i] << 16);
+        }
+        break;
+    case TYPE_FP16:
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = from_fp16(bits[i]);
+        }
+        break;
+    }
+}
+
+static void encode(DataType type, const float *restrict from, int64_t count, void *to, int64_t first) {
+    uint16_t *restrict bits = (uint16_t *)to + first;
+    switch (type) {
+    case TYPE_FP32:
+        memcpy((float *)to + first, from, (size_t)count * sizeof *from);
+        break;
+    case TYPE_BF16:
+        for (int64_t i = 0; i < count; i++) {
+            bits[i] = to_bf16(from[i]);
+        }
+        break;
+    case TYPE_FP16:
+        for (int64_t i = 0; i < count; i++) {
+            bits[i] = to_fp16(from[i]);
+        }
+        break;
+    }
+}
+
+typedef struct ConvertWork {
+    const Convert *a;
+    int64_t parts;
+} ConvertWork;
+
+static void convert_part(void *context, int64_t task, int thread) {
+    const ConvertWork *w = context;
+    const Convert *a = w->a;
+    Range range = range_part(a->count, CONVERT_CHUNK, w->parts, task);
+    float values[CONVERT_CHUNK];
+    for (int64_t i = range.begin; i < range.end; i += CONVERT_CHUNK) {
+        int64_t count = range.end - i < CONVERT_CHUNK ? range.end - i : CONVERT_CHUNK;
+        decode(a->from_type, a->from, i, count, values);
+        encode(a->to_type, values, count, a->to, i);
+    }
+}
+
+void CPU_NAME(cpu_convert)(Device *device, const Convert *a) {
+    ConvertWork w = {a, part_count(device, a->count, 1)};
+    threads_run(device->pool, w.parts, convert_part, &w);
+}
+
+typedef struct CopyRowsWork {
+    const CopyRows *a;
+    int64_t parts;
+} CopyRowsWork;
+
+static void copy_rows_part(void *context, int64_t task, int thread) {
+    const CopyRowsWork *w = context;
+    const CopyRows *a = w->a;
+    Range range = range_part(a->rows, 1, w->parts, task);
+    for (int64_t r = range.begin; r < range.end; r++) {
+        memcpy((char *)a->to + r * a->to_stride, (const char *)a->from + r * a->from_stride, (size_t)a->row_bytes);
+    }
+}
+
+void CPU_NAME(cpu_copy_rows)(Device *device, const CopyRows *a) {
+    CopyRowsWork w = {a, part_count(device, a->rows, a->row_bytes / 4)};
+    threads_run(device->pool, w.parts, copy_rows_part, &w);
+}
+
+// ---- Sums of squares
 
 enum { SQUARE_BLOCK = 1 << 15, SQUARE_BLOCKS = 4096, SQUARE_LANES = 32 };
 

@@ -83,6 +83,14 @@ static void norm_forward_part(void *context, int64_t task, int thread) {
     Range range = range_part(a->rows, 1, w->parts, task);
     for (int64_t r = range.begin; r < range.end; r++) {
         const float *x = (const float *)a->x + r * a->width;
+        if (a->add != NULL) {
+            const float *other = (const float *)a->add + r * a->width;
+            float *sum = (float *)a->sum + r * a->width;  // may be x or other
+            for (int64_t c = 0; c < a->width; c++) {
+                sum[c] = x[c] + other[c];
+            }
+            x = sum;
+        }
         float mean = 0;
         if (a->kind == NORM_LAYER) {
             mean = row_sum(x, a->width) / (float)a->width;

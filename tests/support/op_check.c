@@ -168,6 +168,20 @@ void op_fill(const OpTensor *t, uint64_t seed, uint64_t stream, double *exact) {
     free(values);
 }
 
+// The type of a tensor's elements where the device computes in `compute`.
+static DataType element_type(const OpTensor *t, DataType compute) {
+    switch (t->type) {
+    case OP_COMPUTE:
+        return compute;
+    case OP_BF16:
+        return TYPE_BF16;
+    case OP_FP16:
+        return TYPE_FP16;
+    default:
+        return TYPE_FP32;
+    }
+}
+
 static int prepare(const OpCase *c, DataType type, uint64_t seed, Values *v) {
     OpTensor tensors[OP_TENSORS] = {0};
     int count = c->kind->tensors(c, tensors);
@@ -175,7 +189,7 @@ static int prepare(const OpCase *c, DataType type, uint64_t seed, Values *v) {
     for (int i = 0; i < count; i++) {
         size_t elements = (size_t)tensors[i].count;
         v[i].tensor = tensors[i];
-        v[i].type = tensors[i].type == OP_COMPUTE ? type : TYPE_FP32;
+        v[i].type = element_type(&tensors[i], type);
         v[i].exact = exact[i] = memory_zeroed(elements + 1, sizeof(double));
         v[i].plain = memory_zeroed(elements + 1, sizeof(float));
         v[i].bytes = elements * (size_t)data_type_bytes(v[i].type);
@@ -360,7 +374,7 @@ static void check_case(const OpDevices *devices, const OpCase *c, int number) {
         const OpTwins *twins = &devices->twins[d];
         for (int i = 0; i < count; i++) {
             double error = errors[i].error[d], plain = errors[i].plain[twins->type];
-            DataType type = tensors[i].type == OP_COMPUTE ? twins->type : TYPE_FP32;
+            DataType type = element_type(&tensors[i], twins->type);
             if (!CHECK(error <= 2 * plain + ldexp(errors[i].largest, -formats[type].mantissa))) {
                 fprintf(stderr, "%s, %s, row %d: %s errs by %.3g; a plain implementation by %.3g, largest value %.3g\n",
                         twins->label, c->kind->name, number, tensors[i].name, error, plain, errors[i].largest);

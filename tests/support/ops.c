@@ -16,8 +16,8 @@ static int64_t out_count(const AttentionShape *s) {
     return s->batch * s->length * s->heads * s->head_width;
 }
 
-// Stands in a row's shape for a tensor of slopes, which the case then has.
-static const float with_slopes;
+// Stand in a row's shape for a tensor that may be NULL, which the case then has.
+static const float with_slopes, with_add;
 
 static int attention_forward_tensors(const OpCase *c, OpTensor *t) {
     const AttentionShape *s = &c->attention_forward.shape;
@@ -83,11 +83,13 @@ static int norm_forward_tensors(const OpCase *c, OpTensor *t) {
     t[3] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
     t[4] = (OpTensor){.name = "mean", OP_OUTPUT, OP_FLOAT, layer ? a->rows : 0};
     t[5] = (OpTensor){.name = "rstd", OP_OUTPUT, OP_FLOAT, a->rows};
-    return 6;
+    t[6] = (OpTensor){.name = "add", OP_INPUT, OP_COMPUTE, a->add != NULL ? a->rows * a->width : 0};
+    t[7] = (OpTensor){.name = "sum", OP_OUTPUT, OP_COMPUTE, t[6].count};
+    return 8;
 }
 static void norm_forward_run(Device *device, const OpCase *c, void **t) {
     NormForward a = c->norm_forward;
-    a.x = t[0], a.weight = t[1], a.bias = t[2], a.y = t[3], a.mean = t[4], a.rstd = t[5];
+    a.x = t[0], a.weight = t[1], a.bias = t[2], a.y = t[3], a.mean = t[4], a.rstd = t[5], a.add = t[6], a.sum = t[7];
     device->op->norm_forward(device, &a);
 }
 
@@ -112,7 +114,7 @@ static void norm_backward_run(Device *device, const OpCase *c, void **t) {
 static void norm_forward_of(const OpCase *c, double **t, double *y) {
     const NormBackward *a = &c->norm_backward;
     OpCase forward = {.bare = true, .norm_forward = {a->kind, a->rows, a->width, 1e-5f}};
-    double *tensors[] = {t[1], t[2], NULL, y, t[3], t[4]};
+    double *tensors[] = {t[1], t[2], NULL, y, t[3], t[4], NULL, NULL};
     reference64_norm_forward(&forward, tensors);
 }
 static void norm_backward_prepare(const OpCase *c, double **t) {
@@ -303,6 +305,41 @@ static void add_run(Device *device, const OpCase *c, void **t) {
     device->op->add(device, c->add, t[0], t[1]);
 }
 
+static int scale_tensors(const OpCase *c, OpTensor *t) {
+    t[0] = (OpTensor){.name = "x", OP_UPDATE, OP_FLOAT, c->scale};
+    return 1;
+}
+static void scale_run(Device *device, const OpCase *c, void **t) {
+    device->op->scale(device, c->scale, op_scale, t[0]);
+}
+
+static OpType element_type(DataType type) {
+    return type == TYPE_FP32 ? OP_FLOAT : type == TYPE_BF16 ? OP_BF16 : OP_FP16;
+}
+static int convert_tensors(const OpCase *c, OpTensor *t) {
+    const Convert *a = &c->convert;
+    t[0] = (OpTensor){.name = "from", OP_INPUT, element_type(a->from_type), a->count};
+    t[1] = (OpTensor){.name = "to", OP_OUTPUT, element_type(a->to_type), a->count};
+    return 2;
+}
+static void convert_run(Device *device, const OpCase *c, void **t) {
+    Convert a = c->convert;
+    a.from = t[0], a.to = t[1];
+    device->op->convert(device, &a);
+}
+
+static int copy_rows_tensors(const OpCase *c, OpTensor *t) {
+    const CopyRows *a = &c->copy_rows;
+    t[0] = (OpTensor){.name = "from", OP_INPUT, OP_FLOAT, a->rows * a->from_stride / 4};
+    t[1] = (OpTensor){.name = "to", OP_UPDATE, OP_FLOAT, a->rows * a->to_stride / 4};  // what is between rows stays
+    return 2;
+}
+static void copy_rows_run(Device *device, const OpCase *c, void **t) {
+    CopyRows a = c->copy_rows;
+    a.from = t[0], a.to = t[1];
+    device->op->copy_rows(device, &a);
+}
+
 // ---- Kinds and rows
 
 #define KIND(operation, ...)                                                                                                   \
@@ -315,7 +352,7 @@ static void add_run(Device *device, const OpCase *c, void **t) {
 KIND(attention_forward);
 KIND(attention_backward, .prepare = reference64_attention_forward, .objective = attention_objective, .gradients = {{0, 6}});
 KIND(attention_decode);
-KIND(norm_forward);
+KIND(norm_forward, .alias = {0, 7});
 KIND(norm_backward, .prepare = norm_backward_prepare, .objective = norm_objective, .gradients = {{1, 5}, {2, 6}},
      .alias = {0, 5});
 KIND(rotary);
@@ -327,6 +364,9 @@ KIND(embedding_backward, .objective = embedding_objective, .gradients = {{3, 3},
 KIND(dropout);
 KIND(optimizer_update);
 KIND(add);
+KIND(scale);
+KIND(convert, .alias = {0, 1});
+KIND(copy_rows);
 
 #define ATTENTION(B, T, H, G, D, ...)                                                                                          \
     {.kind = &attention_forward, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                              \
@@ -339,6 +379,8 @@ KIND(add);
 #define NORM_EASY(R, C)                                                                                                        \
     {.kind = &norm_forward, .norm_forward = {NORM_LAYER, R, C, 1e-5f}},                                                        \
         {.kind = &norm_forward, .bare = true, .norm_forward = {NORM_RMS, R, C, 1e-6f}},                                        \
+        {.kind = &norm_forward, .norm_forward = {NORM_LAYER, R, C, 1e-5f, .add = &with_add}},                                  \
+        {.kind = &norm_forward, .bare = true, .alias = true, .norm_forward = {NORM_RMS, R, C, 1e-6f, .add = &with_add}},       \
         {.kind = &norm_backward, .bare = true, .alias = true, .norm_backward = {NORM_RMS, R, C}}, {                            \
         .kind = &norm_backward, .bare = true, .norm_backward = { NORM_RMS, R, C, .accumulate = true }                          \
     }
@@ -384,6 +426,18 @@ KIND(add);
         }                                                                                                                      \
     }
 
+#define CONVERT(N)                                                                                                             \
+    {.kind = &convert, .convert = {N, TYPE_FP32, TYPE_BF16}}, {.kind = &convert, .convert = {N, TYPE_FP32, TYPE_FP16}},        \
+        {.kind = &convert, .convert = {N, TYPE_BF16, TYPE_FP32}}, {.kind = &convert, .convert = {N, TYPE_FP16, TYPE_FP32}},    \
+        {.kind = &convert, .alias = true, .convert = {N, TYPE_BF16, TYPE_FP16}},                                               \
+        {.kind = &convert, .convert = {N, TYPE_FP16, TYPE_BF16}}, {.kind = &convert, .convert = {N, TYPE_FP32, TYPE_FP32}}, {  \
+        .kind = &convert, .alias = true, .convert = { N, TYPE_BF16, TYPE_BF16 }                                                \
+    }
+#define COPY_ROWS(R, bytes, from, to)                                                                                          \
+    {                                                                                                                          \
+        .kind = &copy_rows, .copy_rows = { R, bytes, NULL, from, NULL, to }                                                    \
+    }
+
 const OpCase op_cases[] = {
     ATTENTION(1, 1, 1, 1, 1, 1.0f),
     ATTENTION(2, 2, 2, 1, 3, 0.5f),
@@ -420,9 +474,10 @@ const OpCase op_cases[] = {
     DECODE(1, 200, 12, 1, 96, .softcap = 4.0f),
     DECODE(3, 65, 2, 2, 256, .slopes = &with_slopes),
     DECODE(1, 520, 9, 1, 128, .window = 300, .softcap = 10.0f, .slopes = &with_slopes),
-    NORM_EASY(1, 1),  // LayerNorm of one element has no gradient: what is left of g - g is rounding
+    NORM_EASY(1, 1),  // LayerNorm of one or two elements has hardly a gradient: what is left of g - g is rounding
+    NORM_EASY(3, 2),
     NORM(0, 8),
-    NORM(3, 2),
+    NORM(4, 3),
     NORM(5, 17),
     NORM(31, 64),
     NORM(67, 131),
@@ -465,5 +520,19 @@ const OpCase op_cases[] = {
     {.kind = &add, .add = 1},
     {.kind = &add, .add = 17},
     {.kind = &add, .add = 40003},
+    {.kind = &scale, .scale = 0},
+    {.kind = &scale, .scale = 1},
+    {.kind = &scale, .scale = 2049},
+    CONVERT(0),
+    CONVERT(1),
+    CONVERT(37),
+    CONVERT(4096),
+    CONVERT(8191),
+    COPY_ROWS(0, 16, 16, 16),
+    COPY_ROWS(1, 4, 4, 8),
+    COPY_ROWS(7, 16, 16, 48),
+    COPY_ROWS(5, 2064, 4096, 2064),
+    COPY_ROWS(131, 20, 24, 28),
+    COPY_ROWS(3, 0, 16, 4),
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;

@@ -13,7 +13,7 @@ typedef enum OpRole {
     OP_UPDATE,  // "+=" or changed in place: filled like an input
 } OpRole;
 
-typedef enum OpType { OP_COMPUTE, OP_FLOAT, OP_INT32 } OpType;
+typedef enum OpType { OP_COMPUTE, OP_FLOAT, OP_BF16, OP_FP16, OP_INT32 } OpType;
 
 // How a tensor is filled.
 typedef enum OpFill { OP_NORMAL, OP_POSITIVE, OP_INDEX, OP_FIRST, OP_LENGTH } OpFill;
@@ -50,7 +50,9 @@ typedef struct OpCase {
         EmbeddingBackward embedding_backward;
         Dropout dropout;
         OptimizerUpdate optimizer_update;
-        int64_t add;  // the count
+        Convert convert;
+        CopyRows copy_rows;
+        int64_t add, scale;  // the count
     };
 } OpCase;
 
@@ -71,6 +73,9 @@ struct OpKind {
     int gradients[4][2];  // for `objective`: pairs {input, gradient} by tensor number; {0, 0} ends them
     int alias[2];         // {input, output} that may share memory
 };
+
+// The factor of every case of `scale`.
+static const float op_scale = 0.3f;
 
 extern const OpCase op_cases[];
 extern const int op_case_count;

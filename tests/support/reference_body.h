@@ -198,6 +198,10 @@ void REFERENCE(norm_forward)(const OpCase *c, REAL **t) {
     for (int64_t r = 0; r < a->rows; r++) {
         const REAL *x = t[0] + r * a->width;
         REAL mean = 0, square = 0;
+        for (int64_t i = 0; i < a->width && a->add != NULL; i++) {
+            t[7][r * a->width + i] = STORED(x[i] + t[6][r * a->width + i]);
+        }
+        x = a->add != NULL ? t[7] + r * a->width : x;
         for (int64_t i = 0; i < a->width && a->kind == NORM_LAYER; i++) {
             mean += x[i];
         }
@@ -348,5 +352,26 @@ void REFERENCE(optimizer_update)(const OpCase *c, REAL **t) {
 void REFERENCE(add)(const OpCase *c, REAL **t) {
     for (int64_t i = 0; i < c->add; i++) {
         t[1][i] += t[0][i];
+    }
+}
+
+void REFERENCE(scale)(const OpCase *c, REAL **t) {
+    for (int64_t i = 0; i < c->scale; i++) {
+        t[0][i] *= R(op_scale);
+    }
+}
+
+void REFERENCE(convert)(const OpCase *c, REAL **t) {
+    for (int64_t i = 0; i < c->convert.count; i++) {
+        t[1][i] = t[0][i];
+    }
+}
+
+void REFERENCE(copy_rows)(const OpCase *c, REAL **t) {
+    const CopyRows *a = &c->copy_rows;
+    for (int64_t r = 0; r < a->rows; r++) {
+        for (int64_t i = 0; i < a->row_bytes / 4; i++) {
+            t[1][r * a->to_stride / 4 + i] = t[0][r * a->from_stride / 4 + i];
+        }
     }
 }
