@@ -1,0 +1,49 @@
+// The epilogue of products whose sums lie in memory: parts of a split sum, or what the vendor's library left.
+//
+// A thread takes 4 columns of a row, adds the parts in their order and goes on as every other body does. Bound by memory.
+#include "kernels/cuda/matmul_epilogue.h"
+
+namespace BACKEND {
+
+static const int THREADS = 256;
+
+// x = the sum over parts of columns column .. + 4 of a row of raw[part][M][width].
+template <typename R>
+static __device__ __forceinline__ void parts_add(const Product &p, const R *raw, int parts, int64_t width, int64_t row,
+                                                 int64_t first, int64_t column, float (&x)[4]) {
+    run_load<R, 4>(p, raw + row * width + first, column, x);
+    for (int part = 1; part < parts; part++) {
+        run_add<R, 4>(p, raw + (part * p.m + row) * width + first, column, x);
+    }
+}
+
+// registers: at most 64
+template <typename T, typename R>
+static __global__ void __launch_bounds__(THREADS) finish_sums(const Product p, const R *raw, int parts) {
+    int64_t runs = (p.n + 3) / 4;
+    int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x, row = index / runs, column = index % runs * 4;
+    if (row >= p.m) {
+        return;
+    }
+    alignas(16) float x[4];
+    if (p.epilogue == EPILOGUE_GATED) {
+        alignas(16) float value[4];
+        parts_add<R>(p, raw, parts, 2 * p.n, row, 0, column, x);
+        parts_add<R>(p, raw, parts, 2 * p.n, row, p.n, column, value);
+        product_finish_gated<T, 4>(p, p.activation, row, column, x, value);
+    } else {
+        parts_add<R>(p, raw, parts, p.n, row, 0, column, x);
+        product_finish<T, 4>(p, p.epilogue, p.activation, row, column, x);
+    }
+}
+
+void product_finish_sums(Card *card, const Product *p, const void *raw, bool raw_float, int parts) {
+    dim3 grid((unsigned)divide_up(p->m * divide_up(p->n, 4), THREADS));
+    WITH_TYPE(
+        p->type, T,
+        if (raw_float) {
+            launch(card, "matmul epilogue", finish_sums<T, float>, grid, THREADS, 0, *p, (const float *)raw, parts);
+        } else { launch(card, "matmul epilogue", finish_sums<T, T>, grid, THREADS, 0, *p, (const T *)raw, parts); });
+}
+
+}  // namespace BACKEND
