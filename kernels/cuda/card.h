@@ -101,6 +101,12 @@ static inline int64_t divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+// Which body computes matrix products (device.h, "Which kernels").
+Error *matmul_set_choice(Device *device, const char *products);
+void matmul_describe_choices(Device *device, Buffer *out);
+Error *matmul_load_choices(Device *device, const char *text);
+void matmul_close(Card *card);
+
 // The operations, each in the file of its name; table.cu lists them.
 void matmul_forward(Device *device, const MatmulForward *a);
 void matmul_backward_input(Device *device, const MatmulBackwardInput *a);

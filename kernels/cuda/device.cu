@@ -115,6 +115,7 @@ static void close_card(Device *device) {
             cudaEventDestroy(memory->slot_reached[i]);
         }
     }
+    matmul_close(card);
     cudaFreeHost(memory->ring);
     cudaFree(memory->workspace);
     if (card->stream != NULL) {
@@ -565,5 +566,8 @@ const DeviceBackend PASTE(BACKEND, _backend) = {
     .graph_run = BACKEND::graph_run,
     .graph_destroy = BACKEND::graph_destroy,
     .stream = BACKEND::stream,
+    .set_choice = BACKEND::matmul_set_choice,
+    .describe_choices = BACKEND::matmul_describe_choices,
+    .load_choices = BACKEND::matmul_load_choices,
 };
 }

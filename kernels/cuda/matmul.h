@@ -76,8 +76,46 @@ void product_compute(Card *card, const Product *p);
 // dbias[O] += sum over rows of dy[R,O], whose rows are `stride` elements apart.
 void bias_gradient(Card *card, DataType type, int64_t rows, int64_t out, const void *dy, int64_t stride, float *dbias);
 
+// Gives back what product_cublas keeps of a card.
+void product_cublas_close(Card *card);
+
 // The epilogue of sums that lie in memory: raw[part][M][N] (of 2 N columns where gated: [gate | value]), fp32, or the compute
 // type where raw_float is false; the parts are added in their order. How split sums end, and products of the library.
 void product_finish_sums(Card *card, const Product *p, const void *raw, bool raw_float, int parts);
+
+// dbias[O] += the sum over rows of dy[R,O].
+void bias_gradient(Card *card, DataType type, int64_t rows, int64_t out, const void *dy, float *dbias);
+
+// ---- Which body computes a shape: matmul.cu's part of a Card
+
+typedef enum ProductBody { BODY_FLOAT, BODY_FEW, BODY_SM90, BODY_SM80, BODY_CUBLAS, BODY_COUNT } ProductBody;
+
+// All that a choice depends on. No padding: compared as bytes.
+typedef struct ProductShape {
+    int32_t form, type, activation, has;  // has: PRODUCT_HAS_...
+    int64_t m, n, k;
+} ProductShape;
+enum {
+    PRODUCT_HAS_GATE = 1,
+    PRODUCT_HAS_BIAS = 2,
+    PRODUCT_HAS_RESIDUAL = 4,
+    PRODUCT_HAS_PRE = 8,
+    PRODUCT_HAS_ACCUMULATE = 16,
+    PRODUCT_HAS_FLOAT = 32,
+};
+
+typedef struct ProductChoice {
+    ProductShape shape;
+    ProductBody body;
+    const char *why;                     // "rule", "trial" or "loaded"
+    float ours_seconds, cublas_seconds;  // of the trial
+} ProductChoice;
+
+struct MatmulChoices {
+    const char *products;  // as in device_set_products
+    ProductChoice *items;
+    size_t count, capacity;
+    struct CublasPlans *cublas;  // matmul_cublas.cu's
+};
 
 }  // namespace BACKEND

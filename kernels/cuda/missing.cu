@@ -5,15 +5,6 @@ namespace BACKEND {
 
 #define MISSING __attribute__((weak))
 
-MISSING void matmul_forward(Device *device, const MatmulForward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void matmul_backward_input(Device *device, const MatmulBackwardInput *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a) {
-    ensure(false, "no kernel yet");
-}
 MISSING void attention_forward(Device *device, const AttentionForward *a) {
     ensure(false, "no kernel yet");
 }
