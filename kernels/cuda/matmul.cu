@@ -187,7 +187,19 @@ static bool trial(Card *card, const Product *p, ProductChoice *choice) {
 
 // ---- One product
 
-static void product_run(Card *card, const Product *p) {
+static bool is_wide(const Product *p) {
+    int64_t c_bytes = p->float_output ? 4 : data_type_bytes(p->type), bytes = data_type_bytes(p->type);
+    return p->n % 8 == 0 && p->c_stride * c_bytes % 16 == 0 && (p->pre == NULL || p->pre_stride * bytes % 16 == 0) &&
+           aligned_16(p->c) && aligned_16(p->pre) && aligned_16(p->residual) && aligned_16(p->bias);
+}
+
+void product_compute(Card *card, const Product *product) {
+    if (product->m == 0 || product->n == 0) {
+        return;
+    }
+    Product copy = *product;
+    copy.wide = is_wide(&copy);
+    const Product *p = &copy;
     struct MatmulChoices *choices = choices_of(card);
     ProductShape shape = shape_of(p);
     const ProductChoice *known = choice_find(choices, &shape);
@@ -360,10 +372,6 @@ void matmul_close(Card *card) {
 
 // ---- The operations
 
-static bool product_is_wide(const Product *p) {
-    return p->n % 8 == 0 && aligned_16(p->c) && aligned_16(p->pre) && aligned_16(p->residual) && aligned_16(p->bias);
-}
-
 void matmul_forward(Device *device, const MatmulForward *a) {
     ensure(!a->float_output || (a->activation == ACTIVATION_NONE && a->residual == NULL && a->pre == NULL && !a->gated),
            "a float output has a bias at most");
@@ -389,8 +397,7 @@ void matmul_forward(Device *device, const MatmulForward *a) {
     p.c = a->y;
     p.c_stride = p.n;
     p.pre_stride = a->out;
-    p.wide = product_is_wide(&p);
-    product_run(card_of(device), &p);
+    product_compute(card_of(device), &p);
 }
 
 void matmul_backward_input(Device *device, const MatmulBackwardInput *a) {
@@ -416,8 +423,7 @@ void matmul_backward_input(Device *device, const MatmulBackwardInput *a) {
     p.pre = (void *)a->pre;  // read only
     p.c = a->dx;
     p.c_stride = p.pre_stride = a->gated ? 2 * a->in : a->in;
-    p.wide = product_is_wide(&p);
-    product_run(card_of(device), &p);
+    product_compute(card_of(device), &p);
 }
 
 void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a) {
@@ -439,10 +445,9 @@ void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a) {
     p.b_stride = a->in;
     p.c = a->dw;
     p.c_stride = a->in;
-    p.wide = product_is_wide(&p);
-    product_run(card_of(device), &p);
+    product_compute(card_of(device), &p);
     if (a->dbias != NULL) {
-        bias_gradient(card_of(device), device->type, a->rows, a->out, a->dy, a->dbias);
+        bias_gradient(card_of(device), device->type, a->rows, a->out, a->dy, a->out, a->dbias);
     }
 }
 

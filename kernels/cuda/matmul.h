@@ -83,9 +83,6 @@ void product_cublas_close(Card *card);
 // type where raw_float is false; the parts are added in their order. How split sums end, and products of the library.
 void product_finish_sums(Card *card, const Product *p, const void *raw, bool raw_float, int parts);
 
-// dbias[O] += the sum over rows of dy[R,O].
-void bias_gradient(Card *card, DataType type, int64_t rows, int64_t out, const void *dy, float *dbias);
-
 // ---- Which body computes a shape: matmul.cu's part of a Card
 
 typedef enum ProductBody { BODY_FLOAT, BODY_FEW, BODY_SM90, BODY_SM80, BODY_CUBLAS, BODY_COUNT } ProductBody;
