@@ -20,6 +20,8 @@
 
 #include "engine.h"
 
+extern "C" void cuTensorMapEncodeTiled(void);  // tensor_map.cpp's; only its address is of interest here
+
 namespace simulator {
 
 std::recursive_mutex lock;
@@ -257,6 +259,8 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function
     *function = NULL;
     if (strcmp(symbol, "cuDevicePrimaryCtxGetState") == 0) {
         *function = (void *)primary_state;
+    } else if (strcmp(symbol, "cuTensorMapEncodeTiled") == 0) {
+        *function = (void *)cuTensorMapEncodeTiled;
     }
     *status = *function != NULL ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
