@@ -14,10 +14,12 @@
 #include <numeric>
 #include <string>
 
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
 namespace simulator {
 
 Engine engine;
-Here *here;
 
 // ---- Settings
 
@@ -168,7 +170,7 @@ void fault(const char *text, ...) {
     if (engine.thread == NULL) {
         stop(format("simulated GPU: %s", line));
     }
-    uint3 b = engine.thread->here.block, t = engine.thread->here.thread;
+    uint3 b = engine.thread->block->index, t = engine.thread->index;
     stop(format("simulated GPU: kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ", engine.launch.kernel, b.x, b.y, b.z, t.x,
                 t.y, t.z) +
          line);
@@ -301,7 +303,10 @@ static void resume(Thread *next) {
     Fiber *from = engine.thread != NULL ? engine.thread->fiber : &engine.main;
     Fiber *to = next != NULL ? next->fiber : &engine.main;
     engine.thread = next;
-    here = next != NULL ? &next->here : NULL;
+    if (next != NULL) {
+        threadIdx = next->index;
+        blockIdx = next->block->index;
+    }
     if (to != from) {
         fiber_switch(from, to);
     }
@@ -349,10 +354,7 @@ static void thread_main() {
 static void thread_begin(Block *block, unsigned number) {
     const dim3 &size = engine.launch.block;
     Thread &thread = block->threads[number];
-    thread.here.thread = {number % size.x, number / size.x % size.y, number / size.x / size.y};
-    thread.here.block = block->index;
-    thread.here.block_size = size;
-    thread.here.grid_size = engine.launch.grid;
+    thread.index = {number % size.x, number / size.x % size.y, number / size.x / size.y};
     if (thread.fiber == NULL) {
         thread.fiber = fiber_create(thread_main);
     }
@@ -649,6 +651,8 @@ void run(const Launch &launch, const std::function<void()> &thread) {
     }
     engine.launch = launch;
     engine.body = &thread;
+    gridDim = launch.grid;
+    blockDim = launch.block;
     engine.settings = settings();
     engine.random = mix(engine.settings.seed ^ mix(engine.launches++));
     engine.clusters = (uint64_t)launch.grid.x * launch.grid.y * launch.grid.z / launch.cluster;

@@ -89,7 +89,7 @@ struct WarpOperation {
 };
 
 struct Thread {
-    Here here;  // first
+    uint3 index;  // threadIdx
     Fiber *fiber;
     Block *block;
     Warp *warp;

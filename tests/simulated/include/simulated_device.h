@@ -10,13 +10,6 @@ namespace simulator {
 
 typedef std::source_location Where;  // the line of the kernel, for messages
 
-// Where the running thread stands.
-struct Here {
-    uint3 thread, block;
-    dim3 block_size, grid_size;
-};
-extern Here *here;
-
 // Shared memory: a SHARED has one slot, which is each block's own memory in turn.
 struct SharedSlot {
     int number;  // 0: not met yet
@@ -47,11 +40,10 @@ void thread_nap();
 
 }  // namespace simulator
 
-#define threadIdx (::simulator::here->thread)
-#define blockIdx (::simulator::here->block)
-#define blockDim (::simulator::here->block_size)
-#define gridDim (::simulator::here->grid_size)
-#define warpSize 32
+// Where the running thread stands; the engine sets them when it changes threads.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+inline constexpr int warpSize = 32;
 
 // What kernels/cuda/card.h says of these.
 #define SHARED(type, name, ...)                                                                                                \
