@@ -18,8 +18,8 @@ static void run_gathered(Warp *warp, const WarpOperation *operation, unsigned ma
         const Thread &other = warp->thread[__builtin_ctz(left)];
         if (other.operation != operation || other.mask != mask) {
             fault("diverged warp: %s with lanes %08x here, but %s with lanes %08x in thread (%u, %u, %u) (%s:%u)",
-                  operation->name, mask, other.operation->name, other.mask, other.index.x, other.index.y,
-                  other.index.z, other.where.file_name(), (unsigned)other.where.line());
+                  operation->name, mask, other.operation->name, other.mask, other.index.x, other.index.y, other.index.z,
+                  other.where.file_name(), (unsigned)other.where.line());
         }
     }
     warp->gathered &= ~lanes;
