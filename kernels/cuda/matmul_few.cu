@@ -48,8 +48,8 @@ template <typename T, int EIGHTS> static __global__ void __launch_bounds__(WARPS
 #pragma unroll
         for (int i = 0; i < 2 + EIGHTS; i++) {
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                copy_async_16(shared_address(place(stage, i * 2 + half)), rows[i] + half * 32, valid[i] && k + half * 32 < p.k);
+            for (int chunk = 0; chunk < 2; chunk++) {
+                copy_async_16(shared_address(place(stage, i * 2 + chunk)), rows[i] + chunk * 32, valid[i] && k + chunk * 32 < p.k);
             }
             rows[i] += WARPS * TURN;
         }
@@ -68,12 +68,12 @@ template <typename T, int EIGHTS> static __global__ void __launch_bounds__(WARPS
         copy_turn(write);
         copy_async_wait<STAGES - 1>();
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const uint4 low = *(const uint4 *)place(read, half), high = *(const uint4 *)place(read, 2 + half);
+        for (int chunk = 0; chunk < 2; chunk++) {
+            const uint4 low = *(const uint4 *)place(read, chunk), high = *(const uint4 *)place(read, 2 + chunk);
             const uint32_t a0[4] = {low.x, high.x, low.y, high.y}, a1[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                const uint4 x = *(const uint4 *)place(read, 4 + e * 2 + half);
+                const uint4 x = *(const uint4 *)place(read, 4 + e * 2 + chunk);
                 const uint32_t b0[2] = {x.x, x.y}, b1[2] = {x.z, x.w};
                 mma_16816<T>(d[e], a0, b0);
                 mma_16816<T>(d[e], a1, b1);
