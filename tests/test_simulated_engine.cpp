@@ -8,7 +8,7 @@ extern "C" {
 #undef _Noreturn
 #include "kernels/cuda/ptx.h"
 
-#include <engine.h>
+#include "tests/simulated/engine.h"
 
 #include <cmath>
 #include <cstdio>

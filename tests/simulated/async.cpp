@@ -7,7 +7,7 @@
 //
 // Not caught: a missing fence_async between writes to shared memory and a store or wgmma that reads them, but where the block
 // never calls it.
-#include "machine.h"
+#include "tests/simulated/machine.h"
 
 namespace simulator {
 

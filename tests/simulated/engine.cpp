@@ -4,7 +4,7 @@
 // wait for something outside of it; then another warp of the block runs, chosen by the seed. So between two barriers warps run
 // one after another in any order, which is what shows a missing barrier. When no thread can run, a load that somebody waits for
 // is finished; then those look again that nap; then another cluster starts; otherwise it is a deadlock.
-#include "machine.h"
+#include "tests/simulated/machine.h"
 
 #include <algorithm>
 #include <cstdarg>

@@ -1,5 +1,5 @@
 // See fiber.h. On x86-64 a switch is a dozen instructions; elsewhere it is ucontext's.
-#include "fiber.h"
+#include "tests/simulated/fiber.h"
 
 #include <cstdint>
 #include <cstdio>

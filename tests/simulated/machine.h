@@ -8,9 +8,9 @@
 //   wgmma.cpp        products of sm_90
 #pragma once
 
-#include "engine.h"
-#include "fiber.h"
-#include "tensor_map.h"
+#include "tests/simulated/engine.h"
+#include "tests/simulated/fiber.h"
+#include "tests/simulated/tensor_map.h"
 
 #include <cstring>
 #include <simulated_instructions.h>

@@ -18,7 +18,7 @@
 
 #include "runtime.h"
 
-#include "engine.h"
+#include "tests/simulated/engine.h"
 
 extern "C" void cuTensorMapEncodeTiled(void);  // tensor_map.cpp's; only its address is of interest here
 

@@ -5,7 +5,7 @@
 //
 // As on a card the first KiB is the system's. Gaps hold poison, which is looked at when the block ends; under AddressSanitizer
 // they and all beyond must not be touched. A 32-bit address has the block's rank in its cluster above bit 24.
-#include "machine.h"
+#include "tests/simulated/machine.h"
 
 #include <sys/mman.h>
 

@@ -8,7 +8,7 @@
 
 #include "runtime.h"
 
-#include "engine.h"
+#include "tests/simulated/engine.h"
 
 using namespace simulator;
 

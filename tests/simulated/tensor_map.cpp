@@ -1,5 +1,5 @@
 // See tensor_map.h. The limits are those of cuTensorMapEncodeTiled's description in CUDA's <cuda.h>.
-#include "tensor_map.h"
+#include "tests/simulated/tensor_map.h"
 
 #include <cmath>
 #include <cstring>

@@ -2,7 +2,7 @@
 //
 // A lane that arrives leaves its arguments and waits; the last lane does the operation for all and goes on. Lanes that have
 // ended are not waited for; what is read of them, or of lanes outside the mask, is poison.
-#include "machine.h"
+#include "tests/simulated/machine.h"
 
 #include <cmath>
 #include <cuda_bf16.h>

@@ -4,7 +4,7 @@
 // that covers them (or at once: Timing), when all 128 threads of the warpgroup are there: operands are read from shared memory
 // then, and accumulators written when no product is left that adds to them. The registers of an operand a are read at issue:
 // that they change before the wait is not caught.
-#include "machine.h"
+#include "tests/simulated/machine.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
