@@ -220,14 +220,14 @@ typedef struct Data {
     float *weights;
 } Data;
 
-static void one_step(Model *model, const Batch *batch, int64_t step) {
-    StepOptions how = {.grad_scale = 1.0f / (float)(batch->sequences * batch->length)};
-    StepResult result;
+static void one_step(Model *model, const Batch *batch) {
+    double rows = (double)(batch->sequences * batch->length);
+    StepOptions how = {.grad_scale = (float)(1 / rows)};
+    model_begin_step(model, 1e-4);
     model_zero_gradients(model);
-    model_forward_backward(model, batch, &how, &result);
-    OptimizerStep update = {.beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .step = step, .grad_scale = 1};
-    model_optimizer_step(model, &update, 1e-4, 0.1, 0, model->table.elements);
-    ensure(isfinite(result.loss_sum), "the loss is not finite");
+    model_forward_backward(model, batch, &how, NULL);
+    model_finish_step(model, &(UpdateOptions){.batch_weight = rows, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f});
+    ensure(isfinite(model_control(model).loss_sum), "the loss is not finite");
 }
 
 static int ascending(const void *a, const void *b) {
@@ -269,24 +269,25 @@ static double update_bandwidth(Device *device) {
         arrays[i] = memory_tensor((size_t)count * sizeof(float));
         memset(arrays[i], 0, (size_t)count * sizeof(float));
     }
-    OptimizerSegment all = {.count = count, .learning_rate = 1e-3f};
+    UpdateSegment all = {.count = count, .rate_scale = 1};
+    StepControl control = {.learning_rate = 1e-3f, .grad_scale = 1, .correction1 = 1, .correction2 = 1};
     double best = 0;
     for (int64_t i = 1; i <= 6; i++) {
         double start = clock_seconds();
-        device->op->optimizer_step(device, &(OptimizerStep){
-                                               .kind = OPTIMIZER_ADAMW,
-                                               .segments = &all,
-                                               .segment_count = 1,
-                                               .beta1 = 0.9f,
-                                               .beta2 = 0.95f,
-                                               .epsilon = 1e-8f,
-                                               .step = i,
-                                               .grad_scale = 1,
-                                               .grads = arrays[0],
-                                               .params = arrays[1],
-                                               .moment1 = arrays[2],
-                                               .moment2 = arrays[3],
-                                           });
+        device->op->optimizer_update(device, &(OptimizerUpdate){
+                                                 .kind = OPTIMIZER_ADAMW,
+                                                 .segments = &all,
+                                                 .segment_count = 1,
+                                                 .count = count,
+                                                 .beta1 = 0.9f,
+                                                 .beta2 = 0.95f,
+                                                 .epsilon = 1e-8f,
+                                                 .control = &control,
+                                                 .grads = arrays[0],
+                                                 .params = arrays[1],
+                                                 .moment1 = arrays[2],
+                                                 .moment2 = arrays[3],
+                                             });
         best = fmax(best, (double)count * READ_AND_WRITTEN * sizeof(float) / (clock_seconds() - start));
     }
     for (int i = 0; i < ARRAYS; i++) {
@@ -322,14 +323,14 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
     enum { MOST = 4000 };
     double *times = memory_new(MOST, sizeof *times);
     bandwidth = c->cached ? 0 : machine_bandwidth;
-    one_step(model, &batch, 1);
+    one_step(model, &batch);
     int steps = 0;
     Best best = {.step = INFINITY};
     for (double begin = now(); steps < MOST && (steps < 3 || now() - begin < settings->seconds); steps++) {
         memset(seconds_of, 0, sizeof seconds_of);
         memset(limit_of, 0, sizeof limit_of);
         double start = now();
-        one_step(model, &batch, steps + 2);
+        one_step(model, &batch);
         times[steps] = now() - start;
         if (times[steps] < best.step) {
             best.step = times[steps];

@@ -2,9 +2,12 @@
 #include "data/batch.h"
 
 void batch_allocate(Batch *batch, int64_t sequences, int64_t length) {
+    batch_place(batch, memory_tensor(batch_bytes(sequences, length)), sequences, length);
+}
+
+void batch_place(Batch *batch, int32_t *memory, int64_t sequences, int64_t length) {
     size_t count = (size_t)(sequences * length);
-    *batch = (Batch){.sequences = sequences, .length = length};
-    batch->tokens = memory_tensor(batch_bytes(sequences, length));
+    *batch = (Batch){.sequences = sequences, .length = length, .tokens = memory};
     batch->targets = batch->tokens + count;
     batch->weights = (float *)(void *)(batch->targets + count);
     batch->first = (int32_t *)(void *)(batch->weights + count);
@@ -17,7 +20,7 @@ void batch_free(Batch *batch) {
 }
 
 size_t batch_bytes(int64_t sequences, int64_t length) {
-    return (size_t)(sequences * length) * 5 * sizeof(int32_t);
+    return (size_t)(sequences * length) * BATCH_ARRAYS * sizeof(int32_t);
 }
 
 void batch_fill_empty(Batch *batch, int64_t b) {

@@ -18,6 +18,11 @@ typedef struct Batch {
     uint64_t first_sample;      // global index of sequence 0; sequence b is first_sample + b
 } Batch;
 
+enum { BATCH_ARRAYS = 5 };
+
+// Points the arrays of a batch into memory for sequences * length * BATCH_ARRAYS elements, in the order above.
+void batch_place(Batch *batch, int32_t *memory, int64_t sequences, int64_t length);
+
 // One block of memory for a batch of that size.
 void batch_allocate(Batch *batch, int64_t sequences, int64_t length);
 void batch_free(Batch *batch);

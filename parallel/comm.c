@@ -219,3 +219,17 @@ Error *comm_agree(Comm *comm, Error *own) {
     buffer_free(&message);
     return shared;
 }
+
+Error *comm_attach_device(Comm *comm, Device *device) {
+    return device->kind == DEVICE_CPU || comm->size == 1
+               ? NULL
+               : failure("several ranks with cards: this build has no way to add up their gradients");
+}
+
+Error *comm_all_reduce_device_doubles(Comm *comm, double *values, int64_t count) {
+    return comm->size == 1 ? NULL : comm_all_reduce_doubles(comm, values, count, COMM_SUM);
+}
+
+bool comm_recordable(const Comm *comm) {
+    return comm->size == 1;
+}

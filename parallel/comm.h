@@ -12,6 +12,7 @@
 #pragma once
 
 #include "core/memory.h"
+#include "kernels/device.h"
 
 typedef struct Comm Comm;
 typedef struct CommRequest CommRequest;
@@ -71,6 +72,18 @@ const char *comm_library(void);
 Error *comm_all_reduce(Comm *comm, float *data, int64_t count) MUST_CHECK;
 // The same for a few doubles, sum or maximum.
 Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommReduce how) MUST_CHECK;
+
+// ---- Groups that work on a device's memory
+
+// From then on the float sums of this group (all-reduce, start, test, wait) take memory of `device`, in the order of its
+// operations, and the host waits for nothing. Nothing changes where that is the CPU.
+Error *comm_attach_device(Comm *comm, Device *device) MUST_CHECK;
+// Sums a few doubles of the device's memory.
+Error *comm_all_reduce_device_doubles(Comm *comm, double *values, int64_t count) MUST_CHECK;
+// Whether the group's sums may be part of a recording (device_record): false where the host takes part in them.
+bool comm_recordable(const Comm *comm);
+
+// ---- Sums that run beside the computation
 
 // Starts a sum of `data` in place; the memory must not be touched until comm_test said done or comm_wait returned. Several may
 // be under way; all ranks start them in the same order. *out is freed by the wait or the test that finishes it.

@@ -153,9 +153,9 @@ static void test_params(void) {
     for (int64_t cut = 0; cut <= table.elements; cut += table.elements / 5) {
         int64_t covered = 0;
         for (int half = 0; half < 2; half++) {
-            OptimizerSegment *segments;
+            UpdateSegment *segments;
             int64_t begin = half ? cut : 0, stop = half ? table.elements : cut;
-            int64_t count = params_segments(&table, 0.1, 0.01, begin, stop, &segments);
+            int64_t count = params_segments(&table, 0.01, begin, stop, &segments);
             for (int64_t i = 0; i < count; i++) {
                 CHECK(segments[i].offset >= begin && segments[i].offset + segments[i].count <= stop);
                 covered += segments[i].count;
@@ -173,8 +173,11 @@ static void test_initial_values(void) {
     params_create(&config, &table);
     float *one = memory_new((size_t)table.elements, sizeof *one), *two = memory_new((size_t)table.elements, sizeof *two);
     ThreadPool *single = threads_create(1), *pair = threads_create(2);
-    params_initialise(&table, 5, single, one);
-    params_initialise(&table, 5, pair, two);
+    params_initialise(&table, 5, single, (Range){0, table.elements}, one);
+    // In parts that cut rows.
+    int64_t cut = table.elements / 3 + 7;
+    params_initialise(&table, 5, pair, (Range){0, cut}, two);
+    params_initialise(&table, 5, pair, (Range){cut, table.elements}, two + cut);
     CHECK(same_bits(one, two, table.elements));
     const Param *out = params_find(&table, "layers.1.attention.out.weight");
     float expected[4];
@@ -564,16 +567,19 @@ static void test_learning(void) {
             ModelConfig config = models_config(yamls[i]);
             ModelOptions options = options_with(RECOMPUTE_NONE);
             options.optimizer = kind;
+            options.weight_decay = 0.01;
             Model *model = models_open(&config, &options, 1);
             TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
             double first = 0, last = 0;
             for (int step = 1; step <= 60; step++) {
                 StepOptions how = {.grad_scale = 1.0F / (SEQUENCES * LENGTH)};
+                model_begin_step(model, rates[kind]);
                 model_zero_gradients(model);
                 last = objective(model, &batch.batch, &how);
                 first = step == 1 ? last : first;
-                OptimizerStep update = {.beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F, .step = step, .grad_scale = 1};
-                model_optimizer_step(model, &update, rates[kind], 0.01, 0, model->table.elements);
+                model_finish_step(
+                    model,
+                    &(UpdateOptions){.batch_weight = SEQUENCES * LENGTH, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F});
             }
             if (!CHECK(last < 0.5 * first)) {
                 printf("  from %g to %g with optimizer %d\n", first, last, (int)kind);
@@ -597,12 +603,12 @@ static int measure_plan(void) {
     model_initialise(model, 1);
     TestBatch batch = models_batch(4, 256, config.vocabulary, false, 3);
     StepOptions how = {.grad_scale = 1};
+    model_begin_step(model, 1e-3);
     objective(model, &batch.batch, &how);
-    OptimizerStep update = {.beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F, .step = 1, .grad_scale = 1};
-    model_optimizer_step(model, &update, 1e-3, 0, 0, model->table.elements);
+    model_finish_step(model, &(UpdateOptions){.batch_weight = 1, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F});
     double ratio = (double)memory_peak_resident() / (double)model->plan.total;
     if (fabs(ratio - 1) > 0.05) {
-        memory_plan_print(&model->plan, stdout);
+        memory_plan_print(&model->plan, device, stdout);
         printf("  the peak is %.3f of the plan\n", ratio);
     }
     return fabs(ratio - 1) <= 0.05 ? 0 : 1;

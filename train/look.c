@@ -67,6 +67,10 @@ bool trainer_due(int64_t every, int64_t step) {
     return every > 0 && step % every == 0;
 }
 
+bool trainer_looks(const Trainer *t) {
+    return trainer_due(t->config->validation.every, t->step) || trainer_due(t->config->samples.every, t->step);
+}
+
 Error *trainer_look(Trainer *t, bool edge) {
     if (edge || trainer_due(t->config->validation.every, t->step)) {
         TRY(validate(t));

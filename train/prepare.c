@@ -2,6 +2,7 @@
 #include "train/trainer_state.h"
 
 #include "parallel/sharding.h"
+#include "train/run_device.h"
 
 // ---- Prepare: what each rank can do alone
 // -----------------------------------------------------------------------------------------------
@@ -29,11 +30,6 @@ static Error *open_corpora(Trainer *t) {
                        t->validation.path);
     }
     return NULL;
-}
-
-static int choose_threads(const Trainer *t) {
-    int share = threads_available() / t->world->host_size;
-    return t->config->threads > 0 ? (int)t->config->threads : share > 1 ? share : 1;
 }
 
 LoaderOptions trainer_loader_options(const Trainer *t) {
@@ -66,12 +62,11 @@ static void make_slices(Trainer *t) {
     ShardPiece *pieces;
     Range own = shard_owned(table->elements, t->world->size, t->world->rank);
     int count = shard_pieces(places, table->count, own, &pieces);
-    const float *const arrays[SLICE_KINDS] = {t->model->params, t->model->moment1, t->model->moment2};
     t->slices = memory_zeroed((size_t)count * SLICE_KINDS + 1, sizeof *t->slices);
     for (int kind = 0; kind < SLICE_KINDS; kind++) {
-        for (int i = 0; arrays[kind] != NULL && i < count; i++) {
-            t->slices[t->slice_count++] = (CheckpointSlice){pieces[i].tensor, (SliceKind)kind, pieces[i].begin, pieces[i].end,
-                                                            arrays[kind] + pieces[i].flat};
+        for (int i = 0; model_has(t->model, (ModelArray)kind) && i < count; i++) {
+            t->slices[t->slice_count++] =
+                (CheckpointSlice){pieces[i].tensor, (SliceKind)kind, pieces[i].begin, pieces[i].end, NULL};
         }
     }
     free(pieces);
@@ -88,22 +83,27 @@ static Error *make_model(Trainer *t) {
                             .length = config->data.sequence_length,
                             .recompute = (Recompute)config->train.recompute,
                             .optimizer = (OptimizerKind)config->optimizer.kind,
-                            .head_rows = config->train.head_rows};
+                            .head_rows = config->train.head_rows,
+                            .batches = t->micro_batches,
+                            .no_masters = !config->train.masters,
+                            .moments = (MomentType)config->optimizer.moments,
+                            .weight_decay = config->optimizer.weight_decay};
     TRY(model_create(t->device, &config->model, &options, &t->model));
     make_slices(t);
     MemoryPlan *plan = &t->model->plan;
     LoaderOptions loader = trainer_loader_options(t);
-    memory_plan_add(plan, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
-                    (long long)config->data.prefetch);
+    memory_plan_add_host(plan, t->device, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
+                         (long long)config->data.prefetch);
     if (t->world->size > 1) {
         // MPI holds a copy of what it reduces; about two buckets are under way at a time.
         int64_t gradients = t->model->table.elements * (int64_t)sizeof(float),
                 buckets = (int64_t)(2 * config->parallel.bucket_mib * 1048576);
-        memory_plan_add(plan, "reduction buffers", gradients < buckets ? gradients : buckets, "two buckets of gradients");
+        memory_plan_add_host(plan, t->device, "reduction buffers", gradients < buckets ? gradients : buckets,
+                             "two buckets of gradients");
     }
-    memory_plan_add(plan, "libraries", LIBRARY_BYTES, "code and buffers first used later");
-    memory_plan_add(plan, "checkpoint snapshot", (int64_t)checkpoint_snapshot_bytes(t->slices, t->slice_count),
-                    "this rank's share of weights and moments");
+    memory_plan_add_host(plan, t->device, "libraries", LIBRARY_BYTES, "code and buffers first used later");
+    memory_plan_add_host(plan, t->device, "checkpoint snapshot", (int64_t)checkpoint_snapshot_bytes(t->slices, t->slice_count),
+                         "this rank's share of weights and moments");
     return NULL;
 }
 
@@ -122,9 +122,10 @@ Error *trainer_prepare(Trainer *t) {
                              .warmup_steps = config->schedule.warmup_steps,
                              .decay_steps = config->schedule.decay_steps,
                              .steps = config->train.steps};
-    TRY(device_open_cpu(choose_threads(t), config->instruction_set, &t->device));
+    TRY(run_device_open(config, t->world->host_rank, t->world->host_size, &t->device));
     TRY(make_model(t));
-    return memory_plan_check(&t->model->plan);
+    t->late = t->device->kind != DEVICE_CPU;
+    return memory_plan_check(&t->model->plan, t->device);
 }
 
 Error *trainer_make_mesh(Trainer *t) {

@@ -7,6 +7,12 @@
 // ---- The run folder and resuming
 // --------------------------------------------------------------------------------------------------------
 
+static void fetch(void *context, const CheckpointSlice *slice, float *to) {
+    const Model *model = ((const Trainer *)context)->model;
+    int64_t offset = model->table.rows[slice->tensor].offset + slice->begin;
+    model_read(model, (ModelArray)slice->kind, offset, slice->end - slice->begin, to);
+}
+
 Error *trainer_make_writer(Trainer *t) {
     const RunConfig *config = t->config;
     if (t->world->rank == 0) {
@@ -24,7 +30,9 @@ Error *trainer_make_writer(Trainer *t) {
                            .tensors = t->tensors,
                            .tensor_count = t->model->table.count,
                            .slices = t->slices,
-                           .slice_count = t->slice_count};
+                           .slice_count = t->slice_count,
+                           .fetch = fetch,
+                           .fetch_context = t};
     return checkpoint_writer_create(&plan, &t->writer);
 }
 
@@ -45,11 +53,13 @@ static Error *other_model(const Trainer *t, const char *checkpoint) {
 
 // What a checkpoint says of the run beside its weights.
 static json_t *make_state(const Trainer *t) {
-    return json_pack("{s:I, s:I, s:I, s:o, s:o, s:I, s:I}", "samples",
+    const StepControl *control = &t->control;
+    return json_pack("{s:I, s:I, s:I, s:o, s:o, s:i, s:i, s:I, s:f, s:i}", "samples",
                      (json_int_t)(t->step * (t->config->train.batch_tokens / t->config->data.sequence_length)), "batch_tokens",
                      (json_int_t)t->config->train.batch_tokens, "sequence_length", (json_int_t)t->config->data.sequence_length,
                      "corpus", json_hex64(t->corpus.fingerprint), "order", json_hex64(order_fingerprint(t->order)), "skipped",
-                     (json_int_t)t->skipped, "skipped_in_a_row", (json_int_t)t->skipped_in_a_row);
+                     control->skipped, "skipped_in_a_row", control->skipped_in_a_row, "updates", (json_int_t)control->updates,
+                     "loss_scale", (double)control->loss_scale, "good_steps", control->good_steps);
 }
 
 // The run goes on only where everything that decides its course is the same.
@@ -58,8 +68,17 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     uint64_t corpus, order;
     TRY(json_field_i64(info->state, path, "batch_tokens", 1, INT64_MAX, &batch_tokens));
     TRY(json_field_i64(info->state, path, "sequence_length", 1, INT64_MAX, &length));
-    TRY(json_field_i64(info->state, path, "skipped", 0, INT64_MAX, &t->skipped));
-    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, INT64_MAX, &t->skipped_in_a_row));
+    int64_t skipped, in_a_row, good;
+    double loss_scale;
+    TRY(json_field_i64(info->state, path, "skipped", 0, INT32_MAX, &skipped));
+    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, INT32_MAX, &in_a_row));
+    TRY(json_field_i64(info->state, path, "updates", 0, INT64_MAX, &t->control.updates));
+    TRY(json_field_i64(info->state, path, "good_steps", 0, INT32_MAX, &good));
+    TRY(json_field_f64(info->state, path, "loss_scale", &loss_scale));
+    t->control.skipped = (int32_t)skipped;
+    t->control.skipped_in_a_row = (int32_t)in_a_row;
+    t->control.good_steps = (int32_t)good;
+    t->control.loss_scale = (float)loss_scale;
     TRY(json_field_hex64(info->state, path, "corpus", &corpus));
     TRY(json_field_hex64(info->state, path, "order", &order));
     if (info->model != model_config_hash(&t->config->model)) {
@@ -89,8 +108,10 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
     Error *error = check_state(t, checkpoint_info(checkpoint), path);
     if (error == NULL) {
         t->step = checkpoint_info(checkpoint)->step;
+        t->told = t->step;
         t->resumed = true;
         error = checkpoint_load_model(checkpoint, t->model, true);
+        model_set_control(t->model, &t->control);
     }
     if (error == NULL && t->world->rank == 0) {
         error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);

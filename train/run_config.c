@@ -4,7 +4,9 @@
 #include "core/config.h"
 #include "train/model/plan.h"
 
-static const char *const device_names[] = {"auto", "cpu", NULL};
+const char *const run_device_names[] = {"auto", "cpu", "cuda", "simulated", NULL};
+const char *const run_type_names[] = {"auto", "fp32", "bf16", "fp16", NULL};
+static const char *const moment_names[] = {"fp32", "8bit", NULL};
 static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
 static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
 
@@ -13,10 +15,15 @@ static const Key own_keys[] = {
     {"folder", KEY_TEXT, AT(folder),
      .help = "The run folder: configuration, metrics, samples and checkpoints go there; a run continues from what it holds."},
     {"seed", KEY_INT, AT(seed), "1234", 0, 9e15, .help = "Seed of initial weights, data order, dropout and samples."},
-    {"device", KEY_CHOICE, AT(device), "auto", .choices = device_names, .help = "Where to compute."},
+    {"device", KEY_CHOICE, AT(device), "auto", .choices = run_device_names,
+     .help = "Where to compute; auto: on a card where there is one. simulated is for tests."},
+    {"card", KEY_INT, AT(card), "-1", -1, 63, .help = "Number of the card; -1 deals a host's cards to its ranks in turn."},
     {"threads", KEY_INT, AT(threads), "0", 0, 4096, .help = "Threads of each rank; 0 shares the host's cores among its ranks."},
     {"instruction_set", KEY_TEXT, AT(instruction_set), "auto",
      .help = "Instruction set of the CPU kernels: auto, or one that athanor doctor lists."},
+    {"products", KEY_TEXT, AT(products), "auto",
+     .help = "Matrix products of a card: ours, cublas, sm80 (our portable ones), or auto: the faster by trial for each shape, "
+             "kept in the run folder so that a run goes on with the same."},
 
     {"data.corpus", KEY_TEXT, AT(data.corpus),
      .help = "The training corpus: a folder made by athanor data build, or the prefix of a Megatron .bin/.idx pair."},
@@ -49,7 +56,18 @@ static const Key own_keys[] = {
     {"train.z_loss", KEY_FLOAT, AT(train.z_loss), "0", 0, 1,
      .help = "Weight of the squared logarithm of the softmax normaliser in the loss (z-loss); 1e-4 is usual, 0 is off."},
 
+    {"train.type", KEY_CHOICE, AT(train.type), "auto", .choices = run_type_names,
+     .help = "Type of weights and activations; sums and gradients are fp32 in any case. auto: bf16 on a card, fp32 on the CPU. "
+             "fp16 adapts a loss scale."},
+    {"train.masters", KEY_BOOL, AT(train.masters), "true",
+     .help = "Keep fp32 copies of 16-bit parameters; false: updates are rounded stochastically instead, 4 bytes a parameter "
+             "less."},
+    {"train.graph", KEY_BOOL, AT(train.graph), "true",
+     .help = "Record a card's step once and repeat it as a whole; not with dropout."},
+
     {"optimizer.kind", KEY_CHOICE, AT(optimizer.kind), "adamw", .choices = optimizer_names, .help = "The optimizer."},
+    {"optimizer.moments", KEY_CHOICE, AT(optimizer.moments), "fp32", .choices = moment_names,
+     .help = "How the optimizer's moments are kept; 8bit takes 1 byte instead of 4 each."},
     {"optimizer.learning_rate", KEY_FLOAT, AT(optimizer.learning_rate), "6e-4", 0, 1000, .help = "Peak learning rate."},
     {"optimizer.beta1", KEY_FLOAT, AT(optimizer.beta1), "0.9", 0, 1, .help = "Decay of the first moment; the momentum of sgd."},
     {"optimizer.beta2", KEY_FLOAT, AT(optimizer.beta2), "0.95", 0, 1,

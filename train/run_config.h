@@ -9,12 +9,18 @@
 #include "train/model/config.h"
 #include "train/schedule.h"
 
+typedef enum RunDevice { RUN_DEVICE_AUTO, RUN_DEVICE_CPU, RUN_DEVICE_CUDA, RUN_DEVICE_SIMULATED } RunDevice;
+typedef enum RunType { RUN_TYPE_AUTO, RUN_TYPE_FP32, RUN_TYPE_BF16, RUN_TYPE_FP16 } RunType;
+extern const char *const run_device_names[], *const run_type_names[];
+
 typedef struct RunConfig {
     char *folder;
     int64_t seed;
     int64_t threads;  // 0: the cores of the host shared by its ranks
-    int device;       // index into device_names
+    int device;       // RunDevice
+    int64_t card;     // -1: dealt to the host's ranks in turn
     char *instruction_set;
+    char *products;
 
     ModelConfig model;
     bool model_seen[64];  // which of model_keys were given
@@ -34,10 +40,13 @@ typedef struct RunConfig {
         int recompute;
         int64_t head_rows;
         double z_loss;
+        int type;  // RunType
+        bool masters, graph;
     } train;
 
     struct {
-        int kind;  // OptimizerKind
+        int kind;     // OptimizerKind
+        int moments;  // MomentType
         double learning_rate, beta1, beta2, epsilon, weight_decay, clip;
     } optimizer;
 

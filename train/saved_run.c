@@ -3,19 +3,40 @@
 
 #include "core/durable.h"
 #include "core/log.h"
+#include "train/run_device.h"
 
-Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) {
-    float *const arrays[SLICE_KINDS] = {[SLICE_WEIGHT] = model->params,
-                                        [SLICE_MOMENT1] = moments ? model->moment1 : NULL,
-                                        [SLICE_MOMENT2] = moments ? model->moment2 : NULL};
-    for (int kind = 0; kind < SLICE_KINDS; kind++) {
-        for (int32_t i = 0; arrays[kind] != NULL && i < model->table.count; i++) {
-            const Param *param = &model->table.rows[i];
-            TRY(checkpoint_read(checkpoint, param->name, (SliceKind)kind, 0, param->count, arrays[kind] + param->offset));
+// Fills values[0 ..] with elements [begin, end) of a flat array; padding is zero.
+static Error *read_part(Checkpoint *checkpoint, const ParamTable *table, SliceKind kind, int64_t begin, int64_t end,
+                        float *values) {
+    memset(values, 0, (size_t)(end - begin) * sizeof *values);
+    for (int32_t i = 0; i < table->count; i++) {
+        const Param *param = &table->rows[i];
+        int64_t first = param->offset > begin ? param->offset : begin;
+        int64_t last = param->offset + param->count < end ? param->offset + param->count : end;
+        if (first < last) {
+            TRY(checkpoint_read(checkpoint, param->name, kind, first - param->offset, last - param->offset,
+                                values + first - begin));
         }
     }
-    model_params_changed(model);
     return NULL;
+}
+
+Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) {
+    enum { PART = 1 << 24 };  // elements at a time, whole blocks of moments
+    int64_t elements = model->table.elements;
+    float *values = memory_new((size_t)(elements < PART ? elements : PART), sizeof *values);
+    Error *error = NULL;
+    for (int kind = 0; kind < (moments ? SLICE_KINDS : 1); kind++) {
+        for (int64_t begin = 0; begin < elements && model_has(model, (ModelArray)kind) && error == NULL; begin += PART) {
+            int64_t end = begin + PART < elements ? begin + PART : elements;
+            error = read_part(checkpoint, &model->table, (SliceKind)kind, begin, end, values);
+            if (error == NULL) {
+                model_write(model, (ModelArray)kind, begin, end - begin, values);
+            }
+        }
+    }
+    free(values);
+    return error;
 }
 
 // The run that a path belongs to: itself, or two folders up from one of its checkpoints.
@@ -73,8 +94,11 @@ static Error *open_all(const char *path, int64_t sequences, int threads, SavedRu
         error = failure("%s is of another model than %s says", run->checkpoint, config_path);
         goto out;
     }
-    TRY_GOTO(error, out,
-             device_open_cpu(threads > 0 ? threads : threads_available(), run->config.instruction_set, &run->device));
+    // Where it was trained does not matter: on a card where there is one.
+    run->config.device = RUN_DEVICE_AUTO;
+    run->config.train.type = RUN_TYPE_AUTO;
+    run->config.threads = threads;
+    TRY_GOTO(error, out, run_device_open(&run->config, 0, 1, &run->device));
     ModelOptions options = {.sequences = sequences,
                             .length = run->config.data.sequence_length,
                             .forward_only = true,

@@ -5,7 +5,6 @@
 #include "core/log.h"
 #include "core/text.h"
 
-#include <math.h>
 #include <signal.h>
 
 // This many steps in a row without a finite gradient mean that the model is lost.
@@ -20,139 +19,167 @@ void train_request_stop(void) {
 // ---- A step
 // -----------------------------------------------------------------------------------------------------------------------------
 
-typedef struct StepState {
-    double loss_sum, weight_sum, z_sum;
-    double grad_norm;
-    Error *bucket_error;  // of the callback during the backward pass
-    bool stop;            // some rank was asked to stop
-} StepState;
-
 typedef struct BackwardContext {
     Buckets *buckets;
-    StepState *state;
+    Error *error;  // of the callback
 } BackwardContext;
 
 static void gradients_final(void *context, int64_t offset) {
     BackwardContext *c = context;
-    if (c->state->bucket_error == NULL) {
-        c->state->bucket_error = buckets_final_from(c->buckets, offset);
+    if (c->error == NULL) {
+        c->error = buckets_final_from(c->buckets, offset);
     }
 }
 
+static Error *load_batch(Trainer *t, int64_t m) {
+    const Batch *batch;
+    TRY(loader_next(t->loader, &batch));
+    model_load_batch(t->model, m, batch);
+    return NULL;
+}
+
 // Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass.
-static Error *compute_gradients(Trainer *t, StepState *state) {
+// `loaded`: the batches are on the device already.
+static Error *compute_gradients(Trainer *t, bool loaded) {
     const RunConfig *config = t->config;
-    BackwardContext context = {t->buckets, state};
+    BackwardContext context = {t->buckets, NULL};
     model_zero_gradients(t->model);
-    for (int64_t m = 0; m < t->micro_batches; m++) {
-        const Batch *batch;
-        TRY(loader_next(t->loader, &batch));
+    for (int64_t m = 0; m < t->micro_batches && context.error == NULL; m++) {
         bool last = m + 1 == t->micro_batches;
+        if (!loaded) {
+            TRY(load_batch(t, m));
+        }
         if (last) {
             buckets_begin(t->buckets);
         }
-        // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right in
-        // update.
+        // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right by
+        // step_decide.
         StepOptions options = {.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
                                .z_loss = (float)config->train.z_loss,
                                .seed = (uint64_t)config->seed,
                                .gradients_final = last ? gradients_final : NULL,
                                .context = &context};
-        StepResult result;
-        model_forward_backward(t->model, batch, &options, &result);
-        state->loss_sum += result.loss_sum;
-        state->weight_sum += result.weight_sum;
-        state->z_sum += result.z_sum;
-        if (state->bucket_error != NULL) {
-            return state->bucket_error;
-        }
+        model_run_batch(t->model, m, &options);
     }
+    return context.error;
+}
+
+// The operations of a step, from the batches to new parameters. On a card all of them are only called here, not waited for.
+static Error *operations(Trainer *t, bool loaded) {
+    const RunConfig *config = t->config;
+    TRY(compute_gradients(t, loaded));
+    TRY(buckets_finish(t->buckets));
+    TRY(comm_all_reduce_device_doubles(t->mesh->group[MESH_DATA], &t->model->control->loss_sum, 3));
+    model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
+                                                 .clip = (float)config->optimizer.clip,
+                                                 .beta1 = (float)config->optimizer.beta1,
+                                                 .beta2 = (float)config->optimizer.beta2,
+                                                 .epsilon = (float)config->optimizer.epsilon,
+                                                 .seed = (uint64_t)config->seed});
     return NULL;
 }
 
-// All that the ranks must agree on once a step, in two small all-reduces.
-static Error *share_scalars(Trainer *t, StepState *state) {
-    double sums[3] = {state->loss_sum, state->weight_sum, state->z_sum};
-    TRY(comm_all_reduce_doubles(t->world, sums, 3, COMM_SUM));
-    state->loss_sum = sums[0];
-    state->weight_sum = sums[1];
-    state->z_sum = sums[2];
+// A step on a card, where recording it pays: the first step runs as it is (kernels are chosen, workspaces grow), the second is
+// recorded, and the record is what runs from then on.
+static Error *card_operations(Trainer *t) {
+    for (int64_t m = 0; m < t->micro_batches; m++) {
+        TRY(load_batch(t, m));
+    }
+    if (t->graph != NULL) {
+        device_graph_run(t->device, t->graph);
+        return NULL;
+    }
+    // Dropout's bits depend on the number of the sample, which a record would repeat.
+    bool can = t->config->train.graph && t->config->model.dropout == 0 && comm_recordable(t->mesh->group[MESH_DATA]);
+    bool recording = t->warm && can && device_record(t->device);
+    t->warm = true;
+    Error *error = operations(t, true);
+    if (recording) {
+        Error *ended = device_record_end(t->device, &t->graph);
+        error_keep(&error, ended);
+        if (error == NULL) {
+            device_graph_run(t->device, t->graph);
+        }
+    }
+    return error;
+}
+
+// What the ranks must agree on once a step without the device's help: stopping, and the checkpoint under way.
+static Error *share_flags(Trainer *t, bool *stop) {
     double most[1 + CHECKPOINT_FLAGS] = {(double)stop_requested};
     checkpoint_writer_flags(t->writer, most + 1);
     TRY(comm_all_reduce_doubles(t->world, most, 1 + CHECKPOINT_FLAGS, COMM_MAX));
-    state->stop = most[0] > 0;
+    *stop = most[0] > 0;
     checkpoint_writer_advance(t->writer, most + 1);  // a failed save was logged by the writer; the next one tries again
-    return NULL;
-}
-
-// Clips and applies the summed gradients, which are the same bits on every rank; skips a step without a finite gradient.
-static Error *update(Trainer *t, StepState *state, double learning_rate) {
-    const RunConfig *config = t->config;
-    double mean = state->weight_sum > 0 ? (double)config->train.batch_tokens / state->weight_sum : 0;
-    double norm = sqrt(t->device->op->sum_of_squares(t->device, t->model->table.elements, t->model->grads)) * mean;
-    state->grad_norm = norm;
-    if (!isfinite(norm) || state->weight_sum <= 0) {
-        t->skipped++;
-        if (++t->skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW) {
-            return failure("%d steps in a row had no finite gradient (now step %lld): the model is lost; continue from an "
-                           "older checkpoint with a lower "
-                           "optimizer.learning_rate",
-                           MOST_SKIPPED_IN_A_ROW, (long long)t->step + 1);
-        }
-        log_info("step %lld is skipped: its gradient is not finite", (long long)t->step + 1);
-        return NULL;
-    }
-    t->skipped_in_a_row = 0;
-    double clip = config->optimizer.clip > 0 && norm > config->optimizer.clip ? config->optimizer.clip / norm : 1;
-    OptimizerStep step = {.kind = (OptimizerKind)config->optimizer.kind,
-                          .beta1 = (float)config->optimizer.beta1,
-                          .beta2 = (float)config->optimizer.beta2,
-                          .epsilon = (float)config->optimizer.epsilon,
-                          .step = t->step + 1 - t->skipped,
-                          .grad_scale = (float)(mean * clip)};
-    model_optimizer_step(t->model, &step, learning_rate, config->optimizer.weight_decay, 0, t->model->table.elements);
-    model_params_changed(t->model);
     return NULL;
 }
 
 static void print_step(const Trainer *t, const TrainRecord *r, double start, int64_t start_step) {
     char rate[32], left[32];
-    double per_step = (clock_seconds() - start) / (double)(t->step - start_step);
+    double per_step = (clock_seconds() - start) / (double)(r->step - start_step);
     log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%  %s left",
-             (long long)t->step, (long long)t->config->train.steps, r->loss, r->learning_rate, r->grad_norm,
+             (long long)r->step, (long long)t->config->train.steps, r->loss, r->learning_rate, r->grad_norm,
              text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait,
-             text_duration(left, per_step * (double)(t->config->train.steps - t->step)));
+             text_duration(left, per_step * (double)(t->config->train.steps - r->step)));
 }
 
-static Error *train_step(Trainer *t, StepState *state) {
-    double start = clock_seconds(), data_before = loader_waited(t->loader),
-           learning_rate = schedule_rate(&t->schedule, t->step);
-    TRY(compute_gradients(t, state));
-    TRY(buckets_finish(t->buckets));
-    double comm_waited = buckets_time(t->buckets).waited, before = clock_seconds();
-    TRY(share_scalars(t, state));
-    comm_waited += clock_seconds() - before;
-    TRY(update(t, state, learning_rate));
-    t->step++;
-    double seconds = clock_seconds() - start;
+// Takes the results of the oldest step that is not told yet, and tells them.
+static Error *tell_step(Trainer *t) {
+    TRY(model_receive_control(t->model, &t->control));
+    const StepControl *control = &t->control;
+    double now = clock_seconds(), seconds = now - t->told_at;
+    t->told++;
+    t->told_at = now;
     run_record_step(&t->record, seconds);
+    if (control->skip != 0) {
+        if (control->skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW) {
+            return failure("%d steps in a row had no finite gradient (now step %lld): the model is lost; continue from an "
+                           "older checkpoint with a lower "
+                           "optimizer.learning_rate",
+                           MOST_SKIPPED_IN_A_ROW, (long long)t->told);
+        }
+        log_info("step %lld is skipped: its gradient is not finite", (long long)t->told);
+    }
     if (t->world->rank != 0) {
         return NULL;
     }
-    TrainRecord record = {.step = t->step,
-                          .tokens = t->step * t->config->train.batch_tokens,
-                          .skipped = t->skipped,
-                          .loss = state->loss_sum / state->weight_sum,
-                          .learning_rate = learning_rate,
-                          .grad_norm = state->grad_norm,
+    TrainRecord record = {.step = t->told,
+                          .tokens = t->told * t->config->train.batch_tokens,
+                          .skipped = control->skipped,
+                          .loss = control->loss_sum / control->weight_sum,
+                          .learning_rate = t->pending[t->told % 2].learning_rate,
+                          .grad_norm = control->grad_norm,
                           .tokens_per_second = (double)t->config->train.batch_tokens / seconds,
                           .step_seconds = seconds,
-                          .data_wait = (loader_waited(t->loader) - data_before) / seconds,
-                          .comm_wait = comm_waited / seconds};
-    if (trainer_due(t->config->log.every, t->step) || t->step == t->config->train.steps) {
+                          .data_wait = t->pending[t->told % 2].data_waited / seconds,
+                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds};
+    if (trainer_due(t->config->log.every, t->told) || t->told == t->config->train.steps) {
         print_step(t, &record, t->record.loop_start, t->record.first_step);
     }
     return metrics_train(t->metrics, &record);
+}
+
+// Tells all steps but the last `under_way` ones.
+static Error *tell_steps(Trainer *t, int64_t under_way) {
+    while (t->step - t->told > under_way) {
+        TRY(tell_step(t));
+    }
+    return NULL;
+}
+
+static Error *train_step(Trainer *t, bool *stop) {
+    double data_before = loader_waited(t->loader), learning_rate = schedule_rate(&t->schedule, t->step);
+    model_begin_step(t->model, learning_rate);
+    TRY(t->late ? card_operations(t) : operations(t, false));
+    model_send_control(t->model);
+    double comm_waited = buckets_time(t->buckets).waited, before = clock_seconds();
+    TRY(share_flags(t, stop));
+    comm_waited += clock_seconds() - before;
+    t->step++;
+    t->pending[t->step % 2].learning_rate = learning_rate;
+    t->pending[t->step % 2].data_waited = loader_waited(t->loader) - data_before;
+    t->pending[t->step % 2].comm_waited = comm_waited;
+    return tell_steps(t, t->late ? 1 : 0);
 }
 
 static Error *train_loop(Trainer *t, bool *stopped) {
@@ -161,13 +188,19 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         TRY(trainer_look(t, true));
     }
     run_record_loop(&t->record, t->step);
+    t->told_at = clock_seconds();
     while (t->step < config->train.steps && !*stopped) {
-        StepState state = {0};
-        TRY(train_step(t, &state));
-        bool last = t->step == config->train.steps;
-        *stopped = state.stop && !last;
+        bool stop;
+        TRY(train_step(t, &stop));
+        bool last = t->step == config->train.steps, save = last || trainer_due(config->checkpoint.every, t->step);
+        *stopped = stop && !last;
+        if (save || *stopped || trainer_looks(t)) {
+            TRY(tell_steps(t, 0));
+        }
+        double before = clock_seconds();
         TRY(trainer_look(t, last));
-        if (trainer_due(config->checkpoint.every, t->step) || last || *stopped) {
+        t->told_at += clock_seconds() - before;
+        if (save || *stopped) {
             // An earlier save that still writes is waited for only where this one must not be left out.
             if (last || *stopped) {
                 TRY(trainer_finish_checkpoint(t));
@@ -194,12 +227,13 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(trainer_resume(t));
     if (t->world->rank == 0) {
         run_record_print(config, t->model, &t->corpus, t->order, t->mesh, t->micro_batches);
-        memory_plan_print(&t->model->plan, stderr);
+        memory_plan_print(&t->model->plan, t->device, stderr);
     }
     TRY(comm_agree(t->world, trainer_write_files(t)));
     TRY(run_record_create(&t->record, config, t->model, t->world));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
+    TRY(comm_attach_device(t->mesh->group[MESH_DATA], t->device));
     t->buckets = buckets_create(t->mesh->group[MESH_DATA], t->model->grads, t->model->table.elements,
                                 (int64_t)(config->parallel.bucket_mib * 1048576));
     if (t->step >= config->train.steps) {
@@ -211,6 +245,9 @@ static Error *run(Trainer *t, bool *stopped) {
 }
 
 static void trainer_free(Trainer *t) {
+    if (t->graph != NULL) {
+        device_graph_destroy(t->device, t->graph);
+    }
     loader_destroy(t->loader);
     buckets_destroy(t->buckets);
     checkpoint_writer_destroy(t->writer);

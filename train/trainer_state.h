@@ -31,9 +31,19 @@ typedef struct Trainer {
     RunRecord record;
     Schedule schedule;
     int64_t micro_batches;  // per rank and step
-    int64_t step;           // steps done
-    int64_t skipped, skipped_in_a_row;
+    int64_t step;           // steps begun
     bool resumed;
+
+    // On a card the results of a step come back while the next one runs.
+    bool late;
+    int64_t told;         // steps whose results are known
+    StepControl control;  // of the last of these
+    struct {
+        double learning_rate, data_waited, comm_waited;
+    } pending[2];        // of step s at s % 2
+    double told_at;      // when
+    DeviceGraph *graph;  // the operations of a step, once they were recorded
+    bool warm;           // a step has run
 } Trainer;
 
 // prepare.c: what comes before the first step. The mesh is collective; the rest each rank does alone, and creates nothing on
@@ -46,11 +56,12 @@ LoaderOptions trainer_loader_options(const Trainer *t);
 Error *trainer_make_writer(Trainer *t) MUST_CHECK;
 Error *trainer_resume(Trainer *t) MUST_CHECK;
 Error *trainer_write_files(Trainer *t) MUST_CHECK;
-void trainer_begin_checkpoint(Trainer *t);
+void trainer_begin_checkpoint(Trainer *t);                // the results of all steps must be known
 Error *trainer_finish_checkpoint(Trainer *t) MUST_CHECK;  // collective
 
 // look.c: validation and sample texts where they are due, or in any case at the `edge` of a run. Collective.
 Error *trainer_look(Trainer *t, bool edge) MUST_CHECK;
+bool trainer_looks(const Trainer *t);  // something of it is due after this step
 
 // True at every `every`-th step; never where `every` is 0.
 bool trainer_due(int64_t every, int64_t step);

@@ -43,7 +43,7 @@ typedef struct CheckpointSlice {
     int tensor;  // index into the tensors
     SliceKind kind;
     int64_t begin, end;
-    const float *data;
+    const float *data;  // NULL where the plan fetches
 } CheckpointSlice;
 
 // Bytes of the caller's own, stored as the file NAME in the checkpoint. Names: as for tensors, not "manifest.json" or
@@ -70,6 +70,9 @@ typedef struct CheckpointPlan {
     int tensor_count;
     const CheckpointSlice *slices;  // of this rank; `data` must stay valid
     int slice_count;
+    // Copies a slice's values to host memory while training stands still; NULL: they are read from `data`.
+    void (*fetch)(void *context, const CheckpointSlice *slice, float *to);
+    void *fetch_context;
 } CheckpointPlan;
 
 typedef enum CheckpointEvent {

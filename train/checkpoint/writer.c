@@ -45,6 +45,8 @@ struct CheckpointWriter {
     CheckpointTensor *tensors;
     CheckpointSlice *slices;
     int tensor_count, slice_count;
+    void (*fetch)(void *context, const CheckpointSlice *slice, float *to);
+    void *fetch_context;
     int lock;  // descriptor, rank 0
 
     // The snapshot: written by begin, read by the thread while it writes.
@@ -436,6 +438,8 @@ Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **o
         w->tensors[t] = plan->tensors[t];
         w->tensors[t].name = memory_string(plan->tensors[t].name);
     }
+    w->fetch = plan->fetch;
+    w->fetch_context = plan->fetch_context;
     w->slice_count = plan->slice_count;
     w->slices = memory_new((size_t)plan->slice_count, sizeof *w->slices);
     w->snapshot_at = memory_new((size_t)plan->slice_count, sizeof *w->snapshot_at);
@@ -513,8 +517,13 @@ void checkpoint_writer_begin(CheckpointWriter *w, int64_t step, const json_t *st
     drop_step(w);
     w->step = step;
     for (int i = 0; i < w->slice_count; i++) {
-        memcpy(w->snapshot + w->snapshot_at[i], w->slices[i].data,
-               (size_t)(w->slices[i].end - w->slices[i].begin) * sizeof(float));
+        const CheckpointSlice *slice = &w->slices[i];
+        char *to = w->snapshot + w->snapshot_at[i];
+        if (w->fetch != NULL) {
+            w->fetch(w->fetch_context, slice, (float *)(void *)to);
+        } else {
+            memcpy(to, slice->data, (size_t)(slice->end - slice->begin) * sizeof(float));
+        }
     }
     if (w->rank == 0) {
         w->state = json_deep_copy(state);

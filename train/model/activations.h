@@ -41,17 +41,23 @@ typedef struct Layout {
     char *base;
     int64_t used;
     MemoryPlan *plan;  // may be NULL
+    int64_t element;   // bytes of the compute type
 } Layout;
 
 // `count` tensors of rows x columns elements of `size` bytes, as one line of the plan. NULL where base is.
 void *layout_take(Layout *layout, const char *name, int64_t count, int64_t rows, int64_t columns, int64_t size);
 
+// Tensor `index` of a line of `count` such tensors (count 1: the one that all share); NULL where base is.
+void *layout_part(void *base, int64_t index, int64_t count, int64_t elements, int64_t size);
+
 // Rows of logits held at a time, where the options leave the choice.
-int64_t head_rows_chosen(const ModelConfig *config, const ModelOptions *options);
+int64_t head_rows_chosen(const ModelConfig *config, const ModelOptions *options, const Device *device);
 
 // Lays out the activations. out->layers must hold config->layers entries unless forward_only.
-void activations_layout(const ModelConfig *config, const ModelOptions *options, const Operations *op, Layout *layout,
+void activations_layout(const ModelConfig *config, const ModelOptions *options, const Device *device, Layout *layout,
                         Activations *out);
 
 // Fills a rotary table [positions, W]: W/2 cosines, then W/2 sines of position * theta^(-2 i / W), computed in double.
 void rotary_table(const ModelConfig *config, int64_t positions, float *cos_sin);
+// The same to device memory; nothing where the model turns nothing.
+void model_upload_rotary(Device *device, const ModelConfig *config, int64_t positions, float *cos_sin);

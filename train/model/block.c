@@ -12,7 +12,7 @@
 #include <math.h>
 
 const void *block_weight(const Model *model, int32_t row) {
-    return row < 0 ? NULL : (const float *)model->weights + model->table.rows[row].offset;
+    return row < 0 ? NULL : (const char *)model->weights + model->table.rows[row].offset * data_type_bytes(model->device->type);
 }
 
 static float *gradient(const Model *model, int32_t row) {
@@ -86,9 +86,22 @@ void block_project(const Model *model, int64_t rows, int32_t weight, int32_t bia
                                                      });
 }
 
+void block_logits(const Model *model, int64_t rows, const void *x, float *logits) {
+    const Param *row = &model->table.rows[model->table.head];
+    model->device->op->matmul_forward(model->device, &(MatmulForward){
+                                                         .rows = rows,
+                                                         .in = row->shape[1],
+                                                         .out = row->shape[0],
+                                                         .x = x,
+                                                         .w = block_weight(model, model->table.head),
+                                                         .y = logits,
+                                                         .float_output = true,
+                                                     });
+}
+
 // The gradient of a projection: of its input (through the activation below it, where `pre` is given) and of its parameters.
 static void project_backward(const Pass *pass, int32_t weight, int32_t bias, const void *x, const void *dy,
-                             Activation activation, const void *pre, void *dx) {
+                             Activation activation, bool gated, const void *pre, void *dx) {
     const Model *model = pass->model;
     const Param *row = &model->table.rows[weight];
     model->device->op->matmul_backward_input(model->device, &(MatmulBackwardInput){
@@ -98,6 +111,7 @@ static void project_backward(const Pass *pass, int32_t weight, int32_t bias, con
                                                                 .dy = dy,
                                                                 .w = block_weight(model, weight),
                                                                 .activation = activation,
+                                                                .gated = gated,
                                                                 .pre = pre,
                                                                 .dx = dx,
                                                             });
@@ -227,14 +241,15 @@ void block_inner(const Model *model, int64_t rows, int64_t layer, const LayerAct
     const ModelConfig *config = &model->config;
     const LayerParams *p = &model->table.layers[layer];
     Device *device = model->device;
-    if (config->gated) {
+    if (config->gated && !device->op->gated_products) {
         block_project(model, rows, p->up, p->up_bias, at->norm2, NULL, at->pre);
         activate(model, rows, at);
     } else {
         device->op->matmul_forward(device, &(MatmulForward){
                                                .rows = rows,
                                                .in = config->width,
-                                               .out = config->ffn_width,
+                                               .out = model_up_width(config),
+                                               .gated = config->gated,
                                                .x = at->norm2,
                                                .w = block_weight(model, p->up),
                                                .bias = block_weight(model, p->up_bias),
@@ -280,7 +295,7 @@ static const void *branch_gradient(const Pass *pass, int64_t layer, DropoutSite 
     if (pass->dropout == 0) {
         return scratch->dstream;
     }
-    device->op->zero(device, count * (int64_t)sizeof(float), scratch->dbranch);
+    device->op->zero(device, count * data_type_bytes(device->type), scratch->dbranch);
     device->op->add(device, count, scratch->dstream, scratch->dbranch);
     drop(pass, layer, site, scratch->dbranch);
     return scratch->dbranch;
@@ -293,8 +308,8 @@ static void mlp_backward(const Pass *pass, int64_t layer, const LayerActivations
     Device *device = model->device;
     const void *dbranch = branch_gradient(pass, layer, SITE_MLP_BRANCH, scratch);
     void *dpre = scratch->dwide;
-    if (config->gated) {
-        project_backward(pass, p->down, p->down_bias, at->inner, dbranch, ACTIVATION_NONE, NULL, scratch->dinner);
+    if (config->gated && !device->op->gated_products) {
+        project_backward(pass, p->down, p->down_bias, at->inner, dbranch, ACTIVATION_NONE, false, NULL, scratch->dinner);
         device->op->gated_backward(device, &(GatedBackward){
                                                .activation = (Activation)config->activation,
                                                .rows = pass->rows,
@@ -304,10 +319,11 @@ static void mlp_backward(const Pass *pass, int64_t layer, const LayerActivations
                                                .dpre = dpre,
                                            });
     } else {
-        const void *pre = config->activation == ACTIVATION_NONE ? NULL : at->pre;
-        project_backward(pass, p->down, p->down_bias, at->inner, dbranch, (Activation)config->activation, pre, dpre);
+        const void *pre = config->activation == ACTIVATION_NONE && !config->gated ? NULL : at->pre;
+        project_backward(pass, p->down, p->down_bias, at->inner, dbranch, (Activation)config->activation, config->gated, pre,
+                         dpre);
     }
-    project_backward(pass, p->up, p->up_bias, at->norm2, dpre, ACTIVATION_NONE, NULL, scratch->dnarrow);
+    project_backward(pass, p->up, p->up_bias, at->norm2, dpre, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
     norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, scratch->dnarrow, scratch->dstream);
 }
 
@@ -316,7 +332,7 @@ static void attention_backward(const Pass *pass, int64_t layer, const LayerActiv
     const LayerParams *p = &model->table.layers[layer];
     Device *device = model->device;
     const void *dbranch = branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, scratch);
-    project_backward(pass, p->out, p->out_bias, at->attention, dbranch, ACTIVATION_NONE, NULL, scratch->dnarrow);
+    project_backward(pass, p->out, p->out_bias, at->attention, dbranch, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
     device->op->attention_backward(device, &(AttentionBackward){
                                                .shape = attention_shape(pass, layer),
                                                .qkv = at->qkv,
@@ -327,7 +343,7 @@ static void attention_backward(const Pass *pass, int64_t layer, const LayerActiv
                                                .dqkv = scratch->dwide,
                                            });
     block_rotate(pass, scratch->dwide, true);
-    project_backward(pass, p->qkv, p->qkv_bias, at->norm1, scratch->dwide, ACTIVATION_NONE, NULL, scratch->dnarrow);
+    project_backward(pass, p->qkv, p->qkv_bias, at->norm1, scratch->dwide, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
     norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1, scratch->dnarrow,
                   scratch->dstream);
 }

@@ -8,6 +8,7 @@
 
 typedef struct Pass {
     const Model *model;
+    const Batch *batch;  // NULL when decoding
     int64_t sequences, length, rows;
     const int32_t *tokens, *first, *positions;
     uint64_t first_sample;
@@ -39,7 +40,8 @@ void block_norm(const Model *model, int64_t rows, int32_t weight, int32_t bias, 
                 float *rstd);
 void block_project(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, const void *residual,
                    void *y);
-void block_rotate(const Pass *pass, void *qkv, bool inverse);  // nothing without rotary positions
+void block_logits(const Model *model, int64_t rows, const void *x, float *logits);  // of the head, in fp32
+void block_rotate(const Pass *pass, void *qkv, bool inverse);                       // nothing without rotary positions
 void block_inner(const Model *model, int64_t rows, int64_t layer, const LayerActivations *at);  // norm2 -> inner
 
 // The gradient through a layer: activations->dstream (in: of the output, out: of the input); parameter gradients +=. Norm

@@ -13,13 +13,16 @@ struct Decoder {
     Model view;  // the model's parameters with buffers of our own
     Activations activations;
     int64_t batch, capacity;
-    int32_t *lengths;           // [B]
+    int32_t *lengths;  // [B], host
+    // Device memory.
+    int32_t *lengths_there;     // [B]
     int32_t *starts, *indices;  // [capacity] document starts (0) and positions of a prompt
+    int32_t *tokens;            // [max(B, capacity)]
     int32_t *step_positions;    // [B]
     float *logits;              // [B,V]
     void *arena;
     int64_t arena_bytes;
-    float *keys, *values;  // [L, B, capacity, G, D]
+    char *keys, *values;  // [L, B, capacity, G, D]
 };
 
 static int64_t cache_row(const ModelConfig *config) {
@@ -29,14 +32,15 @@ static int64_t cache_row(const ModelConfig *config) {
 static void lay_out(Decoder *decoder, Layout *layout) {
     const ModelConfig *config = &decoder->view.config;
     int64_t rows = decoder->batch * decoder->capacity;
-    decoder->keys = layout_take(layout, "keys", config->layers, rows, cache_row(config), sizeof(float));
-    decoder->values = layout_take(layout, "values", config->layers, rows, cache_row(config), sizeof(float));
+    decoder->keys = layout_take(layout, "keys", config->layers, rows, cache_row(config), layout->element);
+    decoder->values = layout_take(layout, "values", config->layers, rows, cache_row(config), layout->element);
     decoder->logits = layout_take(layout, "logits", 1, decoder->batch, config->vocabulary, sizeof(float));
-    decoder->lengths = layout_take(layout, "lengths", 1, decoder->batch, 1, sizeof(int32_t));
+    decoder->lengths_there = layout_take(layout, "lengths", 1, decoder->batch, 1, sizeof(int32_t));
     decoder->starts = layout_take(layout, "document starts", 1, decoder->capacity, 1, sizeof(int32_t));
     decoder->indices = layout_take(layout, "positions", 1, decoder->capacity, 1, sizeof(int32_t));
+    decoder->tokens = layout_take(layout, "tokens", 1, decoder->view.options.length, 1, sizeof(int32_t));
     decoder->step_positions = layout_take(layout, "positions of a step", 1, decoder->batch, 1, sizeof(int32_t));
-    activations_layout(config, &decoder->view.options, decoder->view.device->op, layout, &decoder->activations);
+    activations_layout(config, &decoder->view.options, decoder->view.device, layout, &decoder->activations);
 }
 
 Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decoder **out) {
@@ -57,10 +61,10 @@ Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decod
     };
     decoder->view.activations = &decoder->activations;
     MemoryPlan plan = {0};
-    Layout layout = {.plan = &plan};
+    Layout layout = {.plan = &plan, .element = data_type_bytes(model->device->type)};
     lay_out(decoder, &layout);
     decoder->arena_bytes = layout.used;
-    Error *error = memory_plan_check(&plan);
+    Error *error = memory_plan_check(&plan, model->device);
     if (error != NULL) {
         free(decoder);
         return error_wrap(error, "generation");
@@ -70,14 +74,17 @@ Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decod
         free(decoder);
         return error_wrap(error, "generation");
     }
-    layout = (Layout){.base = decoder->arena};
+    layout = (Layout){.base = decoder->arena, .element = data_type_bytes(model->device->type)};
     lay_out(decoder, &layout);
-    if (model->config.position == POSITION_ROTARY) {
-        rotary_table(&model->config, decoder->view.options.length, decoder->activations.cos_sin);
-    }
+    model_upload_rotary(model->device, &model->config, decoder->view.options.length, decoder->activations.cos_sin);
+    // The document starts stay 0, as all memory begins.
+    int32_t *indices = memory_new((size_t)capacity, sizeof *indices);
     for (int64_t t = 0; t < capacity; t++) {
-        decoder->indices[t] = (int32_t)t;
+        indices[t] = (int32_t)t;
     }
+    device_upload(model->device, decoder->indices, indices, (size_t)capacity * sizeof *indices);
+    free(indices);
+    decoder->lengths = memory_zeroed((size_t)batch, sizeof *decoder->lengths);
     *out = decoder;
     return NULL;
 }
@@ -85,6 +92,7 @@ Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decod
 void decoder_destroy(Decoder *decoder) {
     if (decoder != NULL) {
         device_release(decoder->view.device, decoder->arena, (size_t)decoder->arena_bytes);
+        free(decoder->lengths);
         free(decoder);
     }
 }
@@ -107,14 +115,14 @@ static int64_t cache_offset(const Decoder *decoder, int64_t layer, int64_t seque
 }
 
 // Copies the key and value part of `count` qkv rows into the cache from token `at` on.
-static void remember(Decoder *decoder, int64_t layer, int64_t sequence, int64_t at, const float *qkv, int64_t count) {
+static void remember(Decoder *decoder, int64_t layer, int64_t sequence, int64_t at, const char *qkv, int64_t count) {
     const ModelConfig *config = &decoder->view.config;
-    int64_t row = cache_row(config), stride = model_qkv_width(config), query = model_attention_width(config);
-    int64_t offset = cache_offset(decoder, layer, sequence) + at * row;
-    for (int64_t t = 0; t < count; t++) {
-        memcpy(decoder->keys + offset + t * row, qkv + t * stride + query, (size_t)row * sizeof(float));
-        memcpy(decoder->values + offset + t * row, qkv + t * stride + query + row, (size_t)row * sizeof(float));
-    }
+    Device *device = decoder->view.device;
+    int64_t element = data_type_bytes(device->type), row = cache_row(config) * element;
+    int64_t stride = model_qkv_width(config) * element, query = model_attention_width(config) * element;
+    int64_t offset = cache_offset(decoder, layer, sequence) * element + at * row;
+    device->op->copy_rows(device, &(CopyRows){count, row, qkv + query, stride, decoder->keys + offset, row});
+    device->op->copy_rows(device, &(CopyRows){count, row, qkv + query + row, stride, decoder->values + offset, row});
 }
 
 // logits = head(final norm(x)), rows x V, to host memory.
@@ -123,8 +131,8 @@ static void head(Decoder *decoder, int64_t rows, const void *x, float *logits) {
     const ParamTable *table = &model->table;
     Activations *a = &decoder->activations;
     block_norm(model, rows, table->final_norm, table->final_norm_bias, x, a->final, a->final_mean, a->final_rstd);
-    block_project(model, rows, table->head, -1, a->final, NULL, decoder->logits);
-    memcpy(logits, decoder->logits, (size_t)(rows * model->config.vocabulary) * sizeof(float));
+    block_logits(model, rows, a->final, decoder->logits);
+    device_download(model->device, logits, decoder->logits, (size_t)(rows * model->config.vocabulary) * sizeof *logits);
 }
 
 void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, int64_t count, float *logits) {
@@ -133,12 +141,13 @@ void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, 
            (long long)decoder->batch, (long long)decoder->capacity);
     const Model *model = &decoder->view;
     const LayerActivations *at = &decoder->activations.shared;
+    device_upload(model->device, decoder->tokens, tokens, (size_t)count * sizeof *tokens);
     Pass pass = {
         .model = model,
         .sequences = 1,
         .length = count,
         .rows = count,
-        .tokens = tokens,
+        .tokens = decoder->tokens,
         .first = decoder->starts,
         .positions = decoder->indices,
     };
@@ -148,7 +157,8 @@ void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, 
         remember(decoder, layer, sequence, 0, at->qkv, count);
     }
     decoder->lengths[sequence] = (int32_t)count;
-    head(decoder, 1, (const float *)at->output + (count - 1) * model->config.width, logits);
+    head(decoder, 1, (const char *)at->output + (count - 1) * model->config.width * data_type_bytes(model->device->type),
+         logits);
 }
 
 // One layer for one new row per sequence. lengths[] already counts the new token.
@@ -158,12 +168,12 @@ static void step_layer(Decoder *decoder, const Pass *pass, int64_t layer) {
     const LayerParams *p = &model->table.layers[layer];
     const LayerActivations *at = &decoder->activations.shared;
     Device *device = model->device;
-    int64_t qkv_width = model_qkv_width(config);
+    int64_t qkv_width = model_qkv_width(config), element = data_type_bytes(device->type);
     block_norm(model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
     block_project(model, pass->rows, p->qkv, p->qkv_bias, at->norm1, NULL, at->qkv);
     block_rotate(pass, at->qkv, false);
     for (int64_t b = 0; b < decoder->batch; b++) {
-        remember(decoder, layer, b, decoder->lengths[b] - 1, (const float *)at->qkv + b * qkv_width, 1);
+        remember(decoder, layer, b, decoder->lengths[b] - 1, (const char *)at->qkv + b * qkv_width * element, 1);
     }
     device->op->attention_decode(device, &(AttentionDecode){
                                              .batch = decoder->batch,
@@ -174,9 +184,9 @@ static void step_layer(Decoder *decoder, const Pass *pass, int64_t layer) {
                                              .scale = (float)(1.0 / sqrt((double)config->head_width)),
                                              .q = at->qkv,
                                              .q_stride = qkv_width,
-                                             .keys = decoder->keys + cache_offset(decoder, layer, 0),
-                                             .values = decoder->values + cache_offset(decoder, layer, 0),
-                                             .lengths = decoder->lengths,
+                                             .keys = decoder->keys + cache_offset(decoder, layer, 0) * element,
+                                             .values = decoder->values + cache_offset(decoder, layer, 0) * element,
+                                             .lengths = decoder->lengths_there,
                                              .out = at->attention,
                                          });
     block_project(model, pass->rows, p->out, p->out_bias, at->attention, at->input, at->middle);
@@ -188,18 +198,24 @@ static void step_layer(Decoder *decoder, const Pass *pass, int64_t layer) {
 void decoder_step(Decoder *decoder, const int32_t *tokens, float *logits) {
     const Model *model = &decoder->view;
     const LayerActivations *at = &decoder->activations.shared;
-    int32_t *positions = decoder->step_positions;
+    size_t bytes = (size_t)decoder->batch * sizeof(int32_t);
     for (int64_t b = 0; b < decoder->batch; b++) {
         ensure(decoder->lengths[b] < decoder->capacity, "sequence %lld is full", (long long)b);
-        positions[b] = decoder->lengths[b]++;
     }
+    // A token's position is the number of those before it.
+    device_upload(model->device, decoder->step_positions, decoder->lengths, bytes);
+    for (int64_t b = 0; b < decoder->batch; b++) {
+        decoder->lengths[b]++;
+    }
+    device_upload(model->device, decoder->lengths_there, decoder->lengths, bytes);
+    device_upload(model->device, decoder->tokens, tokens, bytes);
     Pass pass = {
         .model = model,
         .sequences = decoder->batch,
         .length = 1,
         .rows = decoder->batch,
-        .tokens = tokens,
-        .positions = positions,
+        .tokens = decoder->tokens,
+        .positions = decoder->step_positions,
     };
     embedding_pass(&pass, at->input);
     for (int64_t layer = 0; layer < model->config.layers; layer++) {

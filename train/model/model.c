@@ -1,4 +1,4 @@
-// A model on a device: see model.h.
+// A model on a device: its memory and its passes. See model.h; the step's state is in step.c, the way in and out in store.c.
 #include "train/model/model.h"
 
 #include "train/model/block.h"
@@ -11,44 +11,71 @@ static int moments_of(OptimizerKind kind) {
 }
 
 // Everything that a model's arena holds. With layout->base NULL it only counts.
-static void lay_out(const ModelConfig *config, const ModelOptions *options, const Operations *op, Layout *layout,
-                    int64_t elements, Model *out, Activations *activations) {
-    float *params = layout_take(layout, "parameters", 1, elements, 1, sizeof(float));
-    int moments = options->forward_only ? 0 : moments_of(options->optimizer);
-    float *grads = layout_take(layout, "gradients", !options->forward_only, elements, 1, sizeof(float));
-    float *moment1 = layout_take(layout, "optimizer's first moments", moments > 0, elements, 1, sizeof(float));
-    float *moment2 = layout_take(layout, "optimizer's second moments", moments > 1, elements, 1, sizeof(float));
+static void lay_out(const Model *model, Layout *layout, Model *out, Activations *activations) {
+    const ModelOptions *options = &model->options;
+    Device *device = model->device;
+    int64_t elements = model->table.elements, element = data_type_bytes(device->type);
+    bool wide = device->type == TYPE_FP32, learns = !options->forward_only;
+    // Passes without learning need no masters.
+    bool masters = wide || (learns && !options->no_masters);
+    float *params = layout_take(layout, wide ? "parameters" : "fp32 parameters", masters, elements, 1, sizeof(float));
+    void *weights = layout_take(layout, "parameters", !wide, elements, 1, element);
+    int moments = learns ? moments_of(options->optimizer) : 0;
+    float *grads = layout_take(layout, "gradients", learns, elements, 1, sizeof(float));
+    bool codes = options->moments == MOMENT_8BIT;
+    int64_t blocks = (elements + MOMENT_BLOCK - 1) / MOMENT_BLOCK, values = codes ? blocks * MOMENT_BLOCK : elements;
+    int64_t bytes = codes ? 1 : (int64_t)sizeof(float);
+    void *moment1 = layout_take(layout, "optimizer's first moments", moments > 0, values, 1, bytes);
+    void *moment2 = layout_take(layout, "optimizer's second moments", moments > 1, values, 1, bytes);
+    float *scales = layout_take(layout, "scales of moments", codes ? moments : 0, blocks, 1, sizeof(float));
+    UpdateSegment *segments = layout_take(layout, "settings of parameters", learns, model->table.count, 1, sizeof *segments);
+    StepControl *control = layout_take(layout, "state of the step", 1, 1, 1, sizeof *control);
+    // On the CPU batches are used where they are.
+    int64_t slots = device->kind == DEVICE_CPU ? 0 : options->batches > 0 ? options->batches : 1;
+    int64_t rows = options->sequences * options->length;
+    int32_t *batches = layout_take(layout, "batches on the card", slots, rows, BATCH_ARRAYS, sizeof(int32_t));
     if (out != NULL) {
-        out->params = params;
-        out->weights = params;
-        out->grads = options->forward_only ? NULL : grads;
+        out->params = masters ? params : NULL;
+        out->weights = wide ? params : weights;
+        out->grads = learns ? grads : NULL;
         out->moment1 = moments > 0 ? moment1 : NULL;
         out->moment2 = moments > 1 ? moment2 : NULL;
+        out->scale1 = codes ? scales : NULL;
+        out->scale2 = codes && moments > 1 ? layout_part(scales, 1, moments, blocks, sizeof(float)) : NULL;
+        out->segments = learns ? segments : NULL;
+        out->control = control;
+        for (int64_t i = 0; i < slots; i++) {
+            out->batches[i].tokens = layout_part(batches, i, slots, rows * BATCH_ARRAYS, sizeof(int32_t));
+        }
     }
-    activations_layout(config, options, op, layout, activations);
+    activations_layout(&model->config, options, device, layout, activations);
 }
 
 // Sizes the arena and fills the plan.
-static int64_t plan_arena(const ModelConfig *config, const ModelOptions *options, const Device *device, int64_t elements,
-                          MemoryPlan *plan) {
+static int64_t plan_arena(const Model *model, MemoryPlan *plan) {
+    const Device *device = model->device;
     // What the kernels take for each thread as they go: the packed parts of a product and tiles of attention.
     const int64_t scratch_each = 5 << 18;
     int threads = threads_count(device->pool);
-    int64_t scratch = threads * scratch_each - (int64_t)device->scratch_bytes;
-    memory_plan_add(plan, "program", (int64_t)memory_peak_resident(), "so far");
-    memory_plan_add(plan, "kernels' scratch", scratch > 0 ? scratch : 0, "%d threads, about", threads);
+    int64_t scratch = device->kind == DEVICE_CPU ? threads * scratch_each - (int64_t)device->scratch_bytes : 0;
+    memory_plan_add_host(plan, device, "program", (int64_t)memory_peak_resident(), "so far");
+    if (device->kind == DEVICE_CPU) {
+        memory_plan_add(plan, "kernels' scratch", scratch > 0 ? scratch : 0, "%d threads, about", threads);
+    } else {
+        memory_plan_add(plan, "kernels' workspace", (int64_t)CARD_WORKSPACE, "partial sums, about");
+    }
     Activations nowhere = {0};
-    Layout layout = {.plan = plan};
-    lay_out(config, options, device->op, &layout, elements, NULL, &nowhere);
+    Layout layout = {.plan = plan, .element = data_type_bytes(device->type)};
+    lay_out(model, &layout, NULL, &nowhere);
     return layout.used;
 }
 
-void model_plan(const ModelConfig *config, const ModelOptions *options, const Device *device, MemoryPlan *out) {
-    ParamTable table;
-    params_create(config, &table);
+void model_plan(const ModelConfig *config, const ModelOptions *options, Device *device, MemoryPlan *out) {
+    Model model = {.device = device, .config = *config, .options = *options};
+    params_create(config, &model.table);
     *out = (MemoryPlan){0};
-    plan_arena(config, options, device, table.elements, out);
-    params_free(&table);
+    plan_arena(&model, out);
+    params_free(&model.table);
 }
 
 static Error *check_options(const ModelConfig *config, const ModelOptions *options) {
@@ -64,6 +91,19 @@ static Error *check_options(const ModelConfig *config, const ModelOptions *optio
     return NULL;
 }
 
+// What the device must know before the first step: settings of parameters, rotary angles, the state of the step.
+static void fill_constants(Model *model) {
+    Device *device = model->device;
+    if (!model->options.forward_only) {
+        UpdateSegment *segments;
+        model->segment_count = params_segments(&model->table, model->options.weight_decay, 0, model->table.elements, &segments);
+        device_upload(device, model->segments, segments, (size_t)model->segment_count * sizeof *segments);
+        free(segments);
+    }
+    model_upload_rotary(device, &model->config, model->options.length, model->activations->cos_sin);
+    model_set_control(model, &(StepControl){.loss_scale = device->type == TYPE_FP16 ? 65536 : 1});
+}
+
 Error *model_create(Device *device, const ModelConfig *config, const ModelOptions *options, Model **out) {
     TRY(model_config_check(config, "model"));
     TRY(check_options(config, options));
@@ -72,27 +112,28 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     model->config = *config;
     model->options = *options;
     params_create(config, &model->table);
-    model->arena_bytes = plan_arena(config, options, device, model->table.elements, &model->plan);
-    Error *error = memory_plan_check(&model->plan);
+    model->arena_bytes = plan_arena(model, &model->plan);
+    Error *error = memory_plan_check(&model->plan, device);
+    if (error == NULL) {
+        error = device_allocate(device, (size_t)model->arena_bytes, &model->arena);
+    }
     if (error != NULL) {
         model_destroy(model);
         return error;
     }
     model->activations = memory_zeroed(1, sizeof *model->activations);
+    model->batches = memory_zeroed(options->batches > 1 ? (size_t)options->batches : 1, sizeof *model->batches);
     if (!options->forward_only) {
         model->activations->layers = memory_zeroed((size_t)config->layers, sizeof *model->activations->layers);
     }
-    error = device_allocate(device, (size_t)model->arena_bytes, &model->arena);
-    if (error != NULL) {
-        model_destroy(model);
-        return error;
-    }
-    Layout layout = {.base = model->arena};
-    lay_out(config, options, device->op, &layout, model->table.elements, model, model->activations);
+    Layout layout = {.base = model->arena, .element = data_type_bytes(device->type)};
+    lay_out(model, &layout, model, model->activations);
     ensure(layout.used == model->arena_bytes, "the plan and its use differ");
-    if (config->position == POSITION_ROTARY) {
-        rotary_table(config, options->length, model->activations->cos_sin);
+    model->returned = device_staging(device, 2 * sizeof *model->returned);
+    for (int i = 0; i < 2; i++) {
+        model->marks[i] = device_mark_create(device);
     }
+    fill_constants(model);
     *out = model;
     return NULL;
 }
@@ -101,20 +142,18 @@ void model_destroy(Model *model) {
     if (model == NULL) {
         return;
     }
-    if (model->arena != NULL) {
-        device_release(model->device, model->arena, (size_t)model->arena_bytes);
+    device_release(model->device, model->arena, (size_t)model->arena_bytes);
+    for (int i = 0; i < 2; i++) {
+        device_mark_destroy(model->device, model->marks[i]);
     }
+    device_staging_release(model->device, model->returned, 2 * sizeof *model->returned);
     if (model->activations != NULL) {
         free(model->activations->layers);
     }
     free(model->activations);
+    free(model->batches);
     params_free(&model->table);
     free(model);
-}
-
-void model_initialise(Model *model, uint64_t seed) {
-    params_initialise(&model->table, seed, model->device->pool, model->params);
-    model_params_changed(model);
 }
 
 void model_zero_gradients(Model *model) {
@@ -123,18 +162,42 @@ void model_zero_gradients(Model *model) {
 }
 
 void model_params_changed(Model *model) {
-    model->weights = model->params;
+    if (model->weights != model->params && model->params != NULL) {
+        model->device->op->convert(
+            model->device, &(Convert){model->table.elements, TYPE_FP32, model->device->type, model->params, model->weights});
+    }
 }
 
 // ---- Passes
 
-static Pass pass_of(const Model *model, const Batch *batch) {
+void model_load_batch(Model *model, int64_t slot, const Batch *batch) {
     ensure(batch->length <= model->options.length &&
                batch->sequences * batch->length <= model->options.sequences * model->options.length,
            "a batch of %" PRId64 " x %" PRId64 " tokens in a model made for %" PRId64 " x %" PRId64, batch->sequences,
            batch->length, model->options.sequences, model->options.length);
+    Device *device = model->device;
+    if (device->kind == DEVICE_CPU) {
+        model->batches[0] = *batch;
+        return;
+    }
+    ensure(slot >= 0 && slot < (model->options.batches > 1 ? model->options.batches : 1), "no place %" PRId64, slot);
+    Batch *at = &model->batches[slot];
+    int64_t rows = batch->sequences * batch->length;
+    const void *from[BATCH_ARRAYS] = {batch->tokens, batch->targets, batch->weights, batch->first, batch->positions};
+    for (int i = 0; i < BATCH_ARRAYS; i++) {
+        if (from[i] != NULL) {
+            device_upload(device, at->tokens + i * rows, from[i], (size_t)rows * sizeof(int32_t));
+        }
+    }
+    batch_place(at, at->tokens, batch->sequences, batch->length);
+    at->first_sample = batch->first_sample;
+}
+
+static Pass pass_of(const Model *model, int64_t slot) {
+    const Batch *batch = &model->batches[model->device->kind == DEVICE_CPU ? 0 : slot];
     return (Pass){
         .model = model,
+        .batch = batch,
         .sequences = batch->sequences,
         .length = batch->length,
         .rows = batch->sequences * batch->length,
@@ -153,27 +216,28 @@ static void final_norm(const Pass *pass, const void *x) {
 }
 
 // The head and the loss; with dx also their gradients.
-static void classify(const Pass *pass, const Batch *batch, const StepOptions *options, const float *weights, float *losses,
-                     void *dx) {
+static void classify(const Pass *pass, const StepOptions *options, void *dx) {
     const Model *model = pass->model;
     const Activations *a = model->activations;
     int32_t head = model->table.head;
+    bool fp16 = model->device->type == TYPE_FP16;
     model->device->op->classifier(model->device, &(Classifier){
                                                      .rows = pass->rows,
                                                      .width = model->config.width,
                                                      .vocabulary = model->config.vocabulary,
                                                      .x = a->final,
                                                      .w = block_weight(model, head),
-                                                     .targets = batch->targets,
-                                                     .weights = weights,
+                                                     .targets = pass->batch->targets,
+                                                     .weights = pass->batch->weights,
                                                      .z_loss = options != NULL ? options->z_loss : 0,
                                                      .grad_scale = options != NULL ? options->grad_scale : 0,
-                                                     .losses = losses,
+                                                     .losses = a->losses,
                                                      .zs = a->zs,
                                                      .dx = dx,
                                                      .dw = dx != NULL ? model->grads + model->table.rows[head].offset : NULL,
                                                      .chunk_rows = a->head_rows,
                                                      .scratch = a->head_scratch,
+                                                     .loss_scale = fp16 ? &model->control->loss_scale : NULL,
                                                  });
 }
 
@@ -202,10 +266,11 @@ static void final_norm_backward(const Pass *pass) {
                                                     });
 }
 
-void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result) {
+void model_run_batch(Model *model, int64_t slot, const StepOptions *options) {
     ensure(model->grads != NULL, "a model made for forward passes only");
     const Activations *a = model->activations;
-    Pass pass = pass_of(model, batch);
+    Device *device = model->device;
+    Pass pass = pass_of(model, slot);
     pass.dropout = (float)model->config.dropout;
     pass.seed = options->seed;
     embedding_pass(&pass, a->layers[0].input);
@@ -213,7 +278,8 @@ void model_forward_backward(Model *model, const Batch *batch, const StepOptions 
         block_forward(&pass, layer, &a->layers[layer]);
     }
     final_norm(&pass, a->last);
-    classify(&pass, batch, options, batch->weights, a->losses, a->dnarrow);
+    classify(&pass, options, a->dnarrow);
+    device->op->loss_sums(device, &(LossSums){pass.rows, pass.batch->weights, a->losses, a->zs, model->control});
     final_norm_backward(&pass);
     announce(options, model->table.rows[model->table.final_norm].offset);
     for (int64_t layer = model->config.layers - 1; layer >= 0; layer--) {
@@ -222,21 +288,31 @@ void model_forward_backward(Model *model, const Batch *batch, const StepOptions 
     }
     embedding_pass_backward(&pass, a->dstream);
     announce(options, 0);
-    *result = (StepResult){0};
-    for (int64_t r = 0; r < pass.rows; r++) {
-        double weight = (double)batch->weights[r];
-        if (weight != 0) {
-            result->loss_sum += weight * (double)a->losses[r];
-            result->z_sum += weight * (double)a->zs[r] * (double)a->zs[r];
-            result->weight_sum += weight;
-        }
+}
+
+void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result) {
+    model_load_batch(model, 0, batch);
+    if (result == NULL) {
+        model_run_batch(model, 0, options);
+        return;
     }
+    StepControl before = model_control(model), control = before;
+    control.loss_sum = control.z_sum = control.weight_sum = 0;
+    model_set_control(model, &control);
+    model_run_batch(model, 0, options);
+    control = model_control(model);
+    *result = (StepResult){control.loss_sum, control.weight_sum, control.z_sum};
+    control.loss_sum += before.loss_sum;
+    control.weight_sum += before.weight_sum;
+    control.z_sum += before.z_sum;
+    model_set_control(model, &control);
 }
 
 // The final norm's output of a pass without dropout and without anything kept.
 static Pass forward_quietly(Model *model, const Batch *batch) {
     const LayerActivations *at = &model->activations->shared;
-    Pass pass = pass_of(model, batch);
+    model_load_batch(model, 0, batch);
+    Pass pass = pass_of(model, 0);
     embedding_pass(&pass, at->input);
     for (int64_t layer = 0; layer < model->config.layers; layer++) {
         block_forward(&pass, layer, at);
@@ -246,32 +322,29 @@ static Pass forward_quietly(Model *model, const Batch *batch) {
 }
 
 void model_evaluate(Model *model, const Batch *batch, float *losses) {
-    Pass pass = forward_quietly(model, batch);
     // Weight 1 wherever there is a target.
-    float *weights = model->activations->losses;
-    for (int64_t r = 0; r < pass.rows; r++) {
-        weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
+    int64_t rows = batch->sequences * batch->length;
+    Batch counted = *batch;
+    counted.weights = memory_new((size_t)rows, sizeof(float));
+    for (int64_t r = 0; r < rows; r++) {
+        counted.weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
     }
-    classify(&pass, batch, NULL, weights, losses, NULL);
+    Pass pass = forward_quietly(model, &counted);
+    classify(&pass, NULL, NULL);
+    device_download(model->device, losses, model->activations->losses, (size_t)rows * sizeof *losses);
+    free(counted.weights);
 }
 
 void model_logits(Model *model, const Batch *batch, float *logits) {
-    Pass pass = forward_quietly(model, batch);
-    block_project(model, pass.rows, model->table.head, -1, model->activations->final, NULL, logits);
-}
-
-void model_optimizer_step(Model *model, const OptimizerStep *step, double learning_rate, double weight_decay, int64_t begin,
-                          int64_t end) {
-    OptimizerSegment *segments;
-    OptimizerStep whole = *step;
-    whole.segment_count = params_segments(&model->table, learning_rate, weight_decay, begin, end, &segments);
-    whole.segments = segments;
-    whole.kind = model->options.optimizer;
-    whole.grads = model->grads;
-    whole.params = model->params;
-    whole.moment1 = model->moment1;
-    whole.moment2 = model->moment2;
-    model->device->op->optimizer_step(model->device, &whole);
-    free(segments);
-    model_params_changed(model);
+    Batch rows_only = *batch;
+    rows_only.targets = NULL;
+    rows_only.weights = NULL;
+    Pass pass = forward_quietly(model, &rows_only);
+    void *memory;
+    size_t bytes = (size_t)(pass.rows * model->config.vocabulary) * sizeof *logits;
+    Error *error = device_allocate(model->device, bytes, &memory);
+    ensure(error == NULL, "%s", error->message);
+    block_logits(model, pass.rows, model->activations->final, memory);
+    device_download(model->device, logits, memory, bytes);
+    device_release(model->device, memory, bytes);
 }

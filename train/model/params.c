@@ -111,51 +111,56 @@ enum { PIECE = 1 << 16 };
 
 typedef struct Piece {
     int32_t row;
-    int64_t first;
+    int64_t first, count;  // of the flat array
 } Piece;
 
 typedef struct Initialise {
     const ParamTable *table;
     const Piece *pieces;
     uint64_t seed;
-    float *params;
+    float *out;  // of flat element `begin`
+    int64_t begin;
 } Initialise;
 
 static void initialise_piece(void *context, int64_t task, int thread) {
     const Initialise *work = context;
     const Piece *piece = &work->pieces[task];
     const Param *row = &work->table->rows[piece->row];
-    float *values = work->params + row->offset + piece->first;
-    int64_t left = row->count - piece->first, count = left < PIECE ? left : PIECE;
+    float *values = work->out + piece->first - work->begin;
     if (row->init == INIT_NORMAL) {
         uint64_t stream = philox_stream(RANDOM_INIT, (uint64_t)piece->row);
-        philox_normal(work->seed, stream, (uint64_t)piece->first, row->deviation, values, count);
+        philox_normal(work->seed, stream, (uint64_t)(piece->first - row->offset), row->deviation, values, piece->count);
         return;
     }
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < piece->count; i++) {
         values[i] = row->init == INIT_ONES ? 1.0F : 0.0F;
     }
 }
 
-void params_initialise(const ParamTable *table, uint64_t seed, ThreadPool *pool, float *params) {
+void params_initialise(const ParamTable *table, uint64_t seed, ThreadPool *pool, Range part, float *out) {
     Piece *pieces = NULL;
     int64_t count = 0, capacity = 0;
     for (int32_t i = 0; i < table->count; i++) {
         const Param *row = &table->rows[i];
-        for (int64_t first = 0; first < row->count; first += PIECE) {
-            array_push(pieces, count, capacity, ((Piece){i, first}));
+        int64_t next = i + 1 < table->count ? row[1].offset : table->elements;
+        int64_t first = row->offset > part.begin ? row->offset : part.begin;
+        int64_t last = row->offset + row->count < part.end ? row->offset + row->count : part.end;
+        for (; first < last; first += PIECE) {
+            array_push(pieces, count, capacity, ((Piece){i, first, last - first < PIECE ? last - first : PIECE}));
         }
-        int64_t end = row->offset + row->count, next = i + 1 < table->count ? row[1].offset : table->elements;
-        memset(params + end, 0, (size_t)(next - end) * sizeof *params);
+        int64_t padding = row->offset + row->count > part.begin ? row->offset + row->count : part.begin;
+        next = next < part.end ? next : part.end;
+        if (padding < next) {
+            memset(out + padding - part.begin, 0, (size_t)(next - padding) * sizeof *out);
+        }
     }
-    Initialise work = {table, pieces, seed, params};
+    Initialise work = {table, pieces, seed, out, part.begin};
     threads_run(pool, count, initialise_piece, &work);
     free(pieces);
 }
 
-int64_t params_segments(const ParamTable *table, double learning_rate, double weight_decay, int64_t begin, int64_t end,
-                        OptimizerSegment **out) {
-    OptimizerSegment *segments = memory_new((size_t)table->count, sizeof *segments);
+int64_t params_segments(const ParamTable *table, double weight_decay, int64_t begin, int64_t end, UpdateSegment **out) {
+    UpdateSegment *segments = memory_new((size_t)table->count, sizeof *segments);
     int64_t count = 0;
     for (int32_t i = 0; i < table->count; i++) {
         const Param *row = &table->rows[i];
@@ -164,12 +169,11 @@ int64_t params_segments(const ParamTable *table, double learning_rate, double we
         if (!row->trainable || first >= last) {
             continue;
         }
-        OptimizerSegment segment = {first, last - first, (float)(learning_rate * (double)row->rate_scale),
-                                    row->decay ? (float)weight_decay : 0};
-        OptimizerSegment *previous = count > 0 ? &segments[count - 1] : NULL;
+        UpdateSegment segment = {first, last - first, row->rate_scale, row->decay ? (float)weight_decay : 0};
+        UpdateSegment *previous = count > 0 ? &segments[count - 1] : NULL;
         // Padding is zero in parameters, gradients and moments, so a run may cross it: zero stays zero.
         bool joins = previous != NULL && first - (previous->offset + previous->count) < PARAM_ALIGN &&
-                     previous->learning_rate == segment.learning_rate && previous->weight_decay == segment.weight_decay;
+                     previous->rate_scale == segment.rate_scale && previous->weight_decay == segment.weight_decay;
         if (joins) {
             previous->count = last - previous->offset;
         } else {

@@ -1,8 +1,8 @@
 // The parameter table: one row per tensor, and nothing else lists parameters.
 //
 // Parameters, gradients and each optimizer moment are flat fp32 arrays of `elements`; a row is a place in all of them.
-// Order: embeddings, layers 0 .. L-1, final norm, head. Rows start at multiples of 64 bytes; the padding between them is zero
-// in every array and stays zero. Names:
+// Order: embeddings, layers 0 .. L-1, final norm, head. Rows start at multiples of PARAM_ALIGN elements; the padding between
+// them is zero in every array and stays zero. Names:
 //
 //   embedding.token                          [V, C]
 //   embedding.position                       [context, C]           learned positions
@@ -32,7 +32,7 @@ typedef enum ParamSplit {
     SPLIT_GATE_UP,  // ... of the gate's and of the up projection's rows
 } ParamSplit;
 
-enum { PARAM_NAME_SIZE = 48, PARAM_ALIGN = 16 };  // PARAM_ALIGN in elements
+enum { PARAM_NAME_SIZE = 48, PARAM_ALIGN = 32 };  // PARAM_ALIGN in elements: 64 bytes of 16 bits
 
 typedef struct Param {
     char name[PARAM_NAME_SIZE];
@@ -76,10 +76,10 @@ const Param *params_find(const ParamTable *table, const char *name);
 // The number of parameters of a config (without a table in memory).
 int64_t params_count(const ModelConfig *config);
 
-// Writes initial values to the flat array (elements floats; padding becomes zero), with the threads of `pool`.
-void params_initialise(const ParamTable *table, uint64_t seed, ThreadPool *pool, float *params);
+// Writes initial values of the part [begin, end) of the flat array to out[0 ..] (padding becomes zero), with the threads of
+// `pool`.
+void params_initialise(const ParamTable *table, uint64_t seed, ThreadPool *pool, Range part, float *out);
 
-// The runs of trainable rows with equal settings, for Operations.optimizer_step, clipped to [begin, end) of the flat array (a
+// The runs of trainable rows with equal settings, for Operations.optimizer_update, clipped to [begin, end) of the flat array (a
 // rank's slice; 0 and elements for all). The caller frees *out. Returns the count.
-int64_t params_segments(const ParamTable *table, double learning_rate, double weight_decay, int64_t begin, int64_t end,
-                        OptimizerSegment **out);
+int64_t params_segments(const ParamTable *table, double weight_decay, int64_t begin, int64_t end, UpdateSegment **out);

@@ -24,29 +24,39 @@ typedef struct ModelOptions {
     OptimizerKind optimizer;
     int64_t head_rows;  // rows of logits held at a time; 0: chosen
     bool forward_only;  // no gradients, moments or kept activations
+    int64_t batches;    // micro-batches that a card holds at once; 0: one
+    // Where the compute type is not fp32: no fp32 copy of the parameters, updates are rounded stochastically.
+    bool no_masters;
+    double weight_decay;
+    MomentType moments;
 } ModelOptions;
 
 typedef struct PlanLine {
+    bool host;  // in the host's memory though the device is a card
     char name[48];
     char detail[64];  // "12 layers x 4096 x 768 x 4 B"
     int64_t bytes;
 } PlanLine;
 
-enum { PLAN_LINES = 48 };
+enum { PLAN_LINES = 48, CARD_WORKSPACE = 256 << 20 };
 
 typedef struct MemoryPlan {
     PlanLine lines[PLAN_LINES];
     int count;
-    int64_t total;
+    int64_t total;  // of the device
+    int64_t host;   // of the host beside a card
 } MemoryPlan;
 
 void memory_plan_add(MemoryPlan *plan, const char *name, int64_t bytes, const char *detail, ...) PRINTF_LIKE(4, 5);
+// A line of the host's memory: the same where the device is the CPU.
+void memory_plan_add_host(MemoryPlan *plan, const Device *device, const char *name, int64_t bytes, const char *detail, ...)
+    PRINTF_LIKE(5, 6);
 
-// Prints the plan as a table with a total, and beside it the memory that the machine has free.
-void memory_plan_print(const MemoryPlan *plan, FILE *out);
+// Prints the plan as a table with a total, and beside it the memory that the device has free. device NULL: the host.
+void memory_plan_print(const MemoryPlan *plan, Device *device, FILE *out);
 
 // The plan of a model on a device, without creating it. The same lines are in Model.plan.
-void model_plan(const ModelConfig *config, const ModelOptions *options, const Device *device, MemoryPlan *out);
+void model_plan(const ModelConfig *config, const ModelOptions *options, Device *device, MemoryPlan *out);
 
-// An error where the plan's total exceeds the memory available now, with what to change.
-Error *memory_plan_check(const MemoryPlan *plan) MUST_CHECK;
+// An error where the plan's total exceeds the memory available now, with what to change. device NULL: the host.
+Error *memory_plan_check(const MemoryPlan *plan, Device *device) MUST_CHECK;

@@ -1,0 +1,70 @@
+// A step's state and update: see model.h and kernels.h (StepControl).
+#include "train/model/model.h"
+
+#include <stddef.h>
+
+void model_begin_step(Model *model, double learning_rate) {
+    const double zeros[3] = {0};
+    float rate = (float)learning_rate;
+    _Static_assert(offsetof(StepControl, weight_sum) == 2 * sizeof(double), "the sums lie together");
+    device_upload(model->device, &model->control->loss_sum, zeros, sizeof zeros);
+    device_upload(model->device, &model->control->learning_rate, &rate, sizeof rate);
+}
+
+void model_finish_step(Model *model, const UpdateOptions *options) {
+    Device *device = model->device;
+    StepControl *control = model->control;
+    device->op->squares(device, model->table.elements, model->grads, &control->grad_squares);
+    device->op->step_decide(device, &(StepDecide){
+                                        .control = control,
+                                        .batch_weight = options->batch_weight,
+                                        .clip = options->clip,
+                                        .beta1 = options->beta1,
+                                        .beta2 = options->beta2,
+                                        .dynamic_scale = device->type == TYPE_FP16,
+                                    });
+    device->op->optimizer_update(device, &(OptimizerUpdate){
+                                             .kind = model->options.optimizer,
+                                             .segments = model->segments,
+                                             .segment_count = model->segment_count,
+                                             .count = model->table.elements,
+                                             .beta1 = options->beta1,
+                                             .beta2 = options->beta2,
+                                             .epsilon = options->epsilon,
+                                             .control = control,
+                                             .grads = model->grads,
+                                             .params = model->params,
+                                             .weights = model->weights != model->params ? model->weights : NULL,
+                                             .moment_type = model->options.moments,
+                                             .moment1 = model->moment1,
+                                             .moment2 = model->moment2,
+                                             .scale1 = model->scale1,
+                                             .scale2 = model->scale2,
+                                             .seed = options->seed,
+                                         });
+}
+
+void model_send_control(Model *model) {
+    ensure(model->sent - model->received < 2, "two controls are under way already");
+    int64_t place = model->sent++ % 2;
+    device_download(model->device, &model->returned[place], model->control, sizeof *model->control);
+    device_mark_set(model->device, model->marks[place]);
+}
+
+Error *model_receive_control(Model *model, StepControl *out) {
+    ensure(model->received < model->sent, "no control is under way");
+    int64_t place = model->received++ % 2;
+    TRY(device_mark_wait(model->device, model->marks[place]));
+    *out = model->returned[place];
+    return NULL;
+}
+
+StepControl model_control(const Model *model) {
+    StepControl control;
+    device_download(model->device, &control, model->control, sizeof control);
+    return control;
+}
+
+void model_set_control(Model *model, const StepControl *control) {
+    device_upload(model->device, model->control, control, sizeof *control);
+}
