@@ -76,6 +76,7 @@ typedef struct DeviceCard {
     int multiprocessors;
     size_t memory, available;  // bytes
     bool usable;               // new enough
+    const char *bodies;        // which kernels this build has for it, and why
 } DeviceCard;
 struct DeviceDescription {
     int driver, runtime;  // 13000 for 13.0

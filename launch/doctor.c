@@ -29,8 +29,8 @@
 #define AS_TEXT(value) AS_TEXT_(value)
 
 typedef struct Fact {
-    const char *section, *name;
-    char *value;
+    const char *section;
+    char *name, *value;
 } Fact;
 
 typedef struct Findings {
@@ -45,7 +45,7 @@ static void PRINTF_LIKE(4, 5) fact(Findings *all, const char *section, const cha
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    array_push(all->facts, all->fact_count, all->fact_capacity, ((Fact){section, name, memory_string(text)}));
+    array_push(all->facts, all->fact_count, all->fact_capacity, ((Fact){section, memory_string(name), memory_string(text)}));
 }
 
 // ---- The machine
@@ -172,7 +172,7 @@ static void find_ranks(Findings *all) {
     bool mpi = strcmp(comm_library(), "none") != 0;
     fact(all, "ranks", "MPI", "%s", mpi ? comm_library() : "not built");
     fact(all, "ranks", "started by", "%s", comm_started_by_launcher() ? "an MPI launcher" : "hand: one rank");
-    fact(all, "ranks", "CUDA, NCCL", "not built");
+    fact(all, "ranks", "NCCL", "%s", comm_nccl_version());
     if (!mpi) {
         strings_add(&all->notes, "built without MPI, so one rank only: install libopenmpi-dev openmpi-bin and build again");
     } else if (!in_path("mpirun") && !in_path("srun")) {
@@ -182,6 +182,53 @@ static void find_ranks(Findings *all) {
         strings_add(&all->notes, "root may use Open MPI's mpirun only with OMPI_ALLOW_RUN_AS_ROOT=1 and "
                                  "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment");
     }
+}
+
+// ---- Cards
+
+static void version_text(char out[16], int version) {
+    snprintf(out, 16, "%d.%d", version / 1000, version % 1000 / 10);
+}
+
+static void find_cards(Findings *all) {
+    if (!device_built(DEVICE_CUDA)) {
+        fact(all, "cards", "CUDA", "not built");
+        if (access("/dev/nvidia0", F_OK) == 0) {
+            strings_add(&all->notes,
+                        "this host has an NVIDIA card, but this build has no CUDA: install the CUDA toolkit (nvcc), "
+                        "then configure and build again");
+        }
+        return;
+    }
+    DeviceDescription cards;
+    Error *error = device_describe_cards(DEVICE_CUDA, &cards);
+    if (error != NULL) {
+        fact(all, "cards", "CUDA", "built, but not usable: %s", error->message);
+        if (access("/dev/nvidia0", F_OK) == 0) {
+            strings_add(&all->notes, error->message);
+        }
+        error_free(error);
+        return;
+    }
+    char runtime[16], driver[16];
+    version_text(runtime, cards.runtime);
+    version_text(driver, cards.driver);
+    fact(all, "cards", "CUDA", "runtime %s, driver for %s", runtime, driver);
+    for (int i = 0; i < cards.cards; i++) {
+        const DeviceCard *card = &cards.card[i];
+        char name[16], left[32], memory[32];
+        snprintf(name, sizeof name, "card %d", i);
+        fact(all, "cards", name, "%s, sm_%d, %d multiprocessors, %s of %s free", card->name, card->architecture,
+             card->multiprocessors, text_bytes(left, (double)card->available), text_bytes(memory, (double)card->memory));
+        snprintf(name, sizeof name, "kernels of %d", i);
+        fact(all, "cards", name, "%s", card->bodies);
+        if (!card->usable) {
+            strings_add(&all->notes, "a card here is older than sm_80 and cannot be used: choose another with card=N");
+        }
+    }
+    fact(all, "cards", "products",
+         "auto: ours or cuBLASLt by trial for each shape (kernels.txt in a run's folder tells); "
+         "products=ours, cublas or sm80 forces one");
 }
 
 static void library(Findings *all, const char *name, const char *built, const char *running) {
@@ -281,10 +328,12 @@ static Error *run(const void *options, int count, char **arguments) {
     find_memory(&all);
     find_disk(&all);
     find_limits(&all);
+    find_cards(&all);
     find_ranks(&all);
     find_libraries(&all);
     (((const Options *)options)->json ? print_json : print_page)(&all);
     for (size_t i = 0; i < all.fact_count; i++) {
+        free(all.facts[i].name);
         free(all.facts[i].value);
     }
     free(all.facts);

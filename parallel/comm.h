@@ -73,6 +73,9 @@ Error *comm_all_reduce(Comm *comm, float *data, int64_t count) MUST_CHECK;
 // The same for a few doubles, sum or maximum.
 Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommReduce how) MUST_CHECK;
 
+// The version of NCCL this build has: "2.27.3", or "not built".
+const char *comm_nccl_version(void);
+
 // ---- Groups that work on a device's memory
 
 // From then on the float sums of this group (all-reduce, start, test, wait) take memory of `device`, in the order of its

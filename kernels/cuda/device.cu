@@ -207,6 +207,23 @@ static size_t ask_available(int ordinal) {
     return available;
 }
 
+// What a card of that architecture runs.
+static const char *bodies_for(int architecture) {
+    if (architecture < OLDEST_ARCHITECTURE) {
+        return "none: the kernels need sm_80 or later";
+    }
+#ifdef ATHANOR_HAVE_SM90
+    if (architecture == 90) {
+        return "wgmma and TMA (sm_90a) for matrix products and attention where shapes allow, mma.sync elsewhere";
+    }
+#else
+    if (architecture == 90) {
+        return "mma.sync: this build was made without sm_90a, so the faster wgmma kernels are missing";
+    }
+#endif
+    return "mma.sync (sm_80 code): wgmma is for sm_90 alone";
+}
+
 static Error *describe_cards(DeviceDescription *out) {
     TRY(check_driver(&out->driver, &out->runtime));
     TRY(count_cards(&out->cards));
@@ -226,6 +243,7 @@ static Error *describe_cards(DeviceDescription *out) {
         card->memory = properties.totalGlobalMem;
         card->usable = card->architecture >= OLDEST_ARCHITECTURE;
         card->available = ask_available(i);
+        card->bodies = bodies_for(card->architecture);
     }
     cudaSetDevice(current);
     return NULL;

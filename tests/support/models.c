@@ -24,20 +24,26 @@ Model *models_open(const ModelConfig *config, const ModelOptions *options, int t
 
 Model *models_open_variant(const ModelConfig *config, const ModelOptions *options, int threads, const char *variant) {
     Device *device;
-    Model *model;
     must(device_open_cpu(threads, variant, &device));
+    return models_open_on(device, config, options);
+}
+
+Model *models_open_on(Device *device, const ModelConfig *config, const ModelOptions *options) {
+    Model *model;
     must(model_create(device, config, options, &model));
-    model_initialise(model, 1);
+    int64_t elements = model->table.elements;
+    float *values = memory_zeroed((size_t)elements, sizeof *values), *noise = memory_new((size_t)elements, sizeof *noise);
+    params_initialise(&model->table, 1, device->pool, (Range){0, elements}, values);
     for (int32_t i = 0; i < model->table.count; i++) {
         const Param *row = &model->table.rows[i];
-        float *noise = memory_new((size_t)row->count, sizeof *noise);
         philox_normal(2, philox_stream(RANDOM_TEST, (uint64_t)i), 0, 0.15F, noise, row->count);
         for (int64_t j = 0; j < row->count; j++) {
-            model->params[row->offset + j] += noise[j];
+            values[row->offset + j] += noise[j];
         }
-        free(noise);
     }
-    model_params_changed(model);
+    model_write(model, MODEL_PARAMS, 0, elements, values);
+    free(noise);
+    free(values);
     return model;
 }
 

@@ -10,6 +10,8 @@ ModelConfig models_config(const char *yaml);
 // parameter (norm weights and biases too) then gets noise, so that no gradient is trivially right. Close with models_close.
 Model *models_open(const ModelConfig *config, const ModelOptions *options, int threads);
 Model *models_open_variant(const ModelConfig *config, const ModelOptions *options, int threads, const char *variant);
+// The same model on a device that models_close will close too.
+Model *models_open_on(Device *device, const ModelConfig *config, const ModelOptions *options);
 void models_close(Model *model);
 
 // A batch with random tokens, targets, weights (some 0, their targets -1) and, where `documents`, several documents in a row.
