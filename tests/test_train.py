@@ -37,7 +37,7 @@ def run(*command, code=0, part=None, ranks=0):
     line = [ATHANOR, *command]
     if ranks:
         line = ["mpirun", "-n", str(ranks), *line]
-    result = subprocess.run(line, capture_output=True, text=True, timeout=600, env=RANKS_ENVIRONMENT if ranks else None)
+    result = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=600, env=RANKS_ENVIRONMENT if ranks else None)
     told = [l for l in result.stderr.splitlines() if "athanor: " in l]
     if not check(result.returncode == code, f"{' '.join(line)}: exit code {result.returncode}, expected {code}"):
         print(result.stderr[-3000:], file=sys.stderr)
