@@ -201,8 +201,14 @@ void attention_delta(Card *card, const AttentionBackward *a, float *delta);
 bool attention_forward_sm90(Card *card, const AttentionForward *a);
 bool attention_backward_sm90(Card *card, const AttentionBackward *a);
 
+// The plain body, one warp a row: any type, width and address. For fp32, where it is a means to find faults rather than to
+// train.
+void attention_forward_plain(Card *card, const AttentionForward *a);
+void attention_backward_plain(Card *card, const AttentionBackward *a, const float *delta);
+void attention_decode_plain(Card *card, const AttentionDecode *a);
+
 // The portable bodies on tensor cores; false for types, widths and addresses that they do not take.
 bool attention_forward_sm80(Card *card, const AttentionForward *a);
-bool attention_backward_sm80(Card *card, const AttentionBackward *a);
+bool attention_backward_sm80(Card *card, const AttentionBackward *a, const float *delta);
 
 }  // namespace BACKEND

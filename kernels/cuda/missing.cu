@@ -5,12 +5,6 @@ namespace BACKEND {
 
 #define MISSING __attribute__((weak))
 
-MISSING void attention_forward(Device *device, const AttentionForward *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void attention_backward(Device *device, const AttentionBackward *a) {
-    ensure(false, "no kernel yet");
-}
 MISSING void attention_decode(Device *device, const AttentionDecode *a) {
     ensure(false, "no kernel yet");
 }
