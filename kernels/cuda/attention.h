@@ -73,10 +73,17 @@ __device__ __forceinline__ int64_t attention_part(const AttentionPlan &p, int b,
 
 // ---- The score, in units of log2
 
-// tanh(x), absolute error below 2^-22: what counts for a score, which is c times it, is the absolute error; tanh_fast's would
-// show in every probability. 1 - 2 / (e^2x + 1) is right at both ends: e^2x overflows to infinity or vanishes.
+// tanh(x) to a few units in the last place: a score is c times it, so tanh_fast's error would show in every probability. Near 0
+// a polynomial; elsewhere 1 - 2 / (e^2x + 1), which is right at both ends: e^2x overflows to infinity or vanishes.
 __device__ __forceinline__ float attention_tanh(float x) {
-    return 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(x * 2.8853900817779268f));
+    float square = x * x, p = 0x1.197b80p-9f;
+    p = fmaf(p, square, -0x1.0c2148p-7f);
+    p = fmaf(p, square, 0x1.6394dap-6f);
+    p = fmaf(p, square, -0x1.b9ef7cp-5f);
+    p = fmaf(p, square, 0x1.11106cp-3f);
+    p = fmaf(p, square, -0x1.555554p-2f);
+    float far = 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(x * 2.8853900817779268f));
+    return fabsf(x) < 0.625f ? fmaf(p * square, x, x) : far;
 }
 
 // The soft-capped score of the product `dot` = q.k, without slopes, where p.cap > 0; *derivative is that of the score by
