@@ -1,0 +1,185 @@
+// The matrix product of Hopper: which tile, cluster and parts of K a shape gets, and the start of the kernel (matmul_sm90.h).
+//
+// Deterministic: a sum is added in the order of K, parts of K by product_finish_sums in their order.
+#include "kernels/cuda/matmul_sm90.h"
+#include "kernels/cuda/tensor_map.h"
+
+#include <math.h>
+
+namespace BACKEND {
+
+// ---- The plan
+
+// B's columns that one column of C needs: two where gated.
+static int64_t sums_columns(const Product *p) {
+    return p->epilogue == EPILOGUE_GATED ? 2 * p->n : p->n;
+}
+
+bool sm90_takes(const Card *card, const Product *p) {
+    bool forward = p->epilogue == EPILOGUE_FORWARD || p->epilogue == EPILOGUE_GATED;
+    if (p->type == TYPE_FP32 || !p->wide || forward != (p->form == PRODUCT_FORWARD) || p->k < 1) {
+        return false;
+    }
+    if (forward ? p->accumulate : p->float_output && p->pre != NULL) {
+        return false;
+    }
+    if (p->form == PRODUCT_BACKWARD_WEIGHT && !p->float_output) {
+        return false;
+    }
+    const int64_t most = INT32_MAX - 512;
+    return p->m <= most && product_b_rows(p) <= most && p->k <= most && card->shared_limit >= Sm90Shared<256>::BYTES &&
+           divide_up(p->m, SM90_ROWS) * divide_up(product_b_rows(p), 128) * SM90_MOST_PARTS <= most;
+}
+
+Sm90Plan sm90_plan(const Product *p, int multiprocessors, int columns, int cluster, int parts) {
+    Sm90Plan plan = {};
+    plan.columns = columns;
+    plan.cluster = cluster;
+    plan.units = (int)divide_up(p->m, SM90_ROWS * cluster);
+    plan.column_tiles = (int)divide_up(sums_columns(p), columns);
+    plan.k_blocks = (int)divide_up(p->k, SM90_DEPTH);
+    plan.part_blocks = (int)divide_up(plan.k_blocks, parts);
+    plan.parts = (int)divide_up(plan.k_blocks, plan.part_blocks);
+    plan.works = plan.units * plan.column_tiles * plan.parts;
+    // What runs at once is about as many rows as columns: the least of A and B in L2.
+    plan.group = (int)lround(sqrt((double)(multiprocessors * columns) / (int)SM90_ROWS) / cluster);
+    plan.group = plan.group < 1 ? 1 : plan.group;
+    bool derived = p->activation != ACTIVATION_NONE || p->epilogue == EPILOGUE_GATED ||
+                   p->epilogue == EPILOGUE_GATED_BACKWARD || (p->form == PRODUCT_FORWARD && p->pre != NULL);
+    plan.plain = !derived && !p->float_output && plan.parts == 1;
+    return plan;
+}
+
+// About how many cycles a plan takes: waves of tiles, limited by tensor cores (4096 operations a cycle) or by what L2 gives one
+// multiprocessor (46 bytes a cycle), and the ends of tiles. Estimates from the numbers in matmul_sm90.h, not measured.
+static double sm90_cycles(const Product *p, const Sm90Plan *plan, int multiprocessors) {
+    double bytes = (int)SM90_A_BYTES + (double)(plan->columns * SM90_DEPTH * 2) / plan->cluster;
+    double block = fmax(4.0 * plan->columns, bytes / 46);
+    double end = plan->columns * (plan->plain ? 4.0 : 10.0) + 300;
+    double waves = (double)divide_up(plan->works, multiprocessors / plan->cluster);
+    double cycles = 2000 + waves * (plan->part_blocks * block + end);
+    if (plan->parts > 1) {  // written and read once more, at 2500 bytes a cycle, by another kernel
+        cycles += 4000 + 8.0 * plan->parts * (double)p->m * (double)sums_columns(p) / 2500;
+    }
+    return cycles;
+}
+
+Sm90Plan sm90_choose(const Product *p, int multiprocessors) {
+    Sm90Plan best = {};
+    double least = 0;
+    for (int columns = 256; columns >= 128; columns /= 2) {
+        for (int cluster = multiprocessors >= 2 ? 2 : 1; cluster >= 1; cluster--) {
+            for (int parts = 1; parts <= SM90_MOST_PARTS; parts++) {
+                Sm90Plan plan = sm90_plan(p, multiprocessors, columns, cluster, parts);
+                if (parts > 1 && plan.works / plan.parts >= multiprocessors / cluster) {
+                    break;  // all are busy with whole sums
+                }
+                double cycles = sm90_cycles(p, &plan, multiprocessors);
+                if (best.works == 0 || cycles < least) {
+                    best = plan;
+                    least = cycles;
+                }
+            }
+        }
+    }
+    return best;
+}
+
+// ---- Descriptors and launch
+
+// A matrix of `rows` rows of `width` contiguous elements, in boxes of 64 elements of box_rows rows.
+static bool map_matrix(Card *card, DataType type, const void *base, int64_t width, int64_t rows, int64_t stride, int box_rows,
+                       CUtensorMap *map) {
+    TensorBox tensor = {};
+    tensor.base = base;
+    tensor.type = type;
+    tensor.dimensions = 2;
+    tensor.extent[0] = width;
+    tensor.extent[1] = rows;
+    tensor.stride[0] = 1;
+    tensor.stride[1] = stride;
+    tensor.box[0] = SM90_BOX;
+    tensor.box[1] = box_rows;
+    return tensor_map(card, &tensor, map);
+}
+
+template <typename T, int COLUMNS, ProductForm FORM>
+static void sm90_launch(Card *card, const CUtensorMap &a, const CUtensorMap &b, const Product &p, const Sm90Plan &plan) {
+    int clusters = card->multiprocessors / plan.cluster;
+    clusters = plan.works < clusters ? plan.works : clusters;
+    launch_cluster(card, "matmul sm90", sm90_product<T, COLUMNS, FORM>, dim3((unsigned)(clusters * plan.cluster)), SM90_THREADS,
+                   plan.cluster, Sm90Shared<COLUMNS>::BYTES, a, b, p, plan);
+}
+
+template <typename T, int COLUMNS>
+static void sm90_launch_form(Card *card, const CUtensorMap &a, const CUtensorMap &b, const Product &p, const Sm90Plan &plan) {
+    switch (p.form) {
+    case PRODUCT_FORWARD:
+        sm90_launch<T, COLUMNS, PRODUCT_FORWARD>(card, a, b, p, plan);
+        break;
+    case PRODUCT_BACKWARD_INPUT:
+        sm90_launch<T, COLUMNS, PRODUCT_BACKWARD_INPUT>(card, a, b, p, plan);
+        break;
+    case PRODUCT_BACKWARD_WEIGHT:
+        sm90_launch<T, COLUMNS, PRODUCT_BACKWARD_WEIGHT>(card, a, b, p, plan);
+        break;
+    }
+}
+
+template <typename T>
+static void sm90_launch_columns(Card *card, const CUtensorMap &a, const CUtensorMap &b, const Product &p,
+                                const Sm90Plan &plan) {
+    if (plan.columns == 256) {
+        sm90_launch_form<T, 256>(card, a, b, p, plan);
+    } else {
+        sm90_launch_form<T, 128>(card, a, b, p, plan);
+    }
+}
+
+bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan) {
+    CUtensorMap a, b;
+    bool a_turned = p->form == PRODUCT_BACKWARD_WEIGHT, b_turned = p->form != PRODUCT_FORWARD;
+    int64_t b_rows = product_b_rows(p);
+    bool mapped = a_turned ? map_matrix(card, p->type, p->a, p->m, p->k, p->a_stride, SM90_DEPTH, &a)
+                           : map_matrix(card, p->type, p->a, p->k, p->m, p->a_stride, SM90_ROWS, &a);
+    mapped = mapped && (b_turned ? map_matrix(card, p->type, p->b, b_rows, p->k, p->b_stride, SM90_DEPTH, &b)
+                                 : map_matrix(card, p->type, p->b, p->k, b_rows, p->b_stride, plan->columns / 2, &b));
+    if (!mapped) {
+        return false;
+    }
+    Product sums = *p;
+    if (plan->parts > 1) {
+        // The bare sums of every part to the workspace. Gated ones are a product with all columns of B.
+        sums.epilogue = p->form == PRODUCT_FORWARD ? EPILOGUE_FORWARD : EPILOGUE_BACKWARD;
+        sums.activation = ACTIVATION_NONE;
+        sums.float_output = true;
+        sums.accumulate = false;
+        sums.bias = NULL;
+        sums.residual = NULL;
+        sums.pre = NULL;
+        sums.n = sums.c_stride = sums_columns(p);
+        sums.c = card_workspace(card, (size_t)(plan->parts * p->m * sums.n) * sizeof(float));
+        if (sums.c == NULL) {
+            return true;  // and the card has failed
+        }
+    }
+    if (p->type == TYPE_BF16) {
+        sm90_launch_columns<bf16>(card, a, b, sums, *plan);
+    } else {
+        sm90_launch_columns<fp16>(card, a, b, sums, *plan);
+    }
+    if (plan->parts > 1) {
+        product_finish_sums(card, p, sums.c, true, plan->parts);
+    }
+    return true;
+}
+
+bool product_sm90(Card *card, const Product *p) {
+    if (!sm90_takes(card, p)) {
+        return false;
+    }
+    Sm90Plan plan = sm90_choose(p, card->multiprocessors);
+    return sm90_run(card, p, &plan);
+}
+
+}  // namespace BACKEND

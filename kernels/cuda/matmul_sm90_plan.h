@@ -1,0 +1,33 @@
+// How a matrix product is cut for Hopper: chosen by matmul_sm90.cu for each shape, or given by a test.
+#pragma once
+
+#include "kernels/cuda/matmul.h"
+
+namespace BACKEND {
+
+enum {
+    SM90_ROWS = 128,       // of a tile
+    SM90_DEPTH = 64,       // of a block of K
+    SM90_MOST_PARTS = 16,  // of K
+};
+
+// The work of a cluster: 1 or 2 tiles of one column below each other, over one of `parts` parts of K.
+typedef struct Sm90Plan {
+    int columns;                            // of B in a tile: 256 or 128
+    int cluster;                            // blocks: 1 or 2
+    int units, column_tiles, parts, works;  // units: ceil(row tiles / cluster); works = units * column_tiles * parts
+    int k_blocks, part_blocks;              // of 64 along K: all, and those of one part
+    int group;                              // units that are walked down before the next column: what runs at once fits L2
+    bool plain;                             // which end of a tile: see matmul_sm90.h
+} Sm90Plan;
+
+// Whether matmul_sm90.cu takes the product, but for what TMA asks of A and B.
+bool sm90_takes(const Card *card, const Product *p);
+// The plan with that tile and cluster and at most that many parts.
+Sm90Plan sm90_plan(const Product *p, int multiprocessors, int columns, int cluster, int parts);
+// The plan that should take the least time.
+Sm90Plan sm90_choose(const Product *p, int multiprocessors);
+// Computes the product so. False: TMA cannot read A or B.
+bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan);
+
+}  // namespace BACKEND

@@ -1,0 +1,338 @@
+// The matrix product of Hopper on the simulated card, against float64, with the cut of the product given: tiles of 128 and 256
+// columns, one block and clusters of two, parts of K, every form and epilogue; asynchronous work as late and as early as may
+// be, and at random. Then that the cut chosen for a shape is sensible.
+//
+// An element may err by one rounding of its type and by what fp32 sums of that length err. Rows have gaps, which must stay.
+#define _Noreturn [[noreturn]]
+extern "C" {
+#include "core/memory.h"
+#include "core/philox.h"
+#include "tests/support/check.h"
+#include "tests/support/op_check.h"
+}
+#undef _Noreturn
+#include "kernels/cuda/matmul_sm90_plan.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include <engine.h>
+
+using namespace simulated;
+
+// One product. The flags say which of the epilogue's tensors there are.
+enum { BIAS = 1, RESIDUAL = 2, PRE = 4, ACCUMULATE = 8, FLOAT = 16 };
+typedef struct Row {
+    ProductForm form;
+    ProductEpilogue epilogue;
+    Activation activation;
+    int flags;
+    int m, n, k;
+    int columns, cluster, parts;
+} Row;
+
+static const ProductForm F = PRODUCT_FORWARD, I = PRODUCT_BACKWARD_INPUT, W = PRODUCT_BACKWARD_WEIGHT;
+static const ProductEpilogue P = EPILOGUE_FORWARD, G = EPILOGUE_GATED, B = EPILOGUE_BACKWARD, D = EPILOGUE_GATED_BACKWARD;
+static const Activation NONE = ACTIVATION_NONE, TANH = ACTIVATION_GELU_TANH, ERF = ACTIVATION_GELU_ERF, RELU = ACTIVATION_RELU,
+                        SILU = ACTIVATION_SILU;
+
+static const Row table[] = {
+    // The main loop: one and several blocks of K, more and fewer than stages; edges of K, M and N; odd numbers of row tiles.
+    {F, P, NONE, 0, 128, 256, 64, 256, 1, 1},
+    {F, P, NONE, 0, 256, 256, 640, 256, 2, 1},
+    {F, P, NONE, 0, 1, 8, 8, 128, 1, 1},
+    {F, P, NONE, 0, 129, 264, 72, 256, 2, 1},
+    {F, P, NONE, 0, 383, 520, 200, 256, 2, 1},
+    {F, P, NONE, 0, 127, 120, 456, 128, 2, 1},
+    {F, P, NONE, 0, 1100, 392, 136, 128, 2, 1},  // several tiles for each of the simulated card's six multiprocessors
+    {F, P, NONE, 0, 1100, 392, 136, 128, 1, 1},
+    {F, P, NONE, 0, 900, 776, 328, 256, 1, 1},
+    {I, B, NONE, 0, 128, 256, 64, 256, 1, 1},
+    {I, B, NONE, 0, 257, 264, 200, 256, 2, 1},
+    {I, B, NONE, 0, 640, 392, 72, 128, 2, 1},
+    {I, B, NONE, 0, 130, 136, 520, 128, 1, 1},
+    {W, B, NONE, FLOAT, 128, 256, 64, 256, 1, 1},
+    {W, B, NONE, FLOAT, 264, 264, 200, 256, 2, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 392, 520, 77, 128, 2, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 136, 72, 1000, 128, 1, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 8, 8, 1, 128, 1, 1},
+    // Ends of tiles: plain ...
+    {F, P, NONE, BIAS, 200, 264, 72, 256, 2, 1},
+    {F, P, NONE, RESIDUAL, 200, 264, 72, 256, 1, 1},
+    {F, P, NONE, BIAS | RESIDUAL, 300, 328, 72, 128, 2, 1},
+    {I, B, NONE, ACCUMULATE, 200, 520, 72, 256, 2, 1},
+    {I, B, NONE, ACCUMULATE, 200, 200, 72, 128, 1, 1},
+    // ... and general.
+    {F, P, NONE, BIAS | PRE, 140, 264, 72, 256, 2, 1},
+    {F, P, TANH, BIAS | PRE, 140, 264, 72, 256, 2, 1},
+    {F, P, ERF, BIAS | PRE | RESIDUAL, 260, 136, 72, 128, 2, 1},
+    {F, P, RELU, RESIDUAL, 140, 264, 72, 256, 1, 1},
+    {F, P, SILU, 0, 140, 104, 72, 128, 1, 1},
+    {F, P, NONE, BIAS | FLOAT, 140, 264, 72, 256, 2, 1},
+    {F, G, SILU, PRE, 140, 264, 72, 256, 2, 1},
+    {F, G, TANH, BIAS | PRE | RESIDUAL, 300, 200, 136, 256, 2, 1},
+    {F, G, NONE, BIAS, 140, 72, 136, 128, 1, 1},
+    {F, G, ERF, 0, 520, 104, 72, 128, 2, 1},
+    {I, B, TANH, PRE, 140, 264, 72, 256, 2, 1},
+    {I, B, SILU, PRE | ACCUMULATE, 140, 264, 72, 256, 1, 1},
+    {I, B, ERF, PRE | ACCUMULATE, 260, 72, 72, 128, 2, 1},
+    {I, B, RELU, PRE, 140, 72, 72, 128, 1, 1},
+    {I, D, SILU, PRE, 140, 264, 72, 256, 2, 1},
+    {I, D, TANH, PRE, 300, 136, 72, 128, 2, 1},
+    {I, D, NONE, PRE, 140, 72, 72, 128, 1, 1},
+    // Parts of K, the last one shorter.
+    {W, B, NONE, FLOAT | ACCUMULATE, 136, 264, 1000, 256, 2, 4},
+    {W, B, NONE, FLOAT | ACCUMULATE, 264, 136, 700, 128, 1, 3},
+    {F, P, TANH, BIAS | PRE | RESIDUAL, 140, 264, 456, 256, 2, 3},
+    {F, G, SILU, BIAS | PRE, 140, 136, 456, 128, 2, 3},
+    {I, D, SILU, PRE, 140, 136, 456, 128, 1, 2},
+    {I, B, NONE, ACCUMULATE, 140, 136, 456, 128, 2, 2},
+};
+
+// A matrix on the card and on the host, rows `stride` elements apart; `float_elements`: fp32 instead of the type.
+typedef struct Matrix {
+    int64_t rows, width, stride;
+    DataType type;
+    float *host;
+    void *card;
+} Matrix;
+
+static const float GAP = -77;
+
+static Matrix matrix_new(Device *device, DataType type, int64_t rows, int64_t width, int64_t gap, float deviation,
+                         uint64_t stream) {
+    Matrix x = {rows, width, width + gap, type, NULL, NULL};
+    int64_t count = rows * x.stride;
+    size_t bytes = (size_t)(count * data_type_bytes(type));
+    x.host = (float *)memory_new((size_t)count, sizeof(float));
+    philox_normal(11, philox_stream(RANDOM_TEST, stream), 0, deviation, x.host, count);
+    for (int64_t i = 0; i < count; i++) {
+        x.host[i] = i % x.stride < width ? op_round(type, x.host[i]) : GAP;
+    }
+    void *encoded = memory_new(bytes, 1);
+    op_encode(type, x.host, encoded, count);
+    CHECK_OK(device_allocate(device, bytes, &x.card));
+    device_upload(device, x.card, encoded, bytes);
+    CHECK_OK(device_finish(device));
+    free(encoded);
+    return x;
+}
+
+static void matrix_free(Device *device, Matrix *x) {
+    if (x->card != NULL) {
+        device_release(device, x->card, (size_t)(x->rows * x->stride * data_type_bytes(x->type)));
+        free(x->host);
+    }
+}
+
+static double activation(Activation kind, double x, bool slope) {
+    double c = sqrt(2 / M_PI), t = tanh(c * (x + 0.044715 * x * x * x)), s = 1 / (1 + exp(-x));
+    switch (kind) {
+    case ACTIVATION_GELU_TANH:
+        return slope ? 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x) : 0.5 * x * (1 + t);
+    case ACTIVATION_GELU_ERF:
+        return slope ? 0.5 * (1 + erf(x / sqrt(2))) + x * exp(-x * x / 2) / sqrt(2 * M_PI) : 0.5 * x * (1 + erf(x / sqrt(2)));
+    case ACTIVATION_RELU:
+        return slope ? x > 0 : x > 0 ? x : 0;
+    case ACTIVATION_SILU:
+        return slope ? s + x * s * (1 - s) : x * s;
+    default:
+        return slope ? 1 : x;
+    }
+}
+
+typedef struct Tensors {
+    Matrix a, b, bias, residual, pre, c;
+} Tensors;
+
+static double sum_of(const Row *r, const Tensors *t, int64_t i, int64_t j) {
+    double sum = 0;
+    for (int64_t k = 0; k < r->k; k++) {
+        float a = r->form == W ? t->a.host[k * t->a.stride + i] : t->a.host[i * t->a.stride + k];
+        float b = r->form == F ? t->b.host[j * t->b.stride + k] : t->b.host[k * t->b.stride + j];
+        sum += (double)a * (double)b;
+    }
+    return sum;
+}
+
+// The largest error of a matrix on the card in units of its tolerance; want[rows, width].
+static double worst_of(Device *device, const Matrix *x, const double *want, double sums) {
+    int64_t count = x->rows * x->stride;
+    size_t bytes = (size_t)(count * data_type_bytes(x->type));
+    void *encoded = memory_new(bytes, 1);
+    float *have = (float *)memory_new((size_t)count, sizeof(float));
+    device_download(device, encoded, x->card, bytes);
+    CHECK_OK(device_finish(device));
+    op_decode(x->type, encoded, have, count);
+    double worst = 0, unit = x->type == TYPE_BF16 ? 0x1p-8 : x->type == TYPE_FP16 ? 0x1p-11 : 0x1p-24;
+    for (int64_t i = 0; i < x->rows; i++) {
+        for (int64_t j = 0; j < x->stride; j++) {
+            float at = have[i * x->stride + j];
+            double error;
+            if (j < x->width) {
+                double right = want[i * x->width + j];
+                error = fabs((double)at - right) / (1.001 * unit * fabs(right) + sums);
+            } else {
+                error = at == GAP ? 0 : INFINITY;
+            }
+            worst = error > worst || isnan(error) ? error : worst;
+        }
+    }
+    free(encoded);
+    free(have);
+    return worst;
+}
+
+static void check_row(Device *device, const Row *r) {
+    Card *card = card_of(device);
+    DataType type = device->type, c_type = r->flags & FLOAT ? TYPE_FP32 : type;
+    bool gated = r->epilogue == G, gated_back = r->epilogue == D;
+    int64_t m = r->m, n = r->n, k = r->k, b_rows = gated ? 2 * n : n;
+    Tensors t = {};
+    t.a = matrix_new(device, type, r->form == W ? k : m, r->form == W ? m : k, 8, 1, 1);
+    t.b = matrix_new(device, type, r->form == F ? b_rows : k, r->form == F ? k : n, 16, 1 / sqrtf((float)k), 2);
+    t.c = matrix_new(device, c_type, m, gated_back ? 2 * n : n, 8, 1, 3);
+    t.bias = r->flags & BIAS ? matrix_new(device, type, 1, b_rows, 0, 1, 4) : t.bias;
+    t.residual = r->flags & RESIDUAL ? matrix_new(device, type, m, n, 8, 1, 5) : t.residual;
+    t.pre = r->flags & PRE ? matrix_new(device, type, m, gated || gated_back ? 2 * n : n, 24, 1, 6) : t.pre;
+
+    // What is to come out.
+    double *c = (double *)memory_new((size_t)(m * t.c.width), sizeof(double));
+    int64_t pre_width = r->flags & PRE ? t.pre.width : 2 * n;
+    double *pre = (double *)memory_new((size_t)(m * pre_width), sizeof(double));
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            double sum = sum_of(r, &t, i, j) + (r->flags & BIAS ? t.bias.host[j] : 0);
+            double *to = &c[i * t.c.width + j], *pre_to = &pre[i * pre_width + j];
+            const float *at = r->flags & PRE ? &t.pre.host[i * t.pre.stride + j] : NULL;
+            double residual = r->flags & RESIDUAL ? t.residual.host[i * t.residual.stride + j] : 0;
+            double old = r->flags & ACCUMULATE ? t.c.host[i * t.c.stride + j] : 0;
+            if (gated) {
+                double value = sum_of(r, &t, i, n + j) + (r->flags & BIAS ? t.bias.host[n + j] : 0);
+                *to = activation(r->activation, sum, false) * value + residual;
+                pre_to[0] = sum;
+                pre_to[n] = value;
+            } else if (gated_back) {
+                to[0] = sum * (double)at[n] * activation(r->activation, at[0], true);
+                to[n] = sum * activation(r->activation, at[0], false);
+            } else if (r->form == F) {
+                *to = activation(r->activation, sum, false) + residual;
+                *pre_to = sum;
+            } else {
+                *to = sum * (at != NULL ? activation(r->activation, at[0], true) : 1) + old;
+            }
+        }
+    }
+
+    Product p = {};
+    p.form = r->form;
+    p.epilogue = r->epilogue;
+    p.activation = r->activation;
+    p.type = type;
+    p.float_output = r->flags & FLOAT;
+    p.accumulate = r->flags & ACCUMULATE;
+    p.wide = true;
+    p.m = m;
+    p.n = n;
+    p.k = k;
+    p.a = t.a.card;
+    p.b = t.b.card;
+    p.a_stride = t.a.stride;
+    p.b_stride = t.b.stride;
+    p.bias = t.bias.card;
+    p.residual = t.residual.card;
+    p.pre = t.pre.card;
+    p.c = t.c.card;
+    p.c_stride = t.c.stride;
+    p.pre_stride = t.pre.stride;
+    CHECK(sm90_takes(card, &p));
+    Sm90Plan plan = sm90_plan(&p, card->multiprocessors, r->columns, r->cluster, r->parts);
+    CHECK_I64(plan.parts, r->parts);
+    CHECK(sm90_run(card, &p, &plan));
+    CHECK_OK(device_finish(device));
+
+    double sums = 2e-6 * (1 + sqrt((double)k) / 16);
+    double worst = worst_of(device, &t.c, c, sums);
+    if (r->flags & PRE && r->form == F) {
+        double also = worst_of(device, &t.pre, pre, sums);
+        worst = also > worst || isnan(also) ? also : worst;
+    }
+    if (!CHECK(worst <= 1)) {
+        printf("row %d: %d x %d x %d, worst error %g of its tolerance\n", (int)(r - table), r->m, r->n, r->k, worst);
+    }
+    Matrix *all[] = {&t.a, &t.b, &t.c, &t.bias, &t.residual, &t.pre};
+    for (Matrix *x : all) {
+        matrix_free(device, x);
+    }
+    free(c);
+    free(pre);
+}
+
+static void check_all(DataType type, simulator::Timing timing, uint64_t seed, int step, int first) {
+    Device *device;
+    simulator::settings().timing = timing;
+    simulator::settings().seed = seed;
+    if (CHECK_OK(device_open_card(DEVICE_SIMULATED, 0, type, 1, &device))) {
+        for (size_t i = (size_t)first; i < sizeof table / sizeof *table; i += (size_t)step) {
+            check_row(device, &table[i]);
+        }
+        device_close(device);
+    }
+}
+
+static void test_late(void) {
+    check_all(TYPE_BF16, simulator::Timing::LATE, 0, 1, 0);
+}
+static void test_early(void) {
+    check_all(TYPE_FP16, simulator::Timing::EARLY, 1, 1, 0);
+}
+static void test_random(void) {
+    for (int seed = 0; seed < 4; seed++) {
+        check_all(seed % 2 ? TYPE_BF16 : TYPE_FP16, simulator::Timing::RANDOM, (uint64_t)seed + 2, 4, seed);
+    }
+}
+
+// ---- The choice of a cut
+
+static Product forward_product(int64_t m, int64_t n, int64_t k) {
+    Product p = {};
+    p.form = PRODUCT_FORWARD;
+    p.type = TYPE_BF16;
+    p.wide = true;
+    p.m = m;
+    p.n = n;
+    p.k = k;
+    return p;
+}
+
+static void test_choice(void) {
+    Product p = forward_product(16384, 12288, 4096);
+    Sm90Plan plan = sm90_choose(&p, 132);
+    CHECK(plan.columns == 256 && plan.cluster == 2 && plan.parts == 1 && plan.plain);
+    CHECK_I64(plan.works, 64 * 48);
+    p = forward_product(2048, 768, 768);  // 48 tiles of 128 x 256, 96 of 128 x 128
+    plan = sm90_choose(&p, 132);
+    CHECK(plan.columns == 128 && plan.parts == 1);
+    p = forward_product(768, 768, 32768);
+    p.form = PRODUCT_BACKWARD_WEIGHT;
+    p.epilogue = EPILOGUE_BACKWARD;
+    p.float_output = true;
+    plan = sm90_choose(&p, 132);
+    CHECK(plan.parts > 2 && plan.parts * plan.part_blocks >= 512 && (plan.parts - 1) * plan.part_blocks < 512);
+    // Every tile and part once, whatever the group.
+    for (int cluster = 1; cluster <= 2; cluster++) {
+        for (int m = 1; m < 4000; m += 777) {
+            p = forward_product(m, 1000, 1000);
+            plan = sm90_plan(&p, 132, 128, cluster, 3);
+            CHECK_I64(plan.works, divide_up(divide_up(m, 128), cluster) * 8 * 3);
+        }
+    }
+}
+
+int main(void) {
+    RUN(test_choice);
+    RUN(test_late);
+    RUN(test_early);
+    RUN(test_random);
+    return check_report();
+}
