@@ -25,18 +25,6 @@ MISSING void classifier(Device *device, const Classifier *a) {
 MISSING int64_t classifier_scratch_bytes(int64_t chunk_rows, int64_t width, int64_t vocabulary) {
     return 0;
 }
-MISSING void squares(Device *device, int64_t count, const float *x, double *sum) {
-    ensure(false, "no kernel yet");
-}
-MISSING void loss_sums(Device *device, const LossSums *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void step_decide(Device *device, const StepDecide *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING void optimizer_update(Device *device, const OptimizerUpdate *a) {
-    ensure(false, "no kernel yet");
-}
 MISSING void sample(Device *device, const Sample *a) {
     ensure(false, "no kernel yet");
 }

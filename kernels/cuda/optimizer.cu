@@ -1,0 +1,329 @@
+// The update of all parameters on a card, in one launch: contract in kernels.h, formulas in kernels/update.h.
+//
+// One pass over everything, so bandwidth is the limit. Bytes a parameter with AdamW (bf16 weights):
+//
+//   fp32 moments       read g 4, m 4, v 4, p 4; write m 4, v 4, p 4, weight 2: 30.  Without masters (weight 2 + 2): 24.
+//   eight-bit moments  read g 4, m 1, v 1, p 4; write m 1, v 1, p 4, weight 2: 18.  Without masters:              12.
+//
+// A thread takes four neighbouring parameters at a time, in 128-bit accesses of everything in fp32. A block walks over a range
+// of the flat array: one binary search finds its first segment, and as segments rise, a cursor finds the others. Where four
+// parameters do not lie in one segment, each segment takes its own of them, in accesses of single values.
+//
+// Eight-bit moments: a warp takes a block of 256 values, eight a lane, so that the largest magnitude needs no shared memory;
+// the codes are looked up in tables in shared memory (kernels/quantize.h). Elements do not depend on the grid: deterministic.
+#include "kernels/cuda/element.h"
+#include "kernels/quantize.h"
+#include "kernels/update.h"
+
+namespace BACKEND {
+
+static const int THREADS = 256;
+static const int WARPS = THREADS / 32;
+static const int GROUP = 4;      // parameters that a thread takes at a time
+static const unsigned ALL = 15;  // the mask of a whole group
+
+// x rounded to the type of the weights, without bias.
+template <typename T> __device__ __forceinline__ T round_stochastic(float x, uint32_t word);
+template <> __device__ __forceinline__ float round_stochastic<float>(float x, uint32_t word) {
+    return x;
+}
+template <> __device__ __forceinline__ bf16 round_stochastic<bf16>(float x, uint32_t word) {
+    uint16_t bits = round_stochastic_bf16(x, word);
+    return *(bf16 *)&bits;
+}
+template <> __device__ __forceinline__ fp16 round_stochastic<fp16>(float x, uint32_t word) {
+    uint16_t bits = round_stochastic_fp16(x, word);
+    return *(fp16 *)&bits;
+}
+
+// Four elements in one access (16 or 8 bytes).
+template <typename T> struct alignas(GROUP * sizeof(T)) Four { T at[GROUP]; };
+template <typename T> __device__ __forceinline__ Four<T> load_four(const T *from) {
+    return *(const Four<T> *)from;
+}
+template <> __device__ __forceinline__ Four<float> load_four<float>(const float *from) {
+    Pack<float> pack = load_pack_once(from);
+    return *(Four<float> *)&pack;
+}
+template <typename T> __device__ __forceinline__ void store_four(T *to, const Four<T> &four) {
+    *(Four<T> *)to = four;
+}
+template <> __device__ __forceinline__ void store_four<float>(float *to, const Four<float> &four) {
+    store_pack_once(to, *(const Pack<float> *)&four);
+}
+
+// The segment that holds the flat element looked at, or the next one behind it.
+struct Cursor {
+    int number;
+    int64_t begin, end;  // flat; both the largest number behind the last segment
+};
+
+__device__ __forceinline__ void cursor_set(const OptimizerUpdate &a, Cursor *c, int number) {
+    c->number = number;
+    c->begin = c->end = INT64_MAX;
+    if (number < a.segment_count) {
+        c->begin = a.segments[number].offset;
+        c->end = c->begin + a.segments[number].count;
+    }
+}
+
+__device__ __forceinline__ Cursor cursor_find(const OptimizerUpdate &a, int64_t at) {
+    int low = 0, high = (int)a.segment_count;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (a.segments[middle].offset + a.segments[middle].count > at) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Cursor cursor;
+    cursor_set(a, &cursor, low);
+    return cursor;
+}
+
+__device__ __forceinline__ void cursor_advance(const OptimizerUpdate &a, Cursor *c, int64_t at) {
+    while (c->end <= at) {
+        cursor_set(a, c, c->number + 1);
+    }
+}
+
+// Which of the parameters flat .. + GROUP lie in the cursor's segment and below `end`: a bit each.
+__device__ __forceinline__ unsigned cursor_mask(const Cursor &c, int64_t flat, int64_t end) {
+    if (flat >= c.begin && flat + GROUP <= c.end && flat + GROUP <= end) {
+        return ALL;
+    }
+    unsigned mask = 0;
+#pragma unroll
+    for (int i = 0; i < GROUP; i++) {
+        mask |= (unsigned)(flat + i >= c.begin && flat + i < c.end && flat + i < end) << i;
+    }
+    return mask;
+}
+
+// The elements of `mask`, zeros elsewhere.
+template <typename T> __device__ __forceinline__ Four<T> load_masked(const T *from, unsigned mask) {
+    Four<T> four = {};
+    if (mask == ALL) {
+        four = load_four(from);
+    } else {
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            if (mask >> i & 1) {
+                four.at[i] = from[i];
+            }
+        }
+    }
+    return four;
+}
+template <typename T> __device__ __forceinline__ void store_masked(T *to, const Four<T> &four, unsigned mask) {
+    if (mask == ALL) {
+        store_four(to, four);
+    } else {
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            if (mask >> i & 1) {
+                to[i] = four.at[i];
+            }
+        }
+    }
+}
+
+// Updates those of the parameters index .. + GROUP of the arrays that are in `mask`, all of segment `number`. Of m and v, only
+// what is in `mask` changes.
+template <typename T>
+__device__ __forceinline__ void update_group(const OptimizerUpdate &a, int number, int64_t index, unsigned mask, Four<float> *m,
+                                             Four<float> *v) {
+    const StepControl *c = a.control;
+    UpdateRule rule;
+    rule.beta1 = a.beta1;
+    rule.beta2 = a.beta2;
+    rule.epsilon = a.epsilon;
+    rule.correction1 = c->correction1;
+    rule.correction2 = c->correction2;
+    rule.rate = c->learning_rate * a.segments[number].rate_scale;
+    rule.decay = a.segments[number].weight_decay;
+    float scale = c->grad_scale;
+    Four<float> g = load_masked(a.grads + index, mask), p = {};
+    T *weights = (T *)a.weights + index;
+    if (a.params != NULL) {
+        p = load_masked(a.params + index, mask);
+    } else {
+        Four<T> rounded = load_masked(weights, mask);
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            p.at[i] = to_float(rounded.at[i]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < GROUP; i++) {
+        float one = m->at[i], two = v->at[i], gradient = g.at[i] * scale;
+        p.at[i] = a.kind == OPTIMIZER_ADAMW  ? update_adamw(rule, gradient, p.at[i], &one, &two)
+                  : a.kind == OPTIMIZER_LION ? update_lion(rule, gradient, p.at[i], &one)
+                                             : update_sgd(rule, gradient, p.at[i], &one);
+        m->at[i] = mask >> i & 1 ? one : m->at[i];
+        v->at[i] = mask >> i & 1 ? two : v->at[i];
+    }
+    Four<T> rounded;
+    if (a.params != NULL) {
+        store_masked(a.params + index, p, mask);
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            rounded.at[i] = from_float<T>(p.at[i]);
+        }
+    } else {
+        uint64_t stream = philox_stream(RANDOM_ROUNDING, (uint64_t)c->updates);
+        Philox random = philox(a.seed, stream, (uint64_t)(a.first + index) / GROUP);
+#pragma unroll
+        for (int i = 0; i < GROUP; i++) {
+            rounded.at[i] = round_stochastic<T>(p.at[i], random.word[i]);
+        }
+    }
+    if (a.weights != NULL) {
+        store_masked(weights, rounded, mask);
+    }
+}
+
+// A block updates `range` neighbouring parameters.
+template <typename T> static __global__ void __launch_bounds__(THREADS, 4) update_fp32(OptimizerUpdate a, int64_t range) {
+    if (a.control->skip) {
+        return;
+    }
+    int64_t begin = a.first + blockIdx.x * range, end = min(a.first + a.count, begin + range);
+    Cursor cursor = cursor_find(a, begin);
+    for (int64_t flat = begin + threadIdx.x * GROUP; flat < end; flat += THREADS * GROUP) {
+        int64_t index = flat - a.first;
+        float *moment1 = (float *)a.moment1 + index, *moment2 = (float *)a.moment2 + index;
+        for (cursor_advance(a, &cursor, flat); cursor.begin < min(end, flat + GROUP);
+             cursor_set(a, &cursor, cursor.number + 1)) {
+            unsigned mask = cursor_mask(cursor, flat, end);
+            Four<float> m = load_masked(moment1, mask), v = {};
+            if (a.kind == OPTIMIZER_ADAMW) {
+                v = load_masked(moment2, mask);
+            }
+            update_group<T>(a, cursor.number, index, mask, &m, &v);
+            store_masked(moment1, m, mask);
+            if (a.kind == OPTIMIZER_ADAMW) {
+                store_masked(moment2, v, mask);
+            }
+            if (cursor.end > flat + GROUP) {
+                break;  // the next parameters may be of this segment too
+            }
+        }
+    }
+}
+
+struct CodeTables {
+    float value1[MOMENT_CODES], tree1[MOMENT_CODES], value2[MOMENT_CODES], tree2[MOMENT_CODES];
+};
+
+__device__ __forceinline__ Four<float> decode_four(const float *value, const uint8_t *codes, unsigned mask, float scale) {
+    Four<uint8_t> four = load_masked(codes, mask);
+    Four<float> out;
+#pragma unroll
+    for (int i = 0; i < GROUP; i++) {
+        out.at[i] = mask >> i & 1 ? value[four.at[i]] * scale : 0;
+    }
+    return out;
+}
+
+template <bool SIGNED>
+__device__ __forceinline__ void encode_four(const float *tree, const Four<float> &x, float inverse, uint8_t *codes,
+                                            unsigned mask) {
+    Four<uint8_t> four;
+#pragma unroll
+    for (int i = 0; i < GROUP; i++) {
+        float y = x.at[i] * inverse;
+        four.at[i] = (uint8_t)(SIGNED ? code_nearest(tree, y) : code_nearest_unsigned(tree, y));
+    }
+    store_masked(codes, four, mask);
+}
+
+__device__ __forceinline__ float largest_of(const Four<float> &x) {
+    return fmaxf(fmaxf(fabsf(x.at[0]), fabsf(x.at[1])), fmaxf(fabsf(x.at[2]), fabsf(x.at[3])));
+}
+
+static const int HALVES = MOMENT_BLOCK / (32 * GROUP);  // groups of a lane in a block of moments
+
+template <typename T> static __global__ void __launch_bounds__(THREADS, 3) update_8bit(OptimizerUpdate a, int64_t range) {
+    SHARED(CodeTables, tables, [1]);
+    if (a.control->skip) {
+        return;
+    }
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    bool adamw = a.kind == OPTIMIZER_ADAMW;
+    tables->value1[threadIdx.x] = code_value(1, threadIdx.x);
+    tables->value2[threadIdx.x] = code_value(0, threadIdx.x);
+    tables->tree1[threadIdx.x] = threadIdx.x > 0 ? code_tree(1, threadIdx.x) : 0;
+    tables->tree2[threadIdx.x] = threadIdx.x > 0 ? code_tree(0, threadIdx.x) : 0;
+    __syncthreads();
+    int64_t begin = a.first + blockIdx.x * range, end = min(a.first + a.count, begin + range);
+    Cursor cursor = cursor_find(a, begin);
+    for (int64_t at = begin + warp * MOMENT_BLOCK; at < end; at += WARPS * MOMENT_BLOCK) {
+        cursor_advance(a, &cursor, at);
+        if (cursor.begin >= min(end, at + MOMENT_BLOCK)) {
+            continue;  // the block lies between segments
+        }
+        int64_t block = (at - a.first) / MOMENT_BLOCK;
+        float scale1 = a.scale1[block], scale2 = adamw ? a.scale2[block] : 0, largest1 = 0, largest2 = 0;
+        Four<float> m[HALVES], v[HALVES];
+        uint8_t *codes1 = (uint8_t *)a.moment1 + (at - a.first), *codes2 = (uint8_t *)a.moment2 + (at - a.first);
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) {
+            int place = (h * 32 + lane) * GROUP;
+            int64_t left = end - at - place;
+            unsigned present = left >= GROUP ? ALL : left > 0 ? (1u << left) - 1 : 0;
+            m[h] = decode_four(tables->value1, codes1 + place, present, scale1);
+            v[h] = {};
+            if (adamw) {
+                v[h] = decode_four(tables->value2, codes2 + place, present, scale2);
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) {
+            int place = (h * 32 + lane) * GROUP;
+            int64_t flat = at + place;
+            Cursor own = cursor;
+            for (cursor_advance(a, &own, flat); own.begin < min(end, flat + GROUP); cursor_set(a, &own, own.number + 1)) {
+                update_group<T>(a, own.number, flat - a.first, cursor_mask(own, flat, end), &m[h], &v[h]);
+            }
+            largest1 = fmaxf(largest1, largest_of(m[h]));
+            largest2 = fmaxf(largest2, largest_of(v[h]));
+        }
+        scale1 = block_scale(warp_max(largest1));
+        scale2 = block_scale(warp_max(largest2));
+        float inverse1 = block_inverse(scale1), inverse2 = block_inverse(scale2);
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) {
+            int place = (h * 32 + lane) * GROUP;
+            int64_t left = end - at - place;
+            unsigned present = left >= GROUP ? ALL : left > 0 ? (1u << left) - 1 : 0;
+            encode_four<true>(tables->tree1, m[h], inverse1, codes1 + place, present);
+            if (adamw) {
+                encode_four<false>(tables->tree2, v[h], inverse2, codes2 + place, present);
+            }
+        }
+        if (lane == 0) {
+            a.scale1[block] = scale1;
+            if (adamw) {
+                a.scale2[block] = scale2;
+            }
+        }
+    }
+}
+
+void optimizer_update(Device *device, const OptimizerUpdate *a) {
+    ensure(a->params != NULL || a->weights != NULL, "an update without parameters");
+    ensure(a->first % MOMENT_BLOCK == 0, "an update from the middle of a block of moments");
+    ensure((a->moment2 != NULL) == (a->kind == OPTIMIZER_ADAMW), "an update with the wrong moments");
+    Card *card = card_of(device);
+    bool eight_bit = a->moment_type == MOMENT_8BIT;
+    // Many ranges for each multiprocessor, so that all finish together; fewer where each first fills its tables.
+    int64_t step = eight_bit ? WARPS * MOMENT_BLOCK : THREADS * GROUP, steps = divide_up(a->count, step);
+    int64_t range = divide_up(steps, (int64_t)card->multiprocessors * (eight_bit ? 8 : 32)) * step;
+    dim3 grid((unsigned)(a->count > 0 ? divide_up(a->count, range) : 0));
+    WITH_TYPE(device->type, T,
+              launch(card, "optimizer update", eight_bit ? update_8bit<T> : update_fp32<T>, grid, THREADS, 0, *a, range));
+}
+
+}  // namespace BACKEND
