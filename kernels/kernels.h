@@ -264,7 +264,7 @@ typedef struct Classifier {
     float *dw;                     // += [V,C], NULL iff dx is
     float *dbias;                  // += [V], may be NULL
     int64_t chunk_rows;            // rows of logits held at a time
-    void *scratch;                 // classifier_scratch_bytes(chunk_rows, width, vocabulary) of device memory
+    void *scratch;                 // classifier_scratch_bytes(type, chunk_rows, width, vocabulary)
     const float *loss_scale;       // one float that also multiplies grad_scale, may be NULL
     const ClassifierShare *share;  // host, may be NULL
 } Classifier;
@@ -435,7 +435,7 @@ typedef struct Operations {
     void (*embedding_backward)(Device *, const EmbeddingBackward *);
     void (*dropout)(Device *, const Dropout *);
     void (*classifier)(Device *, const Classifier *);
-    int64_t (*classifier_scratch_bytes)(int64_t chunk_rows, int64_t width, int64_t vocabulary);
+    int64_t (*classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
     void (*optimizer_step)(Device *, const OptimizerStep *);
     // y += x, count elements of the compute type.
     void (*add)(Device *, int64_t count, const void *x, void *y);

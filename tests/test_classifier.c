@@ -144,7 +144,7 @@ static void run(Device *device, const Case *c, const Inputs *in, float *const *o
     for (int i = 0; i < OUTPUTS; i++) {
         memcpy(out[i], in->start[i], (size_t)in->counts[i] * sizeof(float));
     }
-    int64_t bytes = device->op->classifier_scratch_bytes(c->chunk_rows, c->width, c->vocabulary);
+    int64_t bytes = device->op->classifier_scratch_bytes(device->type, c->chunk_rows, c->width, c->vocabulary);
     char *scratch = memory_tensor((size_t)bytes + GUARD);
     memset(scratch, 0xA5, (size_t)bytes + GUARD);
     device->op->classifier(device, &(Classifier){.rows = c->rows,

@@ -25,7 +25,7 @@ static int64_t logits_stride(int64_t vocabulary) {
 // Floats that a row keeps between the passes.
 enum { ROW_FLOATS = 4 };
 
-int64_t CPU_NAME(cpu_classifier_scratch_bytes)(int64_t chunk_rows, int64_t width, int64_t vocabulary) {
+int64_t CPU_NAME(cpu_classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary) {
     return chunk_rows * (logits_stride(vocabulary) + ROW_FLOATS) * (int64_t)sizeof(float);
 }
 

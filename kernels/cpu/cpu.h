@@ -36,7 +36,7 @@ void CPU_NAME(cpu_embedding_forward)(Device *device, const EmbeddingForward *a);
 void CPU_NAME(cpu_embedding_backward)(Device *device, const EmbeddingBackward *a);
 void CPU_NAME(cpu_dropout)(Device *device, const Dropout *a);
 void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a);
-int64_t CPU_NAME(cpu_classifier_scratch_bytes)(int64_t chunk_rows, int64_t width, int64_t vocabulary);
+int64_t CPU_NAME(cpu_classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
 void CPU_NAME(cpu_optimizer_step)(Device *device, const OptimizerStep *a);
 void CPU_NAME(cpu_add)(Device *device, int64_t count, const void *x, void *y);
 void CPU_NAME(cpu_zero)(Device *device, int64_t bytes, void *x);

@@ -124,7 +124,7 @@ void embedding_forward(Device *device, const EmbeddingForward *a);
 void embedding_backward(Device *device, const EmbeddingBackward *a);
 void dropout(Device *device, const Dropout *a);
 void classifier(Device *device, const Classifier *a);
-int64_t classifier_scratch_bytes(int64_t chunk_rows, int64_t width, int64_t vocabulary);
+int64_t classifier_scratch_bytes(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
 void add(Device *device, int64_t count, const void *x, void *y);
 void zero(Device *device, int64_t bytes, void *x);
 void squares(Device *device, int64_t count, const float *x, double *sum);

@@ -22,13 +22,7 @@ MISSING bool product_sm90(Card *card, const Product *p) {
 MISSING void classifier(Device *device, const Classifier *a) {
     ensure(false, "no kernel yet");
 }
-MISSING int64_t classifier_scratch_bytes(int64_t chunk_rows, int64_t width, int64_t vocabulary) {
-    return 0;
-}
-MISSING void sample(Device *device, const Sample *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING int64_t sample_scratch_bytes(int64_t rows, int64_t vocabulary) {
+MISSING int64_t classifier_scratch_bytes(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary) {
     return 0;
 }
 

@@ -143,7 +143,8 @@ void activations_layout(const ModelConfig *config, const ModelOptions *options, 
     out->zs = layout_part(statistics, 3, 4, rows, sizeof(float));
     out->head_rows = head_rows_chosen(config, options, device);
     out->head_scratch =
-        layout_take(layout, "logits", 1, device->op->classifier_scratch_bytes(out->head_rows, width, config->vocabulary), 1, 1);
+        layout_take(layout, "logits", 1,
+                    device->op->classifier_scratch_bytes(device->type, out->head_rows, width, config->vocabulary), 1, 1);
     out->cos_sin = layout_take(layout, "rotary table", 1, options->length, model_rotary_width(config), sizeof(float));
 }
 
