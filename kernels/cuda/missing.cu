@@ -19,11 +19,5 @@ MISSING bool attention_backward_sm90(Card *card, const AttentionBackward *a) {
 MISSING bool product_sm90(Card *card, const Product *p) {
     return false;
 }
-MISSING void classifier(Device *device, const Classifier *a) {
-    ensure(false, "no kernel yet");
-}
-MISSING int64_t classifier_scratch_bytes(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary) {
-    return 0;
-}
 
 }  // namespace BACKEND
