@@ -79,8 +79,7 @@ static Error *operations(Trainer *t, bool loaded) {
     return NULL;
 }
 
-// A step on a card, where recording it pays: the first step runs as it is (kernels are chosen, workspaces grow), the second is
-// recorded, and the record is what runs from then on.
+// A step on a card: recorded the first time, where that is possible, and then repeated as a whole.
 static Error *card_operations(Trainer *t) {
     for (int64_t m = 0; m < t->micro_batches; m++) {
         TRY(load_batch(t, m));
@@ -91,8 +90,7 @@ static Error *card_operations(Trainer *t) {
     }
     // Dropout's bits depend on the number of the sample, which a record would repeat.
     bool can = t->config->train.graph && t->config->model.dropout == 0 && comm_recordable(t->mesh->group[MESH_DATA]);
-    bool recording = t->warm && can && device_record(t->device);
-    t->warm = true;
+    bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
     if (recording) {
         Error *ended = device_record_end(t->device, &t->graph);
@@ -233,6 +231,7 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(run_record_create(&t->record, config, t->model, t->world));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
+    TRY(trainer_rehearse(t));
     TRY(comm_attach_device(t->mesh->group[MESH_DATA], t->device));
     t->buckets = buckets_create(t->mesh->group[MESH_DATA], t->model->grads, t->model->table.elements,
                                 (int64_t)(config->parallel.bucket_mib * 1048576));

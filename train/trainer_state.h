@@ -43,7 +43,6 @@ typedef struct Trainer {
     } pending[2];        // of step s at s % 2
     double told_at;      // when
     DeviceGraph *graph;  // the operations of a step, once they were recorded
-    bool warm;           // a step has run
 } Trainer;
 
 // prepare.c: what comes before the first step. The mesh is collective; the rest each rank does alone, and creates nothing on
@@ -58,6 +57,9 @@ Error *trainer_resume(Trainer *t) MUST_CHECK;
 Error *trainer_write_files(Trainer *t) MUST_CHECK;
 void trainer_begin_checkpoint(Trainer *t);                // the results of all steps must be known
 Error *trainer_finish_checkpoint(Trainer *t) MUST_CHECK;  // collective
+
+// rehearse.c: chooses kernels and sizes scratch on a card. Collective.
+Error *trainer_rehearse(Trainer *t) MUST_CHECK;
 
 // look.c: validation and sample texts where they are due, or in any case at the `edge` of a run. Collective.
 Error *trainer_look(Trainer *t, bool edge) MUST_CHECK;
