@@ -487,7 +487,8 @@ static bool barrier_come(Barrier &barrier, const char *name, unsigned expected, 
     if (barrier.arrived == 0) {
         barrier.expected = expected;
         barrier.name = name;
-    } else if (barrier.expected != expected || (strcmp(barrier.name, name) != 0 && name[0] == '_' && barrier.name[0] == '_')) {
+    } else if (barrier.expected != expected ||
+               (barrier.name != name && name[0] == '_' && barrier.name[0] == '_' && strcmp(barrier.name, name) != 0)) {
         fault("%s for %d threads at a barrier where others came by %s for %d (-1: all)", name, (int)expected, barrier.name,
               (int)barrier.expected);
     }
@@ -503,13 +504,17 @@ static void barrier_stay(Barrier &barrier, unsigned id) {
     thread_wait(Wait::BARRIER);
 }
 
+static bool same_line(const Where &a, const Where &b) {
+    return a.line() == b.line() && (a.file_name() == b.file_name() || strcmp(a.file_name(), b.file_name()) == 0);
+}
+
 int block_sync(const char *name, bool yes, const Where &where) {
     Thread *thread = engine.thread;
     Warp *warp = thread->warp;
     Barrier &barrier = thread->block->barriers[0];
     if (warp->syncing == 0) {
         warp->sync_where = where;
-    } else if (warp->sync_where.line() != where.line() || strcmp(warp->sync_where.file_name(), where.file_name()) != 0) {
+    } else if (!same_line(warp->sync_where, where)) {
         fault("diverged %s: this lane is at %s:%u, another of its warp waits at %s:%u", name, where.file_name(),
               (unsigned)where.line(), warp->sync_where.file_name(), (unsigned)warp->sync_where.line());
     }

@@ -307,7 +307,44 @@ static inline float high(uint32_t two, bool bf16) {
     return bf16 ? __uint_as_float(two & 0xFFFF0000) : __half2float(__ushort_as_half((unsigned short)(two >> 16)));
 }
 
+// d += a b, row by row. Eight sums are one vector; the compiler's own choice of vectors is much slower.
+typedef float Eight __attribute__((vector_size(32)));
+
+static inline __attribute__((always_inline)) void multiply(const float (&a)[16][16], const float (&b)[16][8],
+                                                           float (&d)[16][8]) {
+    Eight rows[16];
+    memcpy(rows, b, sizeof rows);
+    for (int m = 0; m < 16; m++) {
+        Eight sum;
+        memcpy(&sum, d[m], sizeof sum);
+        for (int k = 0; k < 16; k++) {
+            sum += a[m][k] * rows[k];
+        }
+        memcpy(d[m], &sum, sizeof sum);
+    }
+}
+typedef void Multiply(const float (&a)[16][16], const float (&b)[16][8], float (&d)[16][8]);
+#ifdef __x86_64__
+__attribute__((target("avx2,fma"))) static void multiply_avx2(const float (&a)[16][16], const float (&b)[16][8],
+                                                              float (&d)[16][8]) {
+    multiply(a, b, d);
+}
+#endif
+static void multiply_any(const float (&a)[16][16], const float (&b)[16][8], float (&d)[16][8]) {
+    multiply(a, b, d);
+}
+static Multiply *choose_multiply() {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        return multiply_avx2;
+    }
+#endif
+    return multiply_any;
+}
+
 template <bool BF16> static void do_mma(Warp *warp, unsigned lanes) {
+    static Multiply *const multiply_best = choose_multiply();
     all_lanes(lanes, "mma_16816");
     float a[16][16], b[16][8], d[16][8];
     for (int lane = 0; lane < 32; lane++) {
@@ -323,13 +360,7 @@ template <bool BF16> static void do_mma(Warp *warp, unsigned lanes) {
             b[t + i * 8 + 1][g] = high(argument->b[i], BF16);
         }
     }
-    for (int m = 0; m < 16; m++) {
-        for (int k = 0; k < 16; k++) {
-            for (int n = 0; n < 8; n++) {
-                d[m][n] += a[m][k] * b[k][n];
-            }
-        }
-    }
+    multiply_best(a, b, d);
     for (int lane = 0; lane < 32; lane++) {
         const MmaArgument *argument = argument_of<MmaArgument>(warp, lane);
         int g = lane / 4, t = lane % 4 * 2;

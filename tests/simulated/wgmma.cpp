@@ -73,45 +73,47 @@ static void read_operand(const Block *block, const Descriptor &d, bool transpose
 
 // ---- The product of 64 x 16 and 16 x N
 
-static const int WIDEST = 256, STRIP = 32;
+static const int WIDEST = 256, MOST_STRIPS = 2;
+
+typedef float Strip __attribute__((vector_size(64)));  // of 16 columns
 
 struct Operands {
-    float a[64][16], b[16][WIDEST], d[64][WIDEST];
+    alignas(64) float a[64][16], b[16][WIDEST], d[64][WIDEST];
 };
 
-// Columns beyond n, up to the next multiple of STRIP, are computed and not used.
-static inline __attribute__((always_inline)) void multiply(Operands &o, int n) {
-    for (int column = 0; column < n; column += STRIP) {
-        for (int row = 0; row < 64; row += 2) {
-            float sum[2][STRIP];
-            for (int j = 0; j < STRIP; j++) {
-                sum[0][j] = o.d[row][column + j];
-                sum[1][j] = o.d[row + 1][column + j];
+// d += a b, four rows and STRIPS strips at a time. Columns beyond n, up to the next whole strip, are computed and not used.
+template <int STRIPS> static inline __attribute__((always_inline)) void multiply(Operands &o, int n) {
+    const int step = 16 * STRIPS;
+    for (int column = 0; column < n; column += step) {
+        for (int row = 0; row < 64; row += 4) {
+            Strip sum[4][STRIPS], b[STRIPS];
+            for (int i = 0; i < 4; i++) {
+                memcpy(sum[i], &o.d[row + i][column], sizeof sum[i]);
             }
             for (int k = 0; k < 16; k++) {
-                float x = o.a[row][k], y = o.a[row + 1][k];
-                for (int j = 0; j < STRIP; j++) {
-                    sum[0][j] += x * o.b[k][column + j];
-                    sum[1][j] += y * o.b[k][column + j];
+                memcpy(b, &o.b[k][column], sizeof b);
+                for (int i = 0; i < 4; i++) {
+                    for (int j = 0; j < STRIPS; j++) {
+                        sum[i][j] += o.a[row + i][k] * b[j];
+                    }
                 }
             }
-            for (int j = 0; j < STRIP; j++) {
-                o.d[row][column + j] = sum[0][j];
-                o.d[row + 1][column + j] = sum[1][j];
+            for (int i = 0; i < 4; i++) {
+                memcpy(&o.d[row + i][column], sum[i], sizeof sum[i]);
             }
         }
     }
 }
 #ifdef __x86_64__
 __attribute__((target("avx512f,prefer-vector-width=512"))) static void multiply_avx512(Operands &o, int n) {
-    multiply(o, n);
+    multiply<MOST_STRIPS>(o, n);
 }
 __attribute__((target("avx2,fma"))) static void multiply_avx2(Operands &o, int n) {
-    multiply(o, n);
+    multiply<1>(o, n);
 }
 #endif
 static void multiply_any(Operands &o, int n) {
-    multiply(o, n);
+    multiply<1>(o, n);
 }
 static void (*choose_multiply())(Operands &, int) {
 #ifdef __x86_64__
@@ -126,21 +128,23 @@ static void (*choose_multiply())(Operands &, int) {
     return multiply_any;
 }
 
-// ---- Accumulators: element i of thread t of the warpgroup
+// ---- Accumulators. Elements 4 j .. 4 j + 3 of a thread: two of row_of and two of eight rows below, from column_of + 8 j on.
 
-static inline int row_of(int t, int i) {
-    return t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8;
+static inline int row_of(int t) {
+    return t / 32 * 16 + t % 32 / 4;
 }
-static inline int column_of(int t, int i) {
-    return i / 4 * 8 + t % 4 * 2 + i % 2;
+static inline int column_of(int t) {
+    return t % 4 * 2;
 }
 
 static void gather_sums(Thread *threads, size_t item, Operands &o) {
     for (int t = 0; t < 128; t++) {
         const Product &p = threads[t].products.items[item];
         const float *saved = &threads[t].accumulators[p.saved];
-        for (int i = 0; i < p.shape.n / 2; i++) {
-            o.d[row_of(t, i)][column_of(t, i)] = saved[i];
+        float *upper = &o.d[row_of(t)][column_of(t)], *lower = &o.d[row_of(t) + 8][column_of(t)];
+        for (int j = 0; j < p.shape.n / 8; j++) {
+            memcpy(upper + 8 * j, saved + 4 * j, 8);
+            memcpy(lower + 8 * j, saved + 4 * j + 2, 8);
         }
     }
 }
@@ -149,8 +153,10 @@ static void scatter_sums(Thread *threads, size_t item, const Operands &o, bool e
     for (int t = 0; t < 128; t++) {
         Product &p = threads[t].products.items[item];
         float *to = ended ? p.d : &threads[t].accumulators[p.saved];
-        for (int i = 0; i < p.shape.n / 2; i++) {
-            to[i] = o.d[row_of(t, i)][column_of(t, i)];
+        const float *upper = &o.d[row_of(t)][column_of(t)], *lower = &o.d[row_of(t) + 8][column_of(t)];
+        for (int j = 0; j < p.shape.n / 8; j++) {
+            memcpy(to + 4 * j, upper + 8 * j, 8);
+            memcpy(to + 4 * j + 2, lower + 8 * j, 8);
         }
     }
 }
