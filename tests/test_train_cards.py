@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""athanor train on the simulated card, from the outside: it agrees with the CPU, two ranks agree with one, a resumed run is the
+same to the bit, and what can go wrong with a card is one line.
+
+With ATHANOR_TEST_DEVICE=cuda the first real card instead (one rank).
+"""
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import test_train
+from test_train import check, course, make_corpus, newest_step, records, run, weights, write
+
+DEVICE = "cuda" if os.environ.get("ATHANOR_TEST_DEVICE") == "cuda" else "simulated"
+CONFIG = """
+folder: {folder}
+seed: 7
+model: {{family: llama, layers: 2, width: 32, heads: 2, groups: 1, context: 32}}
+data: {{corpus: corpus, validation: held-out}}
+train: {{steps: 8, micro_batch: 2, batch_tokens: 128, head_rows: 32, type: {type}}}
+optimizer: {{learning_rate: 3e-3}}
+schedule: {{warmup_steps: 2}}
+checkpoint: {{every: 4}}
+validation: {{every: 8, samples: 2}}
+samples: {{every: 8, tokens: 6, prompts: ["int "]}}
+parallel: {{bucket_mib: 0.01}}
+device: {device}
+"""
+
+
+def configure(name, device=DEVICE, kind="auto"):
+    return write(f"{name}.yaml", CONFIG.format(folder=name, device=device, type=kind))
+
+
+def worst(one, two):
+    pairs = list(zip(course(one), course(two)))
+    check(len(pairs) == 8, f"8 records in {one} and {two}")
+    return max(abs(a[1] - b[1]) / a[1] for a, b in pairs)
+
+
+def test_types():
+    """fp32 within rounding of the CPU, bf16 and fp16 near it; the held-out loss too."""
+    run("train", configure("cpu", device="cpu"))
+    for kind, most in (("fp32", 1e-4), ("bf16", 2e-2), ("fp16", 5e-3)):
+        run("train", configure(kind, kind=kind))
+        check(worst("cpu", kind) < most, f"{kind}: losses are off by {worst('cpu', kind):.2e}")
+        ours, theirs = (records(f, "valid")[-1]["loss"] for f in (kind, "cpu"))
+        check(abs(ours - theirs) < most * theirs, f"{kind}: held-out loss {ours}, on the CPU {theirs}")
+        check(len(records(kind, "valid")) == len(records("cpu", "valid")), f"{kind}: as many validations")
+    # What a card trained can be read by all that read runs.
+    run("generate", "--checkpoint", "bf16", "--prompt", "int ", "--max-tokens", "5")
+    run("inspect", "bf16")
+
+
+def test_again():
+    """The same bits without a graph, and when stopped and resumed; with dropout, which cannot be recorded, too."""
+    run("train", configure("plain", kind="bf16"), "train.graph=false")
+    check(course("plain") == course("bf16") and weights("plain") == weights("bf16"), "a recorded step computes the same bits")
+    for name, more in (("bf16", []), ("few", ["train.masters=false", "optimizer.moments=8bit", "model.dropout=0.1"])):
+        whole = f"{name}-whole"
+        run("train", configure(whole, kind="bf16"), *more)
+        parts = configure(f"{name}-parts", kind="bf16")
+        run("train", parts, *more, "train.steps=4", "schedule.kind=constant")
+        run("train", configure(f"{name}-constant", kind="bf16"), *more, "schedule.kind=constant")
+        run("train", parts, *more, "schedule.kind=constant")
+        check(course(f"{name}-parts") == course(f"{name}-constant"), f"{name}: the same course after a resume")
+        check(weights(f"{name}-parts") == weights(f"{name}-constant"), f"{name}: the same weights after a resume")
+        check(newest_step(whole) == 8, f"{name}: eight steps")
+
+
+def test_ranks():
+    """Two ranks: gradients summed on the card, by NCCL's calls; as one rank within rounding, and the same bits again."""
+    if DEVICE == "cuda":
+        return
+    run("train", configure("two", kind="fp32"), ranks=2)
+    check(worst("fp32", "two") < 1e-5, f"two ranks: losses are off by {worst('fp32', 'two'):.2e}")
+    run("train", configure("two-again", kind="fp32"), ranks=2)
+    check(course("two") == course("two-again"), "two ranks: the same bits again")
+
+
+def test_errors():
+    run("train", configure("bad", kind="bf16", device="cpu"), code=1, part="the CPU computes in fp32")
+    run("train", configure("bad"), "card=63", code=1, part="no card 63" if DEVICE == "cuda" else "card")
+    if DEVICE == "cuda":
+        return
+    for name, value, part in (("ATHANOR_SIMULATED_ARCH", "75", "sm_75"), ("ATHANOR_SIMULATED_MEMORY", "4194304", "memory"),
+                              ("ATHANOR_SIMULATED_DRIVER", "11000", "driver")):
+        os.environ[name] = value
+        run("train", configure("bad"), code=1, part=part)
+        del os.environ[name]
+    check(not os.path.exists("bad/checkpoints"), "nothing was begun")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_corpus()
+        # A build without the simulated card says so, and that is all there is to see.
+        told = subprocess.run([test_train.ATHANOR, "train", configure("probe"), "train.steps=1"], capture_output=True, text=True)
+        if "has no simulated card" in told.stderr or "has no CUDA" in told.stderr:
+            print("skipped: this build has no such card")
+            sys.exit(77)
+        for test in (test_types, test_again, test_ranks, test_errors):
+            start = time.time()
+            test()
+            print(f"{test.__name__:20} {'ok' if test_train.failures == 0 else 'FAILED'}  {time.time() - start:.1f} s")
+    print(f"{test_train.checks} checks, {test_train.failures} failed")
+    sys.exit(1 if test_train.failures else 0)
+
+
+if __name__ == "__main__":
+    main()
