@@ -477,6 +477,8 @@ static void test_card_shapes(void) {
         {33, 1600, 24}, {1600, 24, 40},  {40, 16, 1608},                                            // split along K
         {515, 9, 17},                                                                               // split, and not aligned
     };
+    const Case split = {.form = BACKWARD_WEIGHT, .rows = 5128, .in = 128, .out = 128};  // tiles of 128 in several parts
+    check_all(&cards, &split, 1);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         int64_t r = shapes[i][0], in = shapes[i][1], out = shapes[i][2];
         const Case cases[] = {

@@ -233,7 +233,7 @@ typedef struct Cut {
     bool a_in_chunks, b_in_chunks;  // else: element by element (only tiles of 64)
 } Cut;
 
-// registers: at most 255 (TILE 128), 168 (TILE 64)
+// registers: at most 255 (TILE 128), 128 (TILE 64)
 template <typename T, ProductForm FORM, int TILE>
 static __global__ void __launch_bounds__(THREADS, TILE == 128 ? 2 : 3) product_tiles(const Product p, const Cut cut) {
     constexpr bool A_MAJOR = FORM == PRODUCT_BACKWARD_WEIGHT, B_MAJOR = FORM != PRODUCT_FORWARD;
@@ -318,6 +318,22 @@ static double cut_clocks(const Product *p, int tile, int64_t parts, int multipro
     return clocks;
 }
 
+// The tile and the number of parts that take the fewest clocks. A part has at least 4 slices.
+static void choose_cut(const Product *p, bool chunks, int multiprocessors, int *tile, int64_t *parts) {
+    double best = 0;
+    for (int t = 64; t <= (chunks ? 128 : 64); t *= 2) {
+        int64_t slices = divide_up(p->k, t == 128 ? 32 : 64);
+        for (int64_t s = 1; s <= 32 && (s == 1 || slices / s >= 4); s++) {
+            double clocks = cut_clocks(p, t, s, multiprocessors);
+            if (best == 0 || clocks < best) {
+                best = clocks;
+                *tile = t;
+                *parts = s;
+            }
+        }
+    }
+}
+
 static bool in_chunks(const void *base, int64_t stride, int64_t contiguous) {
     return aligned_16(base) && stride % 8 == 0 && contiguous % 8 == 0;
 }
@@ -339,6 +355,14 @@ template <typename T, int TILE> static void launch_tiles(Card *card, const Produ
     }
 }
 
+template <typename T> static void launch_tile(Card *card, const Product *p, const Cut *cut, int tile, int64_t parts) {
+    if (tile == 128) {
+        launch_tiles<T, 128>(card, p, cut, parts);
+    } else {
+        launch_tiles<T, 64>(card, p, cut, parts);
+    }
+}
+
 bool product_sm80(Card *card, const Product *p) {
     const int64_t most = INT32_MAX - 1024;
     int64_t columns = product_b_rows(p);
@@ -350,20 +374,9 @@ bool product_sm80(Card *card, const Product *p) {
     cut.a_in_chunks = in_chunks(p->a, p->a_stride, p->form == PRODUCT_BACKWARD_WEIGHT ? p->m : p->k);
     cut.b_in_chunks = in_chunks(p->b, p->b_stride, p->form == PRODUCT_FORWARD ? p->k : p->n);
 
-    int tile = 64;
-    int64_t parts = 1;
-    double best = 0;
-    for (int t = 64; t <= (cut.a_in_chunks && cut.b_in_chunks ? 128 : 64); t *= 2) {
-        int64_t slices = divide_up(p->k, t == 128 ? 32 : 64);
-        for (int64_t s = 1; s <= 32 && (s == 1 || slices / s >= 4); s++) {
-            double clocks = cut_clocks(p, t, s, card->multiprocessors);
-            if (best == 0 || clocks < best) {
-                best = clocks;
-                tile = t;
-                parts = s;
-            }
-        }
-    }
+    int tile;
+    int64_t parts;
+    choose_cut(p, cut.a_in_chunks && cut.b_in_chunks, card->multiprocessors, &tile, &parts);
     int64_t slice = tile == 128 ? 32 : 64;
     cut.part_slices = (int)divide_up(divide_up(p->k, slice), parts);
     parts = p->k > 0 ? divide_up(p->k, slice * cut.part_slices) : 1;  // none is empty
@@ -383,9 +396,9 @@ bool product_sm80(Card *card, const Product *p) {
         sums.c = card_workspace(card, (size_t)(parts * p->m * columns) * sizeof(float));
     }
     if (p->type == TYPE_BF16) {
-        tile == 128 ? launch_tiles<bf16, 128>(card, &sums, &cut, parts) : launch_tiles<bf16, 64>(card, &sums, &cut, parts);
+        launch_tile<bf16>(card, &sums, &cut, tile, parts);
     } else {
-        tile == 128 ? launch_tiles<fp16, 128>(card, &sums, &cut, parts) : launch_tiles<fp16, 64>(card, &sums, &cut, parts);
+        launch_tile<fp16>(card, &sums, &cut, tile, parts);
     }
     if (parts > 1) {
         product_finish_sums(card, p, sums.c, true, (int)parts);
