@@ -77,6 +77,7 @@ void comm_close(Comm *comm) {
     if (comm == NULL) {
         return;
     }
+    comm_detach_device(comm);
     comm->backend->close(comm);
     if (comm == world) {
         world = NULL;
@@ -98,8 +99,7 @@ _Noreturn void comm_abort(Comm *comm, int code) {
 }
 
 Error *comm_all_reduce(Comm *comm, float *data, int64_t count) {
-    ensure(count >= 0, "count %lld", (long long)count);
-    return count > 0 ? comm->backend->all_reduce(comm, data, count) : NULL;
+    return comm_all_reduce_device(comm, data, count, false);
 }
 
 Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommReduce how) {
@@ -110,7 +110,20 @@ Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommRe
 Error *comm_start_all_reduce(Comm *comm, float *data, int64_t count, CommRequest **out) {
     ensure(count >= 0, "count %lld", (long long)count);
     *out = NULL;
-    return count > 0 ? comm->backend->start_all_reduce(comm, data, count, out) : NULL;
+    if (count == 0) {
+        return NULL;
+    }
+    TRY((comm->card != NULL ? comm->card->backend->start_all_reduce : comm->backend->start_all_reduce)(comm, data, count, out));
+    if (*out != NULL) {
+        (*out)->on_card = comm->card != NULL;
+    }
+    return NULL;
+}
+
+static void free_request(CommRequest **request) {
+    const Comm *comm = (*request)->comm;
+    ((*request)->on_card ? comm->card->backend->free_request : comm->backend->free_request)(*request);
+    *request = NULL;
 }
 
 Error *comm_test(CommRequest **request, bool *done) {
@@ -118,11 +131,10 @@ Error *comm_test(CommRequest **request, bool *done) {
     if (*request == NULL) {
         return NULL;
     }
-    const CommBackend *backend = (*request)->comm->backend;
-    TRY(backend->test(*request, done));
+    const Comm *comm = (*request)->comm;
+    TRY(((*request)->on_card ? comm->card->backend->test : comm->backend->test)(*request, done));
     if (*done) {
-        backend->free_request(*request);
-        *request = NULL;
+        free_request(request);
     }
     return NULL;
 }
@@ -131,10 +143,9 @@ Error *comm_wait(CommRequest **request) {
     if (*request == NULL) {
         return NULL;
     }
-    const CommBackend *backend = (*request)->comm->backend;
-    Error *error = backend->wait(*request);
-    backend->free_request(*request);
-    *request = NULL;
+    const Comm *comm = (*request)->comm;
+    Error *error = ((*request)->on_card ? comm->card->backend->wait : comm->backend->wait)(*request);
+    free_request(request);
     return error;
 }
 

@@ -1,4 +1,5 @@
-// A group of ranks that work together: a small interface, one file a backend (comm_self.c, comm_mpi.c).
+// A group of ranks that work together: a small interface, one file a backend (comm_self.c, comm_mpi.c). Memory of cards goes
+// through one of two more (comm_nccl.c, comm_staged.c): see "Memory of a card" below.
 //
 // Every operation except rank, size and abort is collective: all ranks of the group call it in the same order with the same
 // counts. One thread of a process, the one that opened the world, makes all calls. Counts are 64-bit; a backend cuts what its
@@ -16,13 +17,14 @@
 
 typedef struct Comm Comm;
 typedef struct CommRequest CommRequest;
+typedef struct CommCard CommCard;
 
 typedef enum CommReduce { COMM_SUM, COMM_MAX } CommReduce;
 
 // The functions of a backend; counts are at least 1 and arguments are checked before they are called.
 typedef struct CommBackend {
     const char *name;  // "self", "mpi"
-    Error *(*all_reduce)(Comm *comm, float *data, int64_t count);
+    Error *(*all_reduce)(Comm *comm, float *data, int64_t count, CommReduce how);
     Error *(*all_reduce_doubles)(Comm *comm, double *values, int64_t count, CommReduce how);
     Error *(*start_all_reduce)(Comm *comm, float *data, int64_t count, CommRequest **out);
     Error *(*test)(CommRequest *request, bool *done);
@@ -41,8 +43,9 @@ struct Comm {
     int rank, size;
     int host_rank, host_size;  // among the ranks of this group on this host
     char host[64];
-    bool agreed;  // the last comm_agree returned an error: all ranks leave the same way
-    void *state;  // the backend's
+    bool agreed;     // the last comm_agree returned an error: all ranks leave the same way
+    void *state;     // the backend's
+    CommCard *card;  // how memory of a card is reached, NULL: no card is attached
 };
 
 // Opens the group of all ranks. MPI is initialised only where mpirun, mpiexec or srun started the process with several ranks or
@@ -116,3 +119,40 @@ Error *comm_split(Comm *comm, int colour, int key, Comm **out) MUST_CHECK;
 // reports it. All ranks then leave the same way, so that one bad file is one line and nobody waits. If the exchange itself
 // fails, that error is returned.
 Error *comm_agree(Comm *comm, Error *own) MUST_CHECK;
+
+// ---- Memory of a card
+
+// From now on the floats of comm_all_reduce and comm_start_all_reduce, and all that the functions below take, lie in the memory
+// of that card, and communication is part of its order of operations: it begins when what was called before is done, and what
+// is called after comm_wait (or after the functions that do not start something) comes behind it. Nothing waits on the host, so
+// that a bucket is reduced on a stream of its own while the backward pass goes on, and all of it can be recorded
+// (device_record) where comm_recordable says so. Broadcast, gather, agree, barrier and the doubles of comm_all_reduce_doubles
+// stay what they were: memory of the host.
+//
+// NCCL does it where it is built in and no two ranks share a card. Otherwise copies go through pinned memory of the host and
+// the group's own backend: right and slow, and rank 0 says so once. On the CPU and in a group of one rank nothing changes.
+//
+// Collective. `device` is open on this rank, of the same kind on all ranks of the group, and closed after the group (or after
+// comm_detach_device). Groups made by comm_split are attached on their own.
+Error *comm_attach_device(Comm *comm, Device *device) MUST_CHECK;
+// Collective, with nothing under way and no recording left (device_graph_destroy) that the group was part of; comm_close does
+// it too.
+void comm_detach_device(Comm *comm);
+
+// "nccl 2.28.9", "mpi through host memory"; the group's backend where no card is attached.
+const char *comm_transport(const Comm *comm);
+// False where the host has to wait in between: then nothing that communicates may be recorded.
+bool comm_recordable(const Comm *comm);
+
+// Sums or maxima over the ranks, in place, in memory of the card (of the host where none is attached).
+Error *comm_all_reduce_device(Comm *comm, float *data, int64_t count, bool maximum) MUST_CHECK;
+Error *comm_all_reduce_device_doubles(Comm *comm, double *values, int64_t count) MUST_CHECK;
+// `data` has size * count_each floats. Afterwards rank r holds the sums of its part, [r * count_each, (r + 1) * count_each);
+// the other parts are undefined.
+Error *comm_reduce_scatter(Comm *comm, float *data, int64_t count_each) MUST_CHECK;
+// `data` has size * bytes_each bytes. Every rank brings its own part, at rank * bytes_each, and gets the others'.
+Error *comm_all_gather(Comm *comm, void *data, int64_t bytes_each) MUST_CHECK;
+
+// What went wrong meanwhile on the way between cards, such as a rank that is gone. Call it at the end of every step; costs
+// nothing. An error of it ends the use of the group.
+Error *comm_check(Comm *comm) MUST_CHECK;

@@ -46,10 +46,11 @@ static int next_chunk(int64_t left) {
     return (int)(left < comm_chunk_elements ? left : comm_chunk_elements);
 }
 
-static Error *mpi_all_reduce(Comm *comm, float *data, int64_t count) {
+static Error *mpi_all_reduce(Comm *comm, float *data, int64_t count, CommReduce how) {
     while (count > 0) {
         int n = next_chunk(count);
-        TRY(mpi_check(comm, "all-reduce", MPI_Allreduce(MPI_IN_PLACE, data, n, MPI_FLOAT, MPI_SUM, handle_of(comm))));
+        MPI_Op operation = how == COMM_SUM ? MPI_SUM : MPI_MAX;
+        TRY(mpi_check(comm, "all-reduce", MPI_Allreduce(MPI_IN_PLACE, data, n, MPI_FLOAT, operation, handle_of(comm))));
         data += n;
         count -= n;
     }

@@ -3,7 +3,7 @@
 // All work of a card goes to one stream that waits for no other. The host waits in device_finish and device_mark_wait, in
 // downloads to ordinary memory, when memory is released, and when an upload finds every slot of its ring on its way; nowhere
 // else. Calls return no errors: the first one is kept in the Card, launches after it are skipped, and the next wait tells it.
-#include "kernels/cuda/card.h"
+#include "kernels/cuda/tensor_map.h"
 
 #define _Atomic
 extern "C" {
@@ -116,6 +116,7 @@ static void close_card(Device *device) {
         }
     }
     matmul_close(card);
+    tensor_maps_release(card);
     cudaFreeHost(memory->ring);
     cudaFree(memory->workspace);
     if (card->stream != NULL) {

@@ -103,8 +103,8 @@ struct MpiPending : Pending {
     std::function<void(const Bytes &)> end;
 
     Progress advance() override {
-        int done = 0;
-        if (PMPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
+        int done = request == MPI_REQUEST_NULL;  // one rank alone
+        if (!done && PMPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
             die("MPI failed under an NCCL operation");
         }
         if (!done) {
@@ -187,8 +187,8 @@ std::unique_ptr<Pending> start_gather(ncclComm_t comm, const void *from, size_t 
     pending->end = std::move(end);
     // The own part is copied: other operations may not see MPI read it late.
     memcpy(pending->memory.data() + (size_t)comm->rank * bytes, from, bytes);
-    if (PMPI_Iallgather(MPI_IN_PLACE, 0, MPI_BYTE, pending->memory.data(), (int)bytes, MPI_BYTE, comm->ranks,
-                        &pending->request) != MPI_SUCCESS) {
+    if (comm->size > 1 && PMPI_Iallgather(MPI_IN_PLACE, 0, MPI_BYTE, pending->memory.data(), (int)bytes, MPI_BYTE, comm->ranks,
+                                          &pending->request) != MPI_SUCCESS) {
         die("MPI_Iallgather failed");
     }
     return pending;
@@ -390,9 +390,8 @@ ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataTyp
     CHECK_MEMORY("ncclAllReduce", from, count, type);
     CHECK_MEMORY("ncclAllReduce", to, count, type);
     return put(comm, stream, "ncclAllReduce", [=] {
-        return start_gather(comm, from, bytes, [=](const Bytes &parts) {
-            combine(type, to, parts.data(), bytes, comm->size, count, how);
-        });
+        return start_gather(comm, from, bytes,
+                            [=](const Bytes &parts) { combine(type, to, parts.data(), bytes, comm->size, count, how); });
     });
 }
 
