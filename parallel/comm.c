@@ -77,7 +77,7 @@ void comm_close(Comm *comm) {
     if (comm == NULL) {
         return;
     }
-    comm_detach_device(comm);
+    comm_detach_device(comm, false);
     comm->backend->close(comm);
     if (comm == world) {
         world = NULL;
@@ -229,22 +229,4 @@ Error *comm_agree(Comm *comm, Error *own) {
     comm->agreed = broken == NULL && shared != NULL;
     buffer_free(&message);
     return shared;
-}
-
-Error *comm_attach_device(Comm *comm, Device *device) {
-    return device->kind == DEVICE_CPU || comm->size == 1
-               ? NULL
-               : failure("several ranks with cards: this build has no way to add up their gradients");
-}
-
-Error *comm_all_reduce_device_doubles(Comm *comm, double *values, int64_t count) {
-    return comm->size == 1 ? NULL : comm_all_reduce_doubles(comm, values, count, COMM_SUM);
-}
-
-bool comm_recordable(const Comm *comm) {
-    return comm->size == 1;
-}
-
-const char *comm_nccl_version(void) {
-    return "not built";
 }

@@ -79,18 +79,6 @@ Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommRe
 // The version of NCCL this build has: "2.27.3", or "not built".
 const char *comm_nccl_version(void);
 
-// ---- Groups that work on a device's memory
-
-// From then on the float sums of this group (all-reduce, start, test, wait) take memory of `device`, in the order of its
-// operations, and the host waits for nothing. Nothing changes where that is the CPU.
-Error *comm_attach_device(Comm *comm, Device *device) MUST_CHECK;
-// Sums a few doubles of the device's memory.
-Error *comm_all_reduce_device_doubles(Comm *comm, double *values, int64_t count) MUST_CHECK;
-// Whether the group's sums may be part of a recording (device_record): false where the host takes part in them.
-bool comm_recordable(const Comm *comm);
-
-// ---- Sums that run beside the computation
-
 // Starts a sum of `data` in place; the memory must not be touched until comm_test said done or comm_wait returned. Several may
 // be under way; all ranks start them in the same order. *out is freed by the wait or the test that finishes it.
 Error *comm_start_all_reduce(Comm *comm, float *data, int64_t count, CommRequest **out) MUST_CHECK;
@@ -136,8 +124,9 @@ Error *comm_agree(Comm *comm, Error *own) MUST_CHECK;
 // comm_detach_device). Groups made by comm_split are attached on their own.
 Error *comm_attach_device(Comm *comm, Device *device) MUST_CHECK;
 // Collective, with nothing under way and no recording left (device_graph_destroy) that the group was part of; comm_close does
-// it too.
-void comm_detach_device(Comm *comm);
+// it too. After an error that other ranks may not have, `failed` says so: then it waits for none of them, and what is under way
+// ends as it may.
+void comm_detach_device(Comm *comm, bool failed);
 
 // "nccl 2.28.9", "mpi through host memory"; the group's backend where no card is attached.
 const char *comm_transport(const Comm *comm);

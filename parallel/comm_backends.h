@@ -19,7 +19,7 @@ typedef struct CommCardBackend {
     // Whether it can be used, the same on all ranks; `why` says what is in the way. NULL: always.
     Error *(*usable)(Comm *comm, Device *device, bool *usable, Buffer *why);
     Error *(*open)(Comm *comm, Device *device, CommCard **out);
-    void (*close)(Comm *comm, CommCard *card);
+    void (*close)(Comm *comm, CommCard *card, bool failed);
     Error *(*all_reduce)(Comm *comm, void *data, int64_t count, CommType type, CommReduce how);
     Error *(*start_all_reduce)(Comm *comm, float *data, int64_t count, CommRequest **out);
     Error *(*test)(CommRequest *request, bool *done);
@@ -27,7 +27,8 @@ typedef struct CommCardBackend {
     void (*free_request)(CommRequest *request);
     Error *(*reduce_scatter)(Comm *comm, float *data, int64_t count_each);
     Error *(*all_gather)(Comm *comm, void *data, int64_t bytes_each);
-    Error *(*check)(Comm *comm);  // NULL: nothing can go wrong unseen
+    Error *(*check)(Comm *comm);   // NULL: nothing can go wrong unseen
+    const char *(*version)(void);  // "2.28.9"; NCCL only
 } CommCardBackend;
 
 // What the state of every one starts with.

@@ -20,6 +20,11 @@ static const CommCardBackend *nccl_for(DeviceKind kind) {
     return NULL;
 }
 
+const char *comm_nccl_version(void) {
+    const CommCardBackend *nccl = nccl_for(DEVICE_CUDA);
+    return nccl != NULL ? nccl->version() : "not built";
+}
+
 Error *comm_attach_device(Comm *comm, Device *device) {
     ensure(comm->card == NULL, "a card is attached already");
     if (comm->size == 1 || device->kind == DEVICE_CPU) {
@@ -55,9 +60,9 @@ Error *comm_attach_device(Comm *comm, Device *device) {
     return error;
 }
 
-void comm_detach_device(Comm *comm) {
+void comm_detach_device(Comm *comm, bool failed) {
     if (comm->card != NULL) {
-        comm->card->backend->close(comm, comm->card);
+        comm->card->backend->close(comm, comm->card, failed);
         comm->card = NULL;
     }
 }

@@ -102,10 +102,10 @@ static Error *nccl_usable(Comm *comm, Device *device, bool *usable, Buffer *why)
     return error;
 }
 
-static void nccl_close(Comm *comm, CommCard *card) {
+static void nccl_close(Comm *comm, CommCard *card, bool failed) {
     NcclCard *state = (NcclCard *)card;
     if (state->group != NULL) {
-        if (state->broken) {
+        if (failed || state->broken) {
             ncclCommAbort(state->group);
         } else {
             cudaStreamSynchronize(state->communication);
@@ -138,10 +138,17 @@ static Error *prepare(Comm *comm, NcclCard *state, ncclUniqueId *id) {
     return comm->rank == 0 ? nccl_check(comm, state, "making an id", ncclGetUniqueId(id)) : NULL;
 }
 
+static const char *nccl_version(void) {
+    static char text[32];
+    int version = 0;
+    ncclGetVersion(&version);
+    snprintf(text, sizeof text, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
+    return text;
+}
+
 static Error *nccl_open(Comm *comm, Device *device, CommCard **out) {
     NcclCard *state = memory_zeroed(1, sizeof *state);
     ncclUniqueId id = {{0}};
-    int version = 0;
     state->operations = device_stream(device);
     // A rank that cannot go on says so before the others wait for it.
     Error *error = comm_agree(comm, prepare(comm, state, &id));
@@ -152,11 +159,10 @@ static Error *nccl_open(Comm *comm, Device *device, CommCard **out) {
         error = nccl_check(comm, state, "joining the group", ncclCommInitRank(&state->group, comm->size, id, comm->rank));
     }
     if (error != NULL) {
-        nccl_close(comm, &state->base);
+        nccl_close(comm, &state->base, true);
         return error;
     }
-    ncclGetVersion(&version);
-    snprintf(state->base.name, sizeof state->base.name, "nccl %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
+    snprintf(state->base.name, sizeof state->base.name, "nccl %s", nccl_version());
     state->base.recordable = true;
     *out = &state->base;
     return NULL;
@@ -291,4 +297,5 @@ const CommCardBackend PASTE(BACKEND, _comm_nccl) = {
     .reduce_scatter = nccl_reduce_scatter,
     .all_gather = nccl_all_gather,
     .check = nccl_poll,
+    .version = nccl_version,
 };

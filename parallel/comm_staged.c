@@ -41,7 +41,7 @@ static Error *staged_open(Comm *comm, Device *device, CommCard **out) {
     return NULL;
 }
 
-static void staged_close(Comm *comm, CommCard *card) {
+static void staged_close(Comm *comm, CommCard *card, bool failed) {
     StagedCard *state = (StagedCard *)card;
     for (int i = 0; i < state->count; i++) {
         device_staging_release(card->device, state->stages[i].memory, state->stages[i].bytes);

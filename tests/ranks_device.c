@@ -303,6 +303,24 @@ static void close_all(void) {
     device_close(device);
 }
 
+// A sum that one rank never enters: the others leave it by an abort, and their cards can be closed.
+static void test_abort(void) {
+    if (world->size == 1) {
+        return;
+    }
+    Comm *other;
+    float *data = allocate(400);
+    CHECK_OK(comm_split(world, 0, 0, &other));
+    CHECK_OK(comm_attach_device(other, device));
+    if (world->rank != 0) {
+        CHECK_OK(comm_all_reduce(other, data, 100));
+    }
+    comm_detach_device(other, true);
+    CHECK_OK(device_finish(device));
+    device_release(device, data, 400);
+    comm_close(other);
+}
+
 static void test_errors(void) {
     if (group->size == 1) {
         return;
@@ -368,6 +386,7 @@ int main(void) {
         if (!staged) {
             RUN(test_pairs);
             RUN(test_failure_while_opening);
+            RUN(test_abort);
             RUN(test_errors);
         }
         close_all();

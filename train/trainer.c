@@ -124,6 +124,7 @@ static void print_step(const Trainer *t, const TrainRecord *r, double start, int
 // Takes the results of the oldest step that is not told yet, and tells them.
 static Error *tell_step(Trainer *t) {
     TRY(model_receive_control(t->model, &t->control));
+    TRY(comm_check(t->mesh->group[MESH_DATA]));
     const StepControl *control = &t->control;
     double now = clock_seconds(), seconds = now - t->told_at;
     t->told++;
@@ -243,9 +244,17 @@ static Error *run(Trainer *t, bool *stopped) {
     return run_record_finish(&t->record, t->world);
 }
 
-static void trainer_free(Trainer *t) {
+static void trainer_free(Trainer *t, bool failed) {
+    Comm *data = t->mesh != NULL ? t->mesh->group[MESH_DATA] : NULL;
+    // A card may be waiting for ranks that never come: nothing below must wait for it then.
+    if (data != NULL && failed) {
+        comm_detach_device(data, true);
+    }
     if (t->graph != NULL) {
         device_graph_destroy(t->device, t->graph);
+    }
+    if (data != NULL) {
+        comm_detach_device(data, false);
     }
     loader_destroy(t->loader);
     buckets_destroy(t->buckets);
@@ -273,6 +282,6 @@ Error *train_run(RunConfig *config, const char *config_path, Comm *world, bool *
     Trainer trainer = {.config = config, .config_path = config_path, .world = world};
     *stopped = false;
     Error *error = run(&trainer, stopped);
-    trainer_free(&trainer);
+    trainer_free(&trainer, error != NULL);
     return error;
 }

@@ -18,6 +18,7 @@ struct SimulatedNccl {
     MPI_Comm ranks;
     int rank, size;
     ncclResult_t broken;  // the asynchronous error
+    bool aborted;
 };
 
 namespace {
@@ -96,13 +97,24 @@ void combine(ncclDataType_t type, void *to, const unsigned char *parts, size_t p
 
 // ---- Operations
 
+std::vector<Bytes> abandoned;
+std::vector<ncclComm_t> aborted;
+
 // A started MPI call with the memory it needs, and what is done with that at its end.
 struct MpiPending : Pending {
+    ncclComm_t comm;
     MPI_Request request = MPI_REQUEST_NULL;
     Bytes memory;
     std::function<void(const Bytes &)> end;
 
+    explicit MpiPending(ncclComm_t comm_) : comm(comm_) {
+    }
+
     Progress advance() override {
+        if (comm->aborted) {
+            abandoned.push_back(std::move(memory));  // MPI may still use it
+            return Progress::DONE;
+        }
         int done = request == MPI_REQUEST_NULL;  // one rank alone
         if (!done && PMPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
             die("MPI failed under an NCCL operation");
@@ -161,11 +173,17 @@ ncclResult_t put(ncclComm_t comm, cudaStream_t stream, const char *name, Start s
             return std::make_unique<NothingPending>();
         };
     }
+    Start unless_aborted = [comm, start]() -> std::unique_ptr<Pending> {
+        if (comm->aborted) {
+            return std::make_unique<NothingPending>();
+        }
+        return start();
+    };
     if (group_depth > 0) {
-        grouped.push_back({stream, name, start});
+        grouped.push_back({stream, name, unless_aborted});
         return ncclSuccess;
     }
-    cudaError_t error = enqueue(stream, {name, {}, start});
+    cudaError_t error = enqueue(stream, {name, {}, unless_aborted});
     return error == cudaSuccess ? ncclSuccess : failed(ncclUnhandledCudaError, cudaGetErrorString(error));
 }
 
@@ -182,7 +200,7 @@ ncclResult_t check_memory(const char *name, const void *memory, size_t count, nc
 
 // Starts a gathering of `bytes` of every rank to all of them.
 std::unique_ptr<Pending> start_gather(ncclComm_t comm, const void *from, size_t bytes, std::function<void(const Bytes &)> end) {
-    auto pending = std::make_unique<MpiPending>();
+    auto pending = std::make_unique<MpiPending>(comm);
     pending->memory.resize(bytes * (size_t)comm->size);
     pending->end = std::move(end);
     // The own part is copied: other operations may not see MPI read it late.
@@ -310,7 +328,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
         return failed(ncclInvalidArgument, "no such id or rank");
     }
     if (ranks == 1) {
-        *comm = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess};
+        *comm = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false};
         return ncclSuccess;
     }
     watch_mpi();
@@ -328,7 +346,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     for (const Member &member : members) {
         world_ranks.push_back(member.world_rank);
     }
-    *comm = new SimulatedNccl{MPI_COMM_NULL, rank, ranks, ncclSuccess};
+    *comm = new SimulatedNccl{MPI_COMM_NULL, rank, ranks, ncclSuccess, false};
     MPI_Comm_group(MPI_COMM_WORLD, &world);
     MPI_Group_incl(world, ranks, world_ranks.data(), &group);
     MPI_Comm_create_group(MPI_COMM_WORLD, group, text.number % MOST_CREATED * 4 + TAG_GROUP, &(*comm)->ranks);
@@ -340,7 +358,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
 ncclResult_t ncclCommSplit(ncclComm_t comm, int colour, int key, ncclComm_t *part, void *config) {
     Hold hold(simulator::lock);
     run_until(idle);
-    *part = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess};
+    *part = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false};
     if (comm->size > 1) {
         PMPI_Comm_split(comm->ranks, colour, key, &(*part)->ranks);
         MPI_Comm_rank((*part)->ranks, &(*part)->rank);
@@ -352,15 +370,18 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int colour, int key, ncclComm_t *par
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     Hold hold(simulator::lock);
     run_until(idle);
-    return ncclCommAbort(comm);
-}
-
-ncclResult_t ncclCommAbort(ncclComm_t comm) {
-    Hold hold(simulator::lock);
     if (comm->ranks != MPI_COMM_NULL) {
         MPI_Comm_free(&comm->ranks);
     }
     delete comm;
+    return ncclSuccess;
+}
+
+// Operations that are in streams end without doing anything. Others may still talk to this rank: its end of that stays.
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+    Hold hold(simulator::lock);
+    comm->aborted = true;
+    aborted.push_back(comm);
     return ncclSuccess;
 }
 
@@ -428,7 +449,7 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
     }
     CHECK_MEMORY("ncclBroadcast", to, count, type);
     return put(comm, stream, "ncclBroadcast", [=] {
-        auto pending = std::make_unique<MpiPending>();
+        auto pending = std::make_unique<MpiPending>(comm);
         pending->memory.resize(bytes);
         if (comm->rank == root) {
             memcpy(pending->memory.data(), from, bytes);
@@ -446,7 +467,7 @@ ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int p
     size_t bytes = count * size_of(type);
     CHECK_MEMORY("ncclSend", from, count, type);
     return put(comm, stream, "ncclSend", [=] {
-        auto pending = std::make_unique<MpiPending>();
+        auto pending = std::make_unique<MpiPending>(comm);
         pending->memory.assign((const unsigned char *)from, (const unsigned char *)from + bytes);
         pending->end = [](const Bytes &) {};
         PMPI_Isend(pending->memory.data(), (int)bytes, MPI_BYTE, peer, TAG_PEER, comm->ranks, &pending->request);
@@ -459,7 +480,7 @@ ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncc
     size_t bytes = count * size_of(type);
     CHECK_MEMORY("ncclRecv", to, count, type);
     return put(comm, stream, "ncclRecv", [=] {
-        auto pending = std::make_unique<MpiPending>();
+        auto pending = std::make_unique<MpiPending>(comm);
         pending->memory.resize(bytes);
         pending->end = [=](const Bytes &memory) { memcpy(to, memory.data(), bytes); };
         PMPI_Irecv(pending->memory.data(), (int)bytes, MPI_BYTE, peer, TAG_PEER, comm->ranks, &pending->request);
