@@ -607,6 +607,7 @@ __device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &p
                 sm90_finish_general<T, COLUMNS, FORM>(sum, ahead, p, part);
             }
         }
+        __syncwarp();  // wgmma takes whole warps
     }
 }
 
