@@ -63,6 +63,24 @@ static inline AttentionPlan attention_plan(const AttentionShape *s, const int32_
     return p;
 }
 
+// The same of a new token against a cache, for scores alone: sight is 0 .. lengths[b] - 1 there, less the window.
+static inline AttentionPlan attention_plan_of(const AttentionDecode *a) {
+    AttentionShape s = {};
+    s.batch = a->batch;
+    s.length = 1;
+    s.heads = a->heads;
+    s.groups = a->groups;
+    s.head_width = a->head_width;
+    s.scale = a->scale;
+    s.softcap = a->softcap;
+    s.slopes = a->slopes;
+    return attention_plan(&s, NULL);
+}
+// The first key that the last of `length` tokens sees.
+__device__ __forceinline__ int attention_decode_least(int length, int64_t window) {
+    return window > 0 && window < length ? length - (int)window : 0;
+}
+
 // Elements from token to token of qkv, and from its start to the head's part of the first token of sequence b.
 __host__ __device__ __forceinline__ int64_t attention_row(const AttentionPlan &p) {
     return (int64_t)(p.heads + 2 * p.groups) * p.width;

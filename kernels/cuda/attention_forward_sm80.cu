@@ -1,20 +1,19 @@
 // Attention forward on the tensor cores of sm_80 and later (FlashAttention-2: Dao 2023), any head width up to 256.
 //
 // A block of four warps owns 128 queries of one head (64 where the head is wider than 128) and walks over the blocks of 64 keys
-// that they see, from the diagonal backwards:
+// that they see (32 for widths of 96 and 128, whose accumulators leave less room), from the diagonal backwards:
 //
 //     S = Q K^T;  m' = max(m, rowmax S);  P = 2^(S - m');  l = l 2^(m - m') + rowsum P;  O = O 2^(m - m') + P V
 //
 // S, P and O stay in registers. The copy of V runs behind Q K^T, that of the next K behind the softmax and P V. Only blocks on
 // the diagonal, at a window's edge or at the start of a document are masked; blocks that nothing is seen of are not visited.
 //
-// Shared memory: (rows + 128) D elements, 64.5 KiB for D = 128, so two blocks run on a multiprocessor. Deterministic: a query's
-// sums have one order. Writes out and lse (=).
+// Shared memory: rows and twice the keys of D elements, 48.5 KiB for D = 128, so two blocks run on a multiprocessor.
+// Deterministic: a query's sums have one order. Writes out and lse (=).
 #include "kernels/cuda/attention_sm80.h"
 
 namespace BACKEND {
 
-enum { KEYS = 64 };
 static const float ln_2 = 0.693147180559945f;
 
 // The rows of a thread: row[m][half] = first + 16 m + 8 half.
@@ -107,14 +106,14 @@ __device__ __forceinline__ void drop(const AttentionPlan &p, uint64_t draws, int
 }
 
 template <typename T, int D> struct ForwardTile {
-    static const int M = D <= 128 ? 2 : 1, ROWS = 64 * M;
+    static const int M = D <= 128 ? 2 : 1, ROWS = 64 * M, KEYS = D == 96 || D == 128 ? 32 : 64;
     static const int TILES = (ROWS + 2 * KEYS) * Tile<D>::BYTES, SHARED_BYTES = TILES + ROWS * 4;
 };
 
 template <typename T, int D>
 __global__ void __launch_bounds__(ATTENTION_THREADS)
     attention_forward_kernel(const AttentionPlan p, int near, const T *qkv, T *out, float *lse) {
-    const int M = ForwardTile<T, D>::M, ROWS = ForwardTile<T, D>::ROWS, N = KEYS / 8;
+    const int M = ForwardTile<T, D>::M, ROWS = ForwardTile<T, D>::ROWS, KEYS = ForwardTile<T, D>::KEYS, N = KEYS / 8;
     DYNAMIC_SHARED(memory);
     uint32_t queries = shared_address(memory), keys = queries + ROWS * Tile<D>::BYTES, values = keys + KEYS * Tile<D>::BYTES;
     AttentionPlace place = attention_place(blockIdx.x, p.batch, p.heads, (p.length + ROWS - 1) / ROWS, near, true);

@@ -187,7 +187,7 @@ __global__ void attention_dkv_plain_kernel(const AttentionPlan p, int64_t rows, 
 }
 
 template <typename T>
-__global__ void attention_decode_plain_kernel(const AttentionPlan p, int64_t rows, int window, int64_t capacity, const T *q,
+__global__ void attention_decode_plain_kernel(const AttentionPlan p, int64_t rows, int64_t window, int64_t capacity, const T *q,
                                               int64_t q_stride, const T *keys, const T *values, const int32_t *lengths,
                                               T *out) {
     DYNAMIC_SHARED(memory);
@@ -197,7 +197,7 @@ __global__ void attention_decode_plain_kernel(const AttentionPlan p, int64_t row
     }
     float *room = (float *)memory + threadIdx.x / LANES * (LANES + p.width);
     int h = (int)(row % p.heads), b = (int)(row / p.heads), length = lengths[b];
-    int least = window > 0 && length > window ? length - window : 0;
+    int least = attention_decode_least(length, window);
     int64_t stride = (int64_t)p.groups * p.width, at = b * capacity * stride + (int64_t)(h / p.share) * p.width;
     attend(p, p.slopes != NULL ? p.slopes[h] : 0.0f, 0, q + b * q_stride + (int64_t)h * p.width, keys + at, values + at, stride,
            least, length - 1, room, out + row * p.width);
@@ -229,18 +229,12 @@ void attention_backward_plain(Card *card, const AttentionBackward *a, const floa
 }
 
 void attention_decode_plain(Card *card, const AttentionDecode *a) {
-    AttentionShape s = {};
-    s.batch = a->batch;
-    s.length = 1;
-    s.heads = a->heads, s.groups = a->groups, s.head_width = a->head_width;
-    s.scale = a->scale, s.softcap = a->softcap, s.slopes = a->slopes;
-    AttentionPlan p = attention_plan(&s, NULL);
+    AttentionPlan p = attention_plan_of(a);
     int64_t rows = a->batch * a->heads;
-    int window = a->window < a->capacity ? (int)a->window : 0;
     size_t shared = (size_t)(LANES + p.width) * WARPS * sizeof(float);
     WITH_TYPE(card->device.type, T,
               launch(card, "attention_decode", attention_decode_plain_kernel<T>, grid_of(rows), WARPS * LANES, shared, p, rows,
-                     window, a->capacity, (const T *)a->q, a->q_stride, (const T *)a->keys, (const T *)a->values, a->lengths,
+                     a->window, a->capacity, (const T *)a->q, a->q_stride, (const T *)a->keys, (const T *)a->values, a->lengths,
                      (T *)a->out))
 }
 

@@ -5,9 +5,6 @@ namespace BACKEND {
 
 #define MISSING __attribute__((weak))
 
-MISSING void attention_decode(Device *device, const AttentionDecode *a) {
-    ensure(false, "no kernel yet");
-}
 bool attention_forward_sm90(Card *card, const AttentionForward *a);
 bool attention_backward_sm90(Card *card, const AttentionBackward *a);
 MISSING bool attention_forward_sm90(Card *card, const AttentionForward *a) {
