@@ -337,10 +337,19 @@ void thread_nap() {
     thread_wait(Wait::NAP);
 }
 
+void thread_poll() {
+    static unsigned looks;
+    if (++looks % 256 == 0) {
+        thread_nap();
+    }
+}
+
 // ---- Blocks and threads
 
-static std::vector<Block *> idle_blocks;
-static std::vector<Cluster *> idle_clusters;
+// Used again, and never freed: at exit fibers still stand on their stacks.
+static std::vector<Block *> &idle_blocks = *new std::vector<Block *>;
+static std::vector<Cluster *> &idle_clusters = *new std::vector<Cluster *>;
+static std::vector<Fiber *> &idle_fibers = *new std::vector<Fiber *>;
 
 static void thread_exit();
 
@@ -355,7 +364,10 @@ static void thread_begin(Block *block, unsigned number) {
     const dim3 &size = engine.launch.block;
     Thread &thread = block->threads[number];
     thread.index = {number % size.x, number / size.x % size.y, number / size.x / size.y};
-    if (thread.fiber == NULL) {
+    if (thread.fiber == NULL && !idle_fibers.empty()) {
+        thread.fiber = idle_fibers.back();
+        idle_fibers.pop_back();
+    } else if (thread.fiber == NULL) {
         thread.fiber = fiber_create(thread_main);
     }
     thread.block = block;
@@ -388,6 +400,9 @@ static Block *block_begin(Cluster *cluster, unsigned rank, uint3 index) {
     block->index = index;
     block->alive = threads;
     block->backwards = engine.settings.seed != 0 && random_next() % 2 == 0;
+    for (size_t i = threads; i < block->threads.size(); i++) {
+        idle_fibers.push_back(block->threads[i].fiber);
+    }
     block->threads.resize(threads);
     block->warps.resize(warps);
     block->mbarriers.clear();

@@ -36,6 +36,7 @@ unsigned warp_alive();
 int block_sync(const char *name, bool yes, const Where &where);
 
 void thread_nap();
+void thread_poll();  // a look at what another block may write: a nap now and then
 [[noreturn]] void fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 }  // namespace simulator

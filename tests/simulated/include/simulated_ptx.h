@@ -21,6 +21,7 @@ inline void fence_async() {
     simulator::fence_async();
 }
 inline int load_acquire(const int *word) {
+    simulator::thread_poll();
     return *(const volatile int *)word;
 }
 inline void add_release(int *word, int value) {
