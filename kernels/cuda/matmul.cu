@@ -338,25 +338,29 @@ static bool parse_choice(const char *line, const char *end, ProductChoice *choic
 Error *matmul_load_choices(Device *device, const char *text) {
     Card *card = card_of(device);
     struct MatmulChoices *choices = choices_of(card);
-    for (const char *line = text; *line != 0;) {
+    const char *next;
+    for (const char *line = text; *line != 0; line = next) {
         const char *end = strchr(line, '\n');
-        const char *next = end != NULL ? end + 1 : line + strlen(line);
+        next = end != NULL ? end + 1 : line + strlen(line);
         end = end != NULL ? end : next;
+        if (end == line) {
+            continue;
+        }
         ProductChoice choice = {};
-        if (end > line && !parse_choice(line, end, &choice)) {
+        if (!parse_choice(line, end, &choice)) {
             return damaged("not a choice of a kernel: '%.*s'", (int)(end - line), line);
         }
-        bool missing = (choice.body == BODY_CUBLAS && !HAVE_CUBLAS) || (choice.body == BODY_SM90 && card->architecture != 90);
-        if (end > line && missing) {
-            return failure("%s cannot use the kernel that was chosen earlier: '%.*s'", device->name, (int)(end - line), line);
+        if ((choice.body == BODY_CUBLAS && !HAVE_CUBLAS) || (choice.body == BODY_SM90 && card->architecture != 90)) {
+            return failure("%s has no kernel for '%.*s', chosen earlier: without that line it chooses anew, and results "
+                           "differ in their last bits",
+                           device->name, (int)(end - line), line);
         }
         ProductChoice *known = choice_find(choices, &choice.shape);
-        if (known != NULL) {
-            *known = choice;
-        } else if (end > line) {
+        if (known == NULL) {
             choice_add(choices, &choice);
+        } else if (known->body != choice.body) {  // else it keeps its times
+            *known = choice;
         }
-        line = next;
     }
     return NULL;
 }
