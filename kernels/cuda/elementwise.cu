@@ -146,7 +146,7 @@ template <typename U>
 static __global__ void __launch_bounds__(FLAT_THREADS)
     copy_rows_kernel(int64_t rows, uint32_t units, const char *from, int64_t from_stride, char *to, int64_t to_stride) {
     RowWalk walk = row_walk(units);
-    U some[FLAT_UNITS];
+    U some[FLAT_UNITS] = {};
 #pragma unroll
     for (int u = 0; u < FLAT_UNITS; u++) {
         uint32_t unit;

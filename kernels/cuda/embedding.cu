@@ -202,7 +202,7 @@ template <int N, typename T> static void sum_runs(Card *card, const Runs *runs, 
     launch(card, "embedding_backward short runs", short_runs_kernel<N, T>, dim3((unsigned)runs->count), threads, 0, *runs,
            (const T *)dy, table);
     launch(card, "embedding_backward long runs", long_runs_kernel<N, T>,
-           dim3((unsigned)(runs->count / LONG_RUN), (unsigned)divide_up(runs->units, 32)), LONG_WARPS * 32, 0, *runs,
+           dim3((unsigned)divide_up(runs->count, LONG_RUN), (unsigned)divide_up(runs->units, 32)), LONG_WARPS * 32, 0, *runs,
            (const T *)dy, table);
 }
 

@@ -13,7 +13,7 @@
 // Rows of whole packs are held in registers, FORWARD_PACKS or BACKWARD_PACKS packs a thread, so each is read once. A row is
 // shared by 32, 64 .. TEAM_MOST threads (a team), the fewest that can hold it: in 16 bits up to 16384 elements forward and 8192
 // backward. Sums over a row are sums over lanes, then over warps in order. All other rows (odd widths, longer ones) are walked
-// several times, by blocks of WALK_THREADS.
+// several times, by a team that is a block.
 //
 // Backward, a block is TEAM_MOST threads, one block a multiprocessor, and goes from row to row: each team adds dweight and
 // dbias of its rows in registers (a thread has the same columns in each) and loads the next row while it finishes one; then the
@@ -29,8 +29,8 @@ enum {
     BACKWARD_PACKS = 2,
     TEAM_MOST = 512,
     FORWARD_THREADS = 128,  // of a block, at least
-    WALK_THREADS = 512,
-    WALK_ROWS = 64,  // rows whose dweight is summed by one thread
+    COLUMN_THREADS = 128,   // a column each
+    COLUMN_ROWS = 64,       // rows whose dweight one of them sums
     SUM_WARPS = 16,
 };
 
@@ -43,6 +43,15 @@ static int team_threads(int64_t packs, int each) {
         threads *= 2;
     }
     return threads <= TEAM_MOST ? threads : 0;
+}
+
+// The threads of a block that walks a row of `units` units: few units each where there are few.
+static int walk_threads(int64_t units) {
+    int threads = 32;
+    while (threads < TEAM_MOST && threads * 4 < units) {
+        threads *= 2;
+    }
+    return threads;
 }
 
 // Sums over a team, at most two at a time. The warps' parts lie in one half of `parts` and the next time in the other, so that
@@ -187,14 +196,16 @@ static __global__ void __launch_bounds__(TEAM_MOST)
     }
 }
 
-// A block a row, unit after unit: the row is read again for each sum and for y, from the caches.
+// A block, which is a team, a row, unit after unit: the row is read again for each sum and for y, from the caches.
 template <int N, typename T>
-static __global__ void __launch_bounds__(WALK_THREADS)
+static __global__ void __launch_bounds__(TEAM_MOST)
     norm_forward_walk_kernel(Forward a, const T *x, const T *other, T *summed, const T *weight, const T *bias, T *y) {
+    TEAM_PARTS(parts);
+    Team team = team_of(blockDim.x, parts);
     int64_t row = blockIdx.x;
     const T *from = (other != NULL ? summed : x) + row * a.width;
     if (other != NULL) {
-        for (int64_t c = threadIdx.x * N; c < a.width; c += WALK_THREADS * N) {
+        for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
             Unit<T, N> one = load_unit<N>(x + row * a.width + c), two = load_unit<N>(other + row * a.width + c);
 #pragma unroll
             for (int j = 0; j < N; j++) {
@@ -205,33 +216,35 @@ static __global__ void __launch_bounds__(WALK_THREADS)
     }
     float mean = 0;
     if (a.layer) {
-        float sum = 0;
-        for (int64_t c = threadIdx.x * N; c < a.width; c += WALK_THREADS * N) {
+        float sum[1] = {};
+        for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
             Unit<T, N> some = load_unit<N>(from + c);
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                sum += to_float(some.at[j]);
+                sum[0] += to_float(some.at[j]);
             }
         }
-        mean = block_sum<WALK_THREADS>(sum) / (float)a.width;
+        team_sum(team, sum);
+        mean = sum[0] / (float)a.width;
     }
-    float squares = 0;
-    for (int64_t c = threadIdx.x * N; c < a.width; c += WALK_THREADS * N) {
+    float squares[1] = {};
+    for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
         Unit<T, N> some = load_unit<N>(from + c);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float d = to_float(some.at[j]) - mean;
-            squares += d * d;
+            squares[0] += d * d;
         }
     }
-    float rstd = rstd_of(block_sum<WALK_THREADS>(squares), a.width, a.epsilon);
+    team_sum(team, squares);
+    float rstd = rstd_of(squares[0], a.width, a.epsilon);
     if (threadIdx.x == 0) {
         a.rstd[row] = rstd;
         if (a.layer) {
             a.mean[row] = mean;
         }
     }
-    for (int64_t c = threadIdx.x * N; c < a.width; c += WALK_THREADS * N) {
+    for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
         Unit<T, N> some = load_unit<N>(from + c), w = load_unit<N>(weight + c), b;
         if (bias != NULL) {
             b = load_unit<N>(bias + c);
@@ -257,11 +270,11 @@ template <typename T> static void norm_forward_of(Card *card, const NormForward 
         launch(card, "norm_forward", norm_forward_kernel<T>, dim3((unsigned)divide_up(a->rows, block / threads)), block, 0, f,
                threads, x, other, summed, weight, bias, y);
     } else if (packs) {
-        launch(card, "norm_forward", norm_forward_walk_kernel<Pack<T>::COUNT, T>, dim3((unsigned)a->rows), WALK_THREADS, 0, f,
-               x, other, summed, weight, bias, y);
+        launch(card, "norm_forward", norm_forward_walk_kernel<Pack<T>::COUNT, T>, dim3((unsigned)a->rows),
+               walk_threads(a->width / Pack<T>::COUNT), 0, f, x, other, summed, weight, bias, y);
     } else {
-        launch(card, "norm_forward", norm_forward_walk_kernel<1, T>, dim3((unsigned)a->rows), WALK_THREADS, 0, f, x, other,
-               summed, weight, bias, y);
+        launch(card, "norm_forward", norm_forward_walk_kernel<1, T>, dim3((unsigned)a->rows), walk_threads(a->width), 0, f, x,
+               other, summed, weight, bias, y);
     }
 }
 
@@ -402,25 +415,27 @@ static __global__ void __launch_bounds__(TEAM_MOST, 1)
     sum_teams<N>(team, teams, a.width, (float *)shared, a.sums + (int64_t)blockIdx.x * 2 * a.width, dweight, dbias);
 }
 
-// dx alone, a block a row, unit after unit.
+// dx alone, a block, which is a team, a row, unit after unit.
 template <int N, typename T>
-static __global__ void __launch_bounds__(WALK_THREADS)
+static __global__ void __launch_bounds__(TEAM_MOST)
     norm_backward_walk_kernel(Backward a, const T *dy, const T *x, const T *weight, T *dx) {
+    TEAM_PARTS(parts);
+    Team team = team_of(blockDim.x, parts);
     int64_t row = blockIdx.x;
-    float mean = a.layer ? a.mean[row] : 0, rstd = a.rstd[row], sum_g = 0, sum_gn = 0;
+    float mean = a.layer ? a.mean[row] : 0, rstd = a.rstd[row], sum[2] = {};  // of g and g n
     dy += row * a.width, x += row * a.width, dx += row * a.width;
-    for (int64_t c = threadIdx.x * N; c < a.width; c += WALK_THREADS * N) {
+    for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
         Unit<T, N> d = load_unit<N>(dy + c), v = load_unit<N>(x + c), w = load_unit<N>(weight + c);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float g = to_float(d.at[j]) * to_float(w.at[j]);
-            sum_g += g;
-            sum_gn += g * ((to_float(v.at[j]) - mean) * rstd);
+            sum[0] += g;
+            sum[1] += g * ((to_float(v.at[j]) - mean) * rstd);
         }
     }
-    float mean_g = a.layer ? block_sum<WALK_THREADS>(sum_g) * a.inverse_width : 0;
-    float mean_gn = block_sum<WALK_THREADS>(sum_gn) * a.inverse_width;
-    for (int64_t c = threadIdx.x * N; c < a.width; c += WALK_THREADS * N) {
+    team_sum(team, sum);
+    float mean_g = a.layer ? sum[0] * a.inverse_width : 0, mean_gn = sum[1] * a.inverse_width;
+    for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
         Unit<T, N> d = load_unit<N>(dy + c), v = load_unit<N>(x + c), w = load_unit<N>(weight + c), before;
         if (a.accumulate) {
             before = load_unit<N>(dx + c);
@@ -435,11 +450,12 @@ static __global__ void __launch_bounds__(WALK_THREADS)
     }
 }
 
-// dweight and dbias of WALK_ROWS rows (blockIdx.y) alone: a thread a column. Reads dy, which dx may replace, so it goes first.
+// dweight and dbias of COLUMN_ROWS rows (blockIdx.y) alone: a thread a column. Reads dy, which dx may replace, so it goes
+// first.
 template <typename T>
-static __global__ void __launch_bounds__(WALK_THREADS)
+static __global__ void __launch_bounds__(COLUMN_THREADS)
     norm_backward_columns_kernel(Backward a, int64_t rows_each, const T *dy, const T *x) {
-    int64_t c = (int64_t)blockIdx.x * WALK_THREADS + threadIdx.x;
+    int64_t c = (int64_t)blockIdx.x * COLUMN_THREADS + threadIdx.x;
     int64_t first = blockIdx.y * rows_each, end = first + rows_each < a.rows ? first + rows_each : a.rows;
     if (c >= a.width) {
         return;
@@ -485,7 +501,7 @@ template <typename T> static void norm_backward_of(Card *card, const NormBackwar
     bool packs = row_of_packs<T>(a->width) && aligned_16(dy) && aligned_16(x) && aligned_16(weight) && aligned_16(dx);
     int threads = packs ? team_threads(a->width / Pack<T>::COUNT, BACKWARD_PACKS) : 0;
     // Walked rows: at most 1024 sums a column.
-    int64_t rows_each = divide_up(a->rows, 1024) > WALK_ROWS ? divide_up(a->rows, 1024) : WALK_ROWS;
+    int64_t rows_each = COLUMN_ROWS * divide_up(a->rows, COLUMN_ROWS * 1024);
     int64_t blocks = divide_up(a->rows, rows_each);
     if (threads > 0) {
         int64_t teams = TEAM_MOST / threads, most = divide_up(a->rows, teams);
@@ -502,13 +518,13 @@ template <typename T> static void norm_backward_of(Card *card, const NormBackwar
                weight, dx);
     } else {
         launch(card, "norm_backward columns", norm_backward_columns_kernel<T>,
-               dim3((unsigned)divide_up(a->width, WALK_THREADS), (unsigned)blocks), WALK_THREADS, 0, b, rows_each, dy, x);
+               dim3((unsigned)divide_up(a->width, COLUMN_THREADS), (unsigned)blocks), COLUMN_THREADS, 0, b, rows_each, dy, x);
         if (packs) {
-            launch(card, "norm_backward", norm_backward_walk_kernel<Pack<T>::COUNT, T>, dim3((unsigned)a->rows), WALK_THREADS,
-                   0, b, dy, x, weight, dx);
+            launch(card, "norm_backward", norm_backward_walk_kernel<Pack<T>::COUNT, T>, dim3((unsigned)a->rows),
+                   walk_threads(a->width / Pack<T>::COUNT), 0, b, dy, x, weight, dx);
         } else {
-            launch(card, "norm_backward", norm_backward_walk_kernel<1, T>, dim3((unsigned)a->rows), WALK_THREADS, 0, b, dy, x,
-                   weight, dx);
+            launch(card, "norm_backward", norm_backward_walk_kernel<1, T>, dim3((unsigned)a->rows), walk_threads(a->width), 0,
+                   b, dy, x, weight, dx);
         }
     }
     launch(card, "norm_backward sums", norm_sums_kernel, dim3((unsigned)divide_up((a->dbias != NULL ? 2 : 1) * a->width, 32)),

@@ -50,6 +50,9 @@ static __device__ __forceinline__ void sort_rank(const uint32_t *keys, int64_t c
     __syncwarp();
 #pragma unroll
     for (int s = 0; s < SORT_STEPS; s++) {
+        if (first - lane + s * 32 >= count) {
+            break;  // the whole warp is beyond the end
+        }
         // The lanes whose digit is this lane's.
         int digit = tile->digit[s];
         unsigned same = __ballot_sync(0xFFFFFFFFu, digit >= 0);
