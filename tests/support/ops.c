@@ -483,7 +483,7 @@ const OpCase op_cases[] = {
     NORM(67, 131),
     NORM(130, 128),
     NORM(33, 768),
-    NORM(1100, 48),
+    NORM(700, 48),
     NORM(2, 511),
     NORM(3, 1032),  // a card's rows are held by 32, 64 .. 512 threads, and walked where they are longer
     NORM(29, 2056),
@@ -515,8 +515,8 @@ const OpCase op_cases[] = {
     EMBEDDING(300, 64, 1000, 1.0f),
     EMBEDDING(129, 200, 31, 3.0f),
     EMBEDDING(255, 1, 2, 1.0f),
-    EMBEDDING(1031, 40, 3, 0.5f),     // tokens that come often
-    EMBEDDING(4097, 8, 70001, 1.0f),  // several tiles of the sort, two digits
+    EMBEDDING(517, 40, 3, 0.5f),      // tokens that come often
+    EMBEDDING(2111, 64, 1031, 1.0f),  // several tiles of the sort, two digits
     EMBEDDING(63, 1032, 64, 1.0f),
     DROPOUT(0, 0.5f, 0),
     DROPOUT(1, 0.5f, 0),
