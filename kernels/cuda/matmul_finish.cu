@@ -21,7 +21,10 @@ static __device__ __forceinline__ void parts_add(const Product &p, const R *raw,
 template <typename T, typename R>
 static __global__ void __launch_bounds__(THREADS) finish_sums(const Product p, const R *raw, int parts) {
     int64_t runs = (p.n + 3) / 4;
-    int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x, row = index / runs, column = index % runs * 4;
+    int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    // A division of 64 bits takes longer than the rest.
+    int64_t row = index >> 32 == 0 && runs >> 32 == 0 ? (int64_t)((uint32_t)index / (uint32_t)runs) : index / runs;
+    int64_t column = (index - row * runs) * 4;
     if (row >= p.m) {
         return;
     }

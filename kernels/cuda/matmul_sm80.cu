@@ -197,10 +197,10 @@ template <typename T, int TILE>
 static __device__ __forceinline__ void sums_finish(const Product &p, const float *sums, int rows, int row, int column,
                                                    bool gated, bool raw) {
     int64_t first = raw ? (int64_t)blockIdx.y * p.m : 0;
-    int runs = gated ? TILE / 8 : TILE / 4;  // runs of 4 columns a row
+    const int run_bits = (TILE == 128 ? 5 : 4) - gated;  // a row has 2^run_bits runs of 4 columns
 #pragma unroll 1
-    for (int i = (int)threadIdx.x; i < rows * runs; i += THREADS) {
-        int r = i / runs, run = i % runs;
+    for (int i = (int)threadIdx.x; i < rows << run_bits; i += THREADS) {
+        int r = i >> run_bits, run = i & ((1 << run_bits) - 1);
         if (row + r >= p.m || column + run * 4 >= p.n) {
             continue;
         }
