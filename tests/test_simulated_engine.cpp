@@ -81,6 +81,11 @@ static void test_every_thread_runs_once(void) {
     CHECK(simulator::launch_fault({"", dim3(8), dim3(1024), 2, 0}) != NULL);
     CHECK(simulator::launch_fault({"", dim3(8), dim3(1024), 1, 164 * 1024}) != NULL);
     simulator::settings().architecture = 90;
+    setenv("ATHANOR_SIMULATED_ARCH", "86", 1);
+    CHECK_I64(simulator::settings().architecture, 86);
+    CHECK_I64(simulator::shared_limit(), 99 * 1024);
+    setenv("ATHANOR_SIMULATED_ARCH", "90", 1);
+    CHECK_I64(simulator::settings().architecture, 90);
 }
 
 static void test_warps(void) {

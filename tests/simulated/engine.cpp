@@ -27,8 +27,7 @@ static const int REGISTERS_OF_BLOCK = 65536;
 
 static Settings settings_of_environment() {
     Settings s = {0, Timing::LATE, 90};
-    const char *seed = getenv("ATHANOR_SIMULATED_SEED"), *timing = getenv("ATHANOR_SIMULATED_TIMING"),
-               *architecture = getenv("ATHANOR_SIMULATED_ARCH");
+    const char *seed = getenv("ATHANOR_SIMULATED_SEED"), *timing = getenv("ATHANOR_SIMULATED_TIMING");
     if (seed != NULL) {
         s.seed = strtoull(seed, NULL, 10);
     }
@@ -38,18 +37,26 @@ static Settings settings_of_environment() {
             fault("ATHANOR_SIMULATED_TIMING is %s, not late, early or random", timing);
         }
     }
-    if (architecture != NULL) {
-        s.architecture = atoi(architecture);
-        const int known[] = {80, 86, 89, 90, 100};
-        if (std::find(known, known + 5, s.architecture) == known + 5) {
-            fault("ATHANOR_SIMULATED_ARCH is %s, not 80, 86, 89, 90 or 100", architecture);
+    return s;
+}
+
+static int architecture_of(const char *text) {
+    for (int known : {80, 86, 89, 90, 100}) {
+        if (atoi(text) == known) {
+            return known;
         }
     }
-    return s;
+    fault("ATHANOR_SIMULATED_ARCH is %s, not 80, 86, 89, 90 or 100", text);
 }
 
 Settings &settings() {
     static Settings s = settings_of_environment();
+    static std::string seen;
+    const char *architecture = getenv("ATHANOR_SIMULATED_ARCH");
+    if (architecture != NULL && seen != architecture) {
+        s.architecture = architecture_of(architecture);
+        seen = architecture;
+    }
     return s;
 }
 

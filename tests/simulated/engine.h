@@ -25,7 +25,8 @@ struct Settings {
 };
 
 // The settings of launches to come. At first they are those of the environment: ATHANOR_SIMULATED_SEED (0),
-// ATHANOR_SIMULATED_TIMING (late, early, random), ATHANOR_SIMULATED_ARCH (90).
+// ATHANOR_SIMULATED_TIMING (late, early, random), ATHANOR_SIMULATED_ARCH (90). The last one counts again whenever it changes,
+// so that one process can open cards of several architectures.
 Settings &settings();
 
 // Shared memory that a block may have at most, static and dynamic together, on settings().architecture.
