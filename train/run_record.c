@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "core/version.h"
+#include "train/run_device.h"
 
 void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
                       int64_t micro_batches) {
@@ -16,8 +17,8 @@ void run_record_print(const RunConfig *config, const Model *model, const Corpus 
     log_info("batch     %s tokens a step: %d ranks x %lld micro-batches x %lld sequences x %lld tokens",
              text_count(batch, (double)config->train.batch_tokens), mesh->size[MESH_DATA], (long long)micro_batches,
              (long long)config->train.micro_batch, (long long)config->data.sequence_length);
-    log_info("device    %s, %d threads a rank; layout: %s", model->device->op->name, threads_count(model->device->pool),
-             mesh_layout(mesh, layout));
+    log_info("device    %s, %s, %d threads a rank; layout: %s", model->device->name, data_type_name(model->device->type),
+             threads_count(model->device->pool), mesh_layout(mesh, layout));
     double samples = (double)config->train.steps * (double)config->train.batch_tokens / (double)config->data.sequence_length;
     for (int d = 0; d < corpus->set_count; d++) {
         char tokens[32];
@@ -70,7 +71,7 @@ Error *run_record_create(RunRecord *record, const RunConfig *config, const Model
     record->document =
         json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:s, s:I, s:s, s:s, s:I, s:o, s:I}", "version", ATHANOR_VERSION, "commit",
                   ATHANOR_COMMIT, "compiler", ATHANOR_COMPILER, "host", hosts, "ranks", world->size, "threads",
-                  threads_count(model->device->pool), "device", model->device->op->name, "parameters",
+                  threads_count(model->device->pool), "device", model->device->name, "parameters",
                   (json_int_t)model->table.parameters, "family", families[config->model.family], "started", clock_stamp(stamp),
                   "batch_tokens", (json_int_t)config->train.batch_tokens, "memory_plan", plan, "memory_planned",
                   (json_int_t)model->plan.total);
