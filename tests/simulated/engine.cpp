@@ -41,12 +41,12 @@ static Settings settings_of_environment() {
 }
 
 static int architecture_of(const char *text) {
-    for (int known : {80, 86, 89, 90, 100}) {
+    for (int known : {75, 80, 86, 89, 90, 100}) {
         if (atoi(text) == known) {
             return known;
         }
     }
-    fault("ATHANOR_SIMULATED_ARCH is %s, not 80, 86, 89, 90 or 100", text);
+    fault("ATHANOR_SIMULATED_ARCH is %s, not 75, 80, 86, 89, 90 or 100", text);
 }
 
 Settings &settings() {
