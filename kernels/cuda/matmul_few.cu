@@ -49,7 +49,8 @@ template <typename T, int EIGHTS> static __global__ void __launch_bounds__(WARPS
         for (int i = 0; i < 2 + EIGHTS; i++) {
 #pragma unroll
             for (int chunk = 0; chunk < 2; chunk++) {
-                copy_async_16(shared_address(place(stage, i * 2 + chunk)), rows[i] + chunk * 32, valid[i] && k + chunk * 32 < p.k);
+                copy_async_16(shared_address(place(stage, i * 2 + chunk)), rows[i] + chunk * 32,
+                              valid[i] && k + chunk * 32 < p.k);
             }
             rows[i] += WARPS * TURN;
         }
