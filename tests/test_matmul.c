@@ -564,6 +564,23 @@ static void test_card_choices(void) {
     tensors_free(&t);
 }
 
+// The rows above reached every body of ours: Hopper's on sm_90 alone.
+static void test_card_bodies(void) {
+    for (int d = 0; d < cards.count; d++) {
+        Device *device = cards.twins[d].of[0];
+        if (device->kind == DEVICE_SIMULATED) {
+            bool hopper = strstr(cards.twins[d].label, "sm_90") != NULL, half = cards.twins[d].type != TYPE_FP32;
+            Buffer text = {0};
+            device_describe_choices(device, &text);
+            CHECK((strstr(text.data, ": sm90 by rule") != NULL) == (hopper && half));
+            CHECK((strstr(text.data, ": sm80 by rule") != NULL) == half);
+            CHECK((strstr(text.data, ": few by rule") != NULL) == half);
+            CHECK((strstr(text.data, ": float by rule") != NULL) == !half);
+            buffer_free(&text);
+        }
+    }
+}
+
 int main(void) {
     op_devices_cpu(&cpus);
     op_devices_cards(&cards);
@@ -573,6 +590,7 @@ int main(void) {
     RUN(test_card_shapes);
     RUN(test_card_epilogues);
     RUN(test_card_choices);
+    RUN(test_card_bodies);
     op_devices_close(&cpus);
     op_devices_close(&cards);
     return check_report();
