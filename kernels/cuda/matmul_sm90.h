@@ -211,7 +211,7 @@ __device__ __forceinline__ void sm90_multiply(float (&sum)[COLUMNS / 2], Sm90Rin
 //   plain     the sums with bias and a tensor added, all in fragments, 64 columns at a time as 16-bit elements. Most products.
 //   general   strips of 32 columns in fp32, then run by run whatever the epilogue asks for. Twice the traffic in shared memory;
 //             activations (2 special-function instructions an element, 2048 cycles for a consumer's tile) hide it.
-// What a step needs of memory is fetched a step ahead, for the first one before the last sums are there.
+// What a step needs of memory is fetched steps ahead, for the first ones before the last sums are there.
 
 typedef struct Sm90Part {
     unsigned char *piece;  // SM90_PIECE_BYTES of shared memory
@@ -538,31 +538,39 @@ __device__ __forceinline__ void sm90_read_run(float (&x)[8], const unsigned char
     x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
+// How many steps ahead memory is read: as many as there are registers for. The number of steps is a multiple.
+template <ProductForm FORM> constexpr int SM90_AHEAD = FORM == PRODUCT_BACKWARD_WEIGHT ? 2 : 1;
+
 template <typename T, int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_finish_general(const float (&sum)[COLUMNS / 2], Sm90Ahead &ahead, const Product &p,
-                                                    const Sm90Part &part) {
+__device__ __forceinline__ void sm90_finish_general(const float (&sum)[COLUMNS / 2], Sm90Ahead (&ahead)[SM90_AHEAD<FORM>],
+                                                    const Product &p, const Sm90Part &part) {
+    constexpr int AHEAD = SM90_AHEAD<FORM>;
     bool gated = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED;
     int steps = min(gated ? COLUMNS / 32 : COLUMNS / 16, (part.column_count + 31) / 32 * 2);
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        Sm90Ahead now = ahead;
-        if (step + 1 < steps) {
-            sm90_fetch_run<T, FORM>(ahead, p, part, step + 1);
-        }
-        if (step % 2 == 0) {
-            __syncwarp();
-            sm90_spread<COLUMNS>(sum, part, gated, step / 2);
-            __syncwarp();
-        }
-        int row = sm90_run_row(part, step), column = sm90_run_column(part, step);
-        if (row < part.row_count && column < part.column_count) {
-            float x[8], y[8];
-            uint32_t at = sm90_strip(row, part.lane % 4 * 2);
-            sm90_read_run(x, part.piece, at);
-            if (gated) {
-                sm90_read_run(y, part.piece + SM90_PIECE_BYTES / 2, at);
+    for (int first = 0; first < steps; first += AHEAD) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int step = first + i;
+            Sm90Ahead now = ahead[i];
+            if (step + AHEAD < steps) {
+                sm90_fetch_run<T, FORM>(ahead[i], p, part, step + AHEAD);
             }
-            sm90_finish_run<T, FORM>(x, y, now, p, part.row + row, part.column + column);
+            if (step % 2 == 0) {
+                __syncwarp();
+                sm90_spread<COLUMNS>(sum, part, gated, step / 2);
+                __syncwarp();
+            }
+            int row = sm90_run_row(part, step), column = sm90_run_column(part, step);
+            if (row < part.row_count && column < part.column_count) {
+                float x[8], y[8];
+                uint32_t at = sm90_strip(row, part.lane % 4 * 2);
+                sm90_read_run(x, part.piece, at);
+                if (gated) {
+                    sm90_read_run(y, part.piece + SM90_PIECE_BYTES / 2, at);
+                }
+                sm90_finish_run<T, FORM>(x, y, now, p, part.row + row, part.column + column);
+            }
         }
     }
 }
@@ -590,19 +598,22 @@ __device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &p
         part.row_count = (int)min(p.m - part.row, (int64_t)16);
         part.column_count = (int)p.n - part.column;
         part.row += work.part * p.m;  // the parts of K lie below each other
-        Sm90Ahead ahead;
+        Sm90Ahead ahead[SM90_AHEAD<FORM>];
         const void *added = sm90_added(p);
         if (plan.plain && added != NULL) {
-            sm90_fetch_box<T>(ahead, part, added, p.c_stride, 0);
+            sm90_fetch_box<T>(ahead[0], part, added, p.c_stride, 0);
         } else if (!plan.plain) {
-            sm90_fetch_run<T, FORM>(ahead, p, part, 0);
+#pragma unroll
+            for (int i = 0; i < SM90_AHEAD<FORM>; i++) {
+                sm90_fetch_run<T, FORM>(ahead[i], p, part, i);
+            }
         }
         wgmma_wait<0>();
         registers_fence(sum);
         sm90_release(ring, last, plan.cluster, lane);
         if (part.row_count > 0) {
             if (FORM != PRODUCT_BACKWARD_WEIGHT && plan.plain) {
-                sm90_finish_plain<T, COLUMNS>(sum, ahead, p, part);
+                sm90_finish_plain<T, COLUMNS>(sum, ahead[0], p, part);
             } else {
                 sm90_finish_general<T, COLUMNS, FORM>(sum, ahead, p, part);
             }
