@@ -1,6 +1,6 @@
 // The matrix product of Hopper: one persistent kernel, a template over tile, form and epilogue. Device code of matmul*_sm90.cu.
 //
-// A block is three warpgroups. The first one's first thread loads tiles of A and B with TMA into a ring of stages; the other
+// A block is three warpgroups. The first one's first warp loads tiles of A and B with TMA into a ring of stages; the other
 // two multiply them (wgmma), each 64 of the tile's 128 rows, and finish their own part of C. Stages are handed over by two
 // mbarriers each: `full` (the bytes have come) and `empty` (all warps have read them). The loader runs ahead over the end of a
 // tile, so the next tile's first stages come in while the last one is finished; the two consumers run apart by as much as the
@@ -104,7 +104,7 @@ template <int COLUMNS> struct Sm90Ring {
     }
 };
 
-// ---- Loading: one thread
+// ---- Loading: one warp, most of it one thread
 
 template <ProductForm FORM> constexpr bool SM90_A_TURNED = FORM == PRODUCT_BACKWARD_WEIGHT;  // MN-major
 template <ProductForm FORM> constexpr bool SM90_B_TURNED = FORM != PRODUCT_FORWARD;
@@ -133,35 +133,74 @@ __device__ __forceinline__ void sm90_load_b(const CUtensorMap *b, uint32_t to, u
     }
 }
 
+// What the end of a tile reads is asked for when its loads begin, so that it comes from L2 when it is needed. All of the first
+// warp.
+__device__ __forceinline__ void sm90_prefetch_rows(const void *tensor, int64_t at, int64_t stride, int element, int rows,
+                                                   int columns) {
+    const char *from = (const char *)tensor + at * element;
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < rows; i += 32) {
+        prefetch_bytes(from + i * stride * element, (uint32_t)(columns * element));
+    }
+}
+
+template <ProductForm FORM> __device__ __forceinline__ void sm90_prefetch(const Product &p, int row, int column, int columns) {
+    int rows = (int)min(p.m - row, (int64_t)SM90_ROWS);
+    columns = min(columns, (int)p.n - column);
+    const void *added = FORM == PRODUCT_FORWARD ? p.residual : p.accumulate ? p.c : NULL;
+    if (added != NULL) {
+        sm90_prefetch_rows(added, row * p.c_stride + column, p.c_stride, FORM != PRODUCT_FORWARD && p.float_output ? 4 : 2,
+                           rows, columns);
+    }
+    if (FORM == PRODUCT_BACKWARD_INPUT && p.pre != NULL) {
+        int64_t at = row * p.pre_stride + column;
+        sm90_prefetch_rows(p.pre, at, p.pre_stride, 2, rows, columns);
+        if (p.epilogue == EPILOGUE_GATED_BACKWARD) {
+            sm90_prefetch_rows(p.pre, at + p.n, p.pre_stride, 2, rows, columns);
+        }
+    }
+}
+
+template <int COLUMNS, ProductForm FORM>
+__device__ __forceinline__ void sm90_load_tile(const CUtensorMap *a, const CUtensorMap *b, Sm90Ring<COLUMNS> &ring,
+                                               const Sm90Work &work, int cluster, int rank, int row, int column, int apart) {
+    for (int block = work.first; block < work.first + work.blocks; block++) {
+        uint32_t full = ring.full(ring.stage);
+        int k = block * SM90_DEPTH;
+        mbarrier_wait(ring.empty(ring.stage), ring.parity ^ 1);
+        mbarrier_expect(full, Sm90Shared<COLUMNS>::STAGE_BYTES);
+        if constexpr (SM90_A_TURNED<FORM>) {
+            tma_load_2d(ring.a(), a, full, row, k);
+            tma_load_2d(ring.a() + SM90_BOX_BYTES, a, full, row + SM90_BOX, k);
+        } else {
+            tma_load_2d(ring.a(), a, full, k, row);
+        }
+        if (cluster == 2) {
+            sm90_load_b<COLUMNS, FORM>(b, ring.b(), full, true, rank, column + rank * apart, k);
+        } else {
+            sm90_load_b<COLUMNS, FORM>(b, ring.b(), full, false, 0, column, k);
+            sm90_load_b<COLUMNS, FORM>(b, ring.b(), full, false, 1, column + apart, k);
+        }
+        ring.next();
+    }
+}
+
 template <int COLUMNS, ProductForm FORM>
 __device__ __forceinline__ void sm90_load(const CUtensorMap *a, const CUtensorMap *b, const Product &p, const Sm90Plan &plan,
-                                          uint32_t shared, int cluster, int clusters, int rank) {
+                                          uint32_t shared) {
+    int more = plan.cluster - 1, rank = (int)blockIdx.x & more;  // clusters are of 1 or 2 blocks along x
     // Of a gated product the halves of B's tile are the gate's and the value's columns of the same numbers.
     bool gated = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED;
     int columns = gated ? COLUMNS / 2 : COLUMNS, apart = gated ? (int)p.n : COLUMNS / 2;
     Sm90Ring<COLUMNS> ring = {shared, 0, 0};
-    for (int index = cluster; index < plan.works; index += clusters) {
+    for (int index = (int)blockIdx.x >> more; index < plan.works; index += (int)gridDim.x >> more) {
         Sm90Work work = sm90_work(plan, index, rank);
         int row = work.row * SM90_ROWS, column = work.column * columns;
-        for (int block = work.first; block < work.first + work.blocks; block++) {
-            uint32_t full = ring.full(ring.stage);
-            int k = block * SM90_DEPTH;
-            mbarrier_wait(ring.empty(ring.stage), ring.parity ^ 1);
-            mbarrier_expect(full, Sm90Shared<COLUMNS>::STAGE_BYTES);
-            if constexpr (SM90_A_TURNED<FORM>) {
-                tma_load_2d(ring.a(), a, full, row, k);
-                tma_load_2d(ring.a() + SM90_BOX_BYTES, a, full, row + SM90_BOX, k);
-            } else {
-                tma_load_2d(ring.a(), a, full, k, row);
-            }
-            if (plan.cluster == 2) {
-                sm90_load_b<COLUMNS, FORM>(b, ring.b(), full, true, rank, column + rank * apart, k);
-            } else {
-                sm90_load_b<COLUMNS, FORM>(b, ring.b(), full, false, 0, column, k);
-                sm90_load_b<COLUMNS, FORM>(b, ring.b(), full, false, 1, column + apart, k);
-            }
-            ring.next();
+        sm90_prefetch<FORM>(p, row, column, columns);
+        if (threadIdx.x == 0) {
+            sm90_load_tile<COLUMNS, FORM>(a, b, ring, work, plan.cluster, rank, row, column, apart);
         }
+        __syncwarp();
     }
 }
 
@@ -323,16 +362,16 @@ __device__ __forceinline__ void sm90_store_box(const float (&x)[32], const Sm90P
 }
 
 // What the plain way adds, rows c_stride apart; NULL: nothing.
-__device__ __forceinline__ const void *sm90_added(const Product &p) {
-    return p.epilogue == EPILOGUE_FORWARD ? p.residual : p.accumulate ? p.c : NULL;
+template <ProductForm FORM> __device__ __forceinline__ const void *sm90_added(const Product &p) {
+    return FORM == PRODUCT_FORWARD ? p.residual : p.accumulate ? p.c : NULL;
 }
 
-template <typename T, int COLUMNS>
+template <typename T, int COLUMNS, ProductForm FORM>
 __device__ __forceinline__ void sm90_finish_plain(const float (&sum)[COLUMNS / 2], Sm90Ahead &ahead, const Product &p,
                                                   const Sm90Part &part) {
     uint32_t fragments = shared_address(part.piece) + swizzle_128(part.lane % 16, part.lane / 16);
     uint32_t rows = swizzle_128(part.lane / 8, part.lane % 8);
-    const void *added = sm90_added(p);
+    const void *added = sm90_added<FORM>(p);
 #pragma unroll
     for (int column = 0; column < COLUMNS; column += 64) {
         if (column < part.column_count) {
@@ -341,7 +380,7 @@ __device__ __forceinline__ void sm90_finish_plain(const float (&sum)[COLUMNS / 2
             for (int i = 0; i < 32; i++) {
                 x[i] = sum[column / 2 + i];
             }
-            if (p.bias != NULL) {
+            if (FORM == PRODUCT_FORWARD && p.bias != NULL) {
                 sm90_add_bias<T>(x, part, p.bias, column);
             }
             if (added != NULL) {
@@ -578,8 +617,8 @@ __device__ __forceinline__ void sm90_finish_general(const float (&sum)[COLUMNS /
 // ---- The kernel
 
 template <typename T, int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &plan, unsigned char *memory, int cluster,
-                                             int clusters, int rank) {
+__device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &plan, unsigned char *memory) {
+    int more = plan.cluster - 1, rank = (int)blockIdx.x & more;  // clusters are of 1 or 2 blocks along x
     typedef Sm90Shared<COLUMNS> Shared;
     // Of a gated product the two halves of B's tile make one half as many columns of C.
     int outputs = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED ? COLUMNS / 2 : COLUMNS;
@@ -588,7 +627,7 @@ __device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &p
     part.lane = lane;
     part.piece = memory + Shared::PIECES + warp * SM90_PIECE_BYTES;
     Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
-    for (int index = cluster; index < plan.works; index += clusters) {
+    for (int index = (int)blockIdx.x >> more; index < plan.works; index += (int)gridDim.x >> more) {
         Sm90Work work = sm90_work(plan, index, rank);
         float sum[COLUMNS / 2];
         int last;
@@ -599,7 +638,7 @@ __device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &p
         part.column_count = (int)p.n - part.column;
         part.row += work.part * p.m;  // the parts of K lie below each other
         Sm90Ahead ahead[SM90_AHEAD<FORM>];
-        const void *added = sm90_added(p);
+        const void *added = sm90_added<FORM>(p);
         if (plan.plain && added != NULL) {
             sm90_fetch_box<T>(ahead[0], part, added, p.c_stride, 0);
         } else if (!plan.plain) {
@@ -613,7 +652,7 @@ __device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &p
         sm90_release(ring, last, plan.cluster, lane);
         if (part.row_count > 0) {
             if (FORM != PRODUCT_BACKWARD_WEIGHT && plan.plain) {
-                sm90_finish_plain<T, COLUMNS>(sum, ahead[0], p, part);
+                sm90_finish_plain<T, COLUMNS, FORM>(sum, ahead[0], p, part);
             } else {
                 sm90_finish_general<T, COLUMNS, FORM>(sum, ahead, p, part);
             }
@@ -628,8 +667,6 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
                  const Sm90Plan plan) {
     typedef Sm90Shared<COLUMNS> Shared;
     DYNAMIC_SHARED(memory);
-    int rank = plan.cluster == 2 ? (int)cluster_rank() : 0;
-    int cluster = (int)blockIdx.x / plan.cluster, clusters = (int)gridDim.x / plan.cluster;
     if (threadIdx.x == 0) {
         Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
         for (int i = 0; i < Shared::STAGES; i++) {
@@ -643,13 +680,12 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
     cluster_sync();
     if (threadIdx.x < 128) {
         registers_shrink<40>();
-        if (threadIdx.x == 0) {
-            sm90_load<COLUMNS, FORM>(&a, &b, p, plan, shared_address(memory), cluster, clusters, rank);
+        if (threadIdx.x < 32) {
+            sm90_load<COLUMNS, FORM>(&a, &b, p, plan, shared_address(memory));
         }
-        __syncwarp();
     } else {
         registers_grow<232>();
-        sm90_consume<T, COLUMNS, FORM>(p, plan, memory, cluster, clusters, rank);
+        sm90_consume<T, COLUMNS, FORM>(p, plan, memory);
     }
     cluster_sync();  // the other block may still arrive at barriers here
 }

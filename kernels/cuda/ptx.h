@@ -101,6 +101,8 @@ __device__ __forceinline__ void tma_add_2d(const CUtensorMap *map, uint32_t shar
 __device__ __forceinline__ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes);
 // `bytes` (a multiple of 16) from global to shared memory; they arrive at `barrier` ("cp.async.bulk").
 __device__ __forceinline__ void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier);
+// Begins to bring `bytes` (a multiple of 16, of memory aligned to 16) into the second-level cache ("cp.async.bulk.prefetch").
+__device__ __forceinline__ void prefetch_bytes(const void *global, uint32_t bytes);
 __device__ __forceinline__ void tma_store_commit();
 // Until at most N committed groups of stores have not read their shared memory; for tma_store_wait: are not complete.
 template <int N> __device__ __forceinline__ void tma_store_wait_read();
@@ -322,6 +324,9 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void *global, u
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
                  "l"(global), "r"(bytes), "r"(barrier)
                  : "memory");
+}
+__device__ __forceinline__ void prefetch_bytes(const void *global, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void tma_store_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
