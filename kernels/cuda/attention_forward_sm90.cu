@@ -42,7 +42,7 @@
 namespace BACKEND {
 
 enum { FORWARD_CONSUMERS = 2, FORWARD_ROWS = 64 * FORWARD_CONSUMERS, FORWARD_THREADS = WARPGROUP * (1 + FORWARD_CONSUMERS) };
-enum { FORWARD_STAGES = 2 };
+enum { FORWARD_STAGES = RING_STAGES };
 
 // Named barriers; 0 is that of the block.
 enum { FORWARD_TURN = 1, FORWARD_STORE = 1 + FORWARD_CONSUMERS };
@@ -84,19 +84,6 @@ struct ForwardBarriers {
     }
 };
 enum { FORWARD_BARRIERS = 2 * FORWARD_CONSUMERS + 4 * FORWARD_STAGES };
-
-// A place in the ring of stages: the parity is that of the phase in which the stage is filled for this round.
-struct Ring {
-    int stage;
-    uint32_t parity;
-    __device__ __forceinline__ void advance() {
-        stage++;
-        if (stage == FORWARD_STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
 
 // What all tiles of a launch share.
 struct ForwardWork {
@@ -383,7 +370,7 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             }
             barrier_sync(FORWARD_STORE + w, WARPGROUP);
         }
-        store_rows<T, D>(o, out, STORE_PANEL, out_map, place.head, row, place.b, FORWARD_STORE + w);
+        store_rows<T, D>(o, out, STORE_PANEL, out_map, 0, place.head, row, place.b, FORWARD_STORE + w);
         if (!Tile::OUT_APART && elected) {
             tma_store_wait_read<0>();
             mbarrier_arrive(barriers.q_empty(w));

@@ -20,6 +20,22 @@ namespace BACKEND {
 enum { WARPGROUP = 128, PANEL_COLUMNS = 64, PANEL_ROW_BYTES = 128, STORE_ROWS = 64 };
 static const int STORE_PANEL = STORE_ROWS * PANEL_ROW_BYTES;  // bytes of a panel of 64 rows
 
+enum { RING_STAGES = 2 };
+
+// A place in a ring of stages, and the parity of its round: that of the phase of `full` in which the stage is filled; one that
+// fills it waits for the phase of `empty` with the other parity.
+struct Ring {
+    int stage;
+    uint32_t parity;
+    __device__ __forceinline__ void advance() {
+        stage++;
+        if (stage == RING_STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
 // Step `i` (16 elements) along d of `rows` rows; `panel` is the number of bytes from panel to panel.
 __device__ __forceinline__ uint64_t operand_along_width(uint32_t tile, uint32_t panel, int i) {
     return wgmma_descriptor(tile + (uint32_t)(i / 4) * panel + (uint32_t)(i % 4) * 32, 16, 8 * PANEL_ROW_BYTES);
@@ -58,12 +74,12 @@ template <int N> __device__ __forceinline__ void store_operand(uint32_t tile, ui
     }
 }
 
-// The accumulator d[64, N] to rows `row` .. + 63 of head `head` of sequence b, by way of a tile in shared memory with panels
-// `panel` bytes apart. All of a warpgroup; `barrier` is one of its own. Returns before the copy is done: the warpgroup's first
-// thread has committed it.
+// The accumulator d[64, N] to rows `row` .. + 63, columns `column` .. of head `head` of sequence b, by way of a tile in shared
+// memory with panels `panel` bytes apart. All of a warpgroup; `barrier` is one of its own. Returns before the copy is done: the
+// warpgroup's first thread has committed it.
 template <typename T, int N>
 __device__ __forceinline__ void store_rows(const float (&d)[N / 2], uint32_t tile, uint32_t panel, const CUtensorMap *map,
-                                           int head, int row, int b, int barrier) {
+                                           int column, int head, int row, int b, int barrier) {
     uint32_t a[N / 16][4];
     pack_operand<T, N>(a, d);
     store_operand<N>(tile, panel, a);
@@ -71,7 +87,7 @@ __device__ __forceinline__ void store_rows(const float (&d)[N / 2], uint32_t til
     barrier_sync(barrier, WARPGROUP);
     if (threadIdx.x % WARPGROUP == 0) {
         for (int i = 0; i < N / PANEL_COLUMNS; i++) {
-            tma_store_4d(map, tile + (uint32_t)i * panel, i * PANEL_COLUMNS, head, row, b);
+            tma_store_4d(map, tile + (uint32_t)i * panel, column + i * PANEL_COLUMNS, head, row, b);
         }
         tma_store_commit();
     }

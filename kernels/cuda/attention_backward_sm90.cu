@@ -1,0 +1,645 @@
+// Attention backward for Hopper: wgmma and TMA, after FlashAttention-3 (Shah et al. 2024), deterministic.
+//
+//   P = exp(S - lse), S the scores as in the forward pass         delta = rowsum(dO * O)
+//   dV = P^T dO      dP = dO V^T      dS = P * (dP - delta) (times the soft-cap's derivative)
+//   dK = scale dS^T Q      dQ = scale dS K
+//
+// Three kernels: `prepare` computes delta, the log-sum-exp in units of log2 and the last query that sees each key, and clears
+// the sum of dQ; `main` does the five products; `finish` rounds dQ from its fp32 sum.
+//
+// main: a block of threads has 128 keys of a group, whose K and V stay in shared memory, and walks the group's query heads and
+// their blocks of queries (64, or 128 where D = 64). Everything is transposed, [keys, queries], so that P^T and dS^T come out
+// of the accumulators as A operands in registers:
+//
+//     producer warp    one thread copies Q, lse and dO, delta of the next blocks of queries by TMA
+//     dQ warp          adds the block's part of dQ to its sum in global memory, in order
+//     consumer 0, 1    64 keys each
+//
+//     S^T = K Q^T ; dP^T = V dO^T       wgmma, both operands shared
+//     P^T = exp2(S^T - lse)             registers, while dP^T is computed
+//     dS^T = P^T (dP^T - delta)         registers; also written to shared memory
+//     dV += P^T dO                      wgmma, P^T in registers; meanwhile
+//     -- both consumers have written dS --
+//     dQ = dS K                         wgmma, each consumer a half of it (of its columns; of its rows where D = 64)
+//     dK += dS^T Q                      wgmma, dS^T in registers; meanwhile dQ goes to shared memory, and to the dQ warp
+//
+//   shared memory of a block, in KiB          D = 64   128
+//     K, V   128 keys                             32    64
+//     Q, dO  2 stages of a block of queries       64    64
+//     dS     2, so that one is written while the other is still read     64    32
+//     dQ     2 halves of 64 x 64 fp32             32    32
+//     lse, delta   2 stages                        2     1
+//                                                194   193
+//
+//   who waits for whom
+//     producer    -- keys_full -->  consumers                                      (K and V, once)
+//     producer    -- q_full[stage], o_full[stage] -->  consumers  -- q_empty[stage], o_empty[stage] -->  producer
+//     consumer w  -- QUERY_FULL + w -->  dQ warp  -- QUERY_EMPTY + w -->  consumer w        (named barriers)
+//     dQ warp of the block with the next keys  -- turns[head, block of queries] -->  dQ warp of this block
+//
+// Determinism: a sum in fp32 depends on its order, so the blocks of keys add to a block of queries in one order: from its
+// diagonal down to the first keys. Each waits until the block with the keys behind its own has added. Blocks of threads take
+// their keys by ticket, the last keys first: who is waited for has started before. As the block with the last keys has the
+// fewest queries and each starts at its diagonal, in a full step all of them work one block of queries apart from each other,
+// and none waits (the order "shortest first" of FlashAttention-3's deterministic backward). dK and dV of a group are summed
+// over its heads by one block of threads.
+//
+// Registers of a thread: the launch gives 168; the producer's warpgroup gives back all but 40, the consumers take 232. Of them
+// the accumulators are dK 64 + dV 64 + S 32 + dP 32 (then P 16 + dS 16 + dQ 32) at D = 128, at
+// D = 64 dK 32 + dV 32 + S 64 + dP 64 (then P 32 + dS 32 + dQ 32).
+#include "kernels/cuda/attention_sm90.h"
+
+namespace BACKEND {
+
+enum { BACKWARD_CONSUMERS = 2, BACKWARD_KEYS = 64 * BACKWARD_CONSUMERS };
+enum { BACKWARD_THREADS = WARPGROUP * (1 + BACKWARD_CONSUMERS), BACKWARD_PADDING = 128 };
+
+// Named barriers; 0 is that of the block.
+enum { BOTH_CONSUMERS = 1, ONE_CONSUMER = 2, QUERY_FULL = 4, QUERY_EMPTY = 6, QUERY_THREADS = WARPGROUP + 32 };
+
+// A consumer's part of the gradient of a block of queries: 64 x 64, in the order in which the accumulator's threads hold it.
+enum { PART_FLOATS = 64 * 64, PART_BYTES = PART_FLOATS * 4 };
+
+template <int D> struct BackwardTile {
+    static const int ROWS = D == 64 ? 128 : 64;  // of queries
+    static const int PANELS = D / PANEL_COLUMNS;
+    static const uint32_t KEY_PANEL = BACKWARD_KEYS * PANEL_ROW_BYTES, KEY_BYTES = PANELS * KEY_PANEL;
+    static const uint32_t ROW_PANEL = ROWS * PANEL_ROW_BYTES, ROW_BYTES = PANELS * ROW_PANEL;
+    static const uint32_t STAT_BYTES = ROWS * 4;
+    // dS^T: panels of 64 queries, 128 keys each.
+    static const uint32_t SLOPE_BYTES = ROWS / PANEL_COLUMNS * KEY_PANEL;
+    // Places in shared memory.
+    static const uint32_t KEY = 0, VALUE = KEY + KEY_BYTES, QUERY = VALUE + KEY_BYTES;
+    static const uint32_t OUT = QUERY + RING_STAGES * ROW_BYTES, SLOPE = OUT + RING_STAGES * ROW_BYTES;
+    static const uint32_t PART = SLOPE + 2 * SLOPE_BYTES, LSE = PART + (uint32_t)BACKWARD_CONSUMERS * PART_BYTES;
+    static const uint32_t DELTA = LSE + RING_STAGES * STAT_BYTES, BARRIERS = DELTA + RING_STAGES * STAT_BYTES;
+    static const uint32_t BYTES = BARRIERS + 128;
+};
+
+// The addresses of the mbarriers, from BackwardTile::BARRIERS on, and behind them the ticket.
+struct BackwardBarriers {
+    uint32_t base;
+    __device__ uint32_t keys_full() const {
+        return base;
+    }
+    __device__ uint32_t q_full(int stage) const {
+        return base + 8u * (uint32_t)(1 + stage);
+    }
+    __device__ uint32_t q_empty(int stage) const {
+        return base + 8u * (uint32_t)(1 + RING_STAGES + stage);
+    }
+    __device__ uint32_t o_full(int stage) const {
+        return base + 8u * (uint32_t)(1 + 2 * RING_STAGES + stage);
+    }
+    __device__ uint32_t o_empty(int stage) const {
+        return base + 8u * (uint32_t)(1 + 3 * RING_STAGES + stage);
+    }
+};
+enum { BACKWARD_BARRIERS = 1 + 4 * RING_STAGES };
+
+// What all blocks of a launch share. T': the length rounded up to BACKWARD_PADDING.
+struct BackwardWork {
+    AttentionPlan plan;
+    int padded;        // T'
+    int blocks, near;  // blocks of keys of a sequence; groups worked on at a time
+    int *ticket;       // 0 at first
+    int *turns;        // [B,H,T'/ROWS]: how many blocks of keys have added to dq
+    int *until;        // [B,T]: the last query that sees a key
+    float *lse;        // [B,H,T'] in units of log2, infinity from T on
+    float *delta;      // [B,H,T'], 0 from T on
+    float *dq;         // [B,H,T'/ROWS][2][64 x 64]
+};
+
+// ---- Before: delta, lse, who sees whom; and zeros
+
+template <typename T> struct BackwardInputs {
+    const T *out, *dout;
+    const float *lse;
+};
+
+// D / 8 lanes a row of [B,H,T'].
+template <typename T, int D>
+__global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs<T> in, BackwardWork work) {
+    const AttentionPlan &plan = work.plan;
+    const int LANES = D / 8;
+    int64_t index = (int64_t)blockIdx.x * 256 + threadIdx.x, row = index / LANES;
+    int64_t pairs = (int64_t)plan.batch * plan.heads, rows = pairs * work.padded;
+    if (index < (int64_t)plan.batch * plan.length) {
+        int b = (int)(index / plan.length), key = (int)(index % plan.length), from = key, to = plan.length - 1;
+        while (from < to) {  // the last query whose least is not above the key: there is one, the key's own
+            int middle = from + (to - from + 1) / 2;
+            if (attention_least(plan, b, middle) <= key) {
+                from = middle;
+            } else {
+                to = middle - 1;
+            }
+        }
+        work.until[index] = from;
+    }
+    if (index < pairs * (work.padded / BackwardTile<D>::ROWS)) {
+        work.turns[index] = 0;
+    }
+    if (index == 0) {
+        *work.ticket = 0;
+    }
+    int lane = (int)threadIdx.x % LANES, query = (int)(row % work.padded);
+    int64_t pair = row / work.padded;
+    float sum = 0;
+    if (row < rows && query < plan.length && lane * 8 < plan.width) {
+        int64_t at = ((pair / plan.heads * plan.length + query) * plan.heads + pair % plan.heads) * plan.width + lane * 8;
+        Pack<T> out = load_pack_once(in.out + at), dout = load_pack(in.dout + at);
+        for (int i = 0; i < Pack<T>::COUNT; i++) {
+            sum += to_float(out.at[i]) * to_float(dout.at[i]);
+        }
+    }
+    for (int offset = LANES / 2; offset > 0; offset /= 2) {
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, offset);
+    }
+    if (row >= rows) {
+        return;
+    }
+    if (lane == 0) {
+        work.delta[row] = sum;
+        work.lse[row] = query < plan.length ? in.lse[pair * plan.length + query] * 1.4426950408889634f : INFINITY;
+    }
+    float4 zero = {0, 0, 0, 0};
+    float4 *clear = (float4 *)(work.dq + index * 8);
+    clear[0] = zero;
+    clear[1] = zero;
+}
+
+// ---- Which blocks of queries a block of keys meets
+
+// begin .. end - 1; from whole_begin to whole_end - 1 (perhaps none) without a mask.
+template <int D> __device__ __forceinline__ AttentionBlocks backward_blocks(const BackwardWork &work, int b, int key) {
+    const int ROWS = BackwardTile<D>::ROWS;
+    int length = work.plan.length, last = key + BACKWARD_KEYS < length ? key + BACKWARD_KEYS - 1 : length - 1;
+    const int *until = work.until + (int64_t)b * length;
+    AttentionBlocks blocks;
+    blocks.begin = key / ROWS;
+    blocks.end = until[last] / ROWS + 1;
+    blocks.whole_begin = (key + BACKWARD_KEYS - 1 + ROWS - 1) / ROWS;
+    blocks.whole_end = (until[key] + 1) / ROWS;
+    return blocks;
+}
+
+// ---- The producer: one thread
+
+template <int D>
+__device__ __forceinline__ void backward_produce(const BackwardWork &work, BackwardBarriers barriers, uint32_t shared,
+                                                 AttentionPlace place, const CUtensorMap *key_map, const CUtensorMap *query_map,
+                                                 const CUtensorMap *out_map) {
+    typedef BackwardTile<D> Tile;
+    const AttentionPlan &plan = work.plan;
+    int key = place.block * BACKWARD_KEYS;
+    mbarrier_expect(barriers.keys_full(), 2 * Tile::KEY_BYTES);
+    for (int i = 0; i < Tile::PANELS; i++) {
+        tma_load_4d(shared + Tile::KEY + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.keys_full(), i * PANEL_COLUMNS,
+                    plan.heads + place.head, key, place.b);
+        tma_load_4d(shared + Tile::VALUE + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.keys_full(), i * PANEL_COLUMNS,
+                    plan.heads + plan.groups + place.head, key, place.b);
+    }
+    AttentionBlocks blocks = backward_blocks<D>(work, place.b, key);
+    Ring ring = {0, 0};
+    for (int i = 0; i < plan.share; i++) {
+        int head = place.head * plan.share + i;
+        int64_t stats = ((int64_t)place.b * plan.heads + head) * work.padded;
+        for (int m = blocks.begin; m < blocks.end; m++) {
+            uint32_t stage = (uint32_t)ring.stage;
+            int row = m * Tile::ROWS;
+            mbarrier_wait(barriers.q_empty(ring.stage), ring.parity ^ 1);
+            mbarrier_expect(barriers.q_full(ring.stage), Tile::ROW_BYTES + Tile::STAT_BYTES);
+            for (int j = 0; j < Tile::PANELS; j++) {
+                tma_load_4d(shared + Tile::QUERY + stage * Tile::ROW_BYTES + (uint32_t)j * Tile::ROW_PANEL, query_map,
+                            barriers.q_full(ring.stage), j * PANEL_COLUMNS, head, row, place.b);
+            }
+            bulk_load(shared + Tile::LSE + stage * Tile::STAT_BYTES, work.lse + stats + row, Tile::STAT_BYTES,
+                      barriers.q_full(ring.stage));
+            mbarrier_wait(barriers.o_empty(ring.stage), ring.parity ^ 1);
+            mbarrier_expect(barriers.o_full(ring.stage), Tile::ROW_BYTES + Tile::STAT_BYTES);
+            for (int j = 0; j < Tile::PANELS; j++) {
+                tma_load_4d(shared + Tile::OUT + stage * Tile::ROW_BYTES + (uint32_t)j * Tile::ROW_PANEL, out_map,
+                            barriers.o_full(ring.stage), j * PANEL_COLUMNS, head, row, place.b);
+            }
+            bulk_load(shared + Tile::DELTA + stage * Tile::STAT_BYTES, work.delta + stats + row, Tile::STAT_BYTES,
+                      barriers.o_full(ring.stage));
+            ring.advance();
+        }
+    }
+}
+
+// ---- The dQ warp
+
+template <int D>
+__device__ __forceinline__ void backward_add_queries(const BackwardWork &work, uint32_t shared, AttentionPlace place) {
+    typedef BackwardTile<D> Tile;
+    const AttentionPlan &plan = work.plan;
+    bool elected = threadIdx.x % 32 == 0;
+    AttentionBlocks blocks = backward_blocks<D>(work, place.b, place.block * BACKWARD_KEYS);
+    int steps = plan.share * (blocks.end - blocks.begin);
+    for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
+        barrier_arrive(QUERY_EMPTY + w, QUERY_THREADS);
+    }
+    for (int i = 0; i < plan.share; i++) {
+        int64_t first = ((int64_t)place.b * plan.heads + place.head * plan.share + i) * (work.padded / Tile::ROWS);
+        for (int m = blocks.begin; m < blocks.end; m++) {
+            int *turn = work.turns + first + m;
+            int before = m * Tile::ROWS / BACKWARD_KEYS - place.block;  // blocks of keys from the diagonal down to this one
+            if (elected) {
+                while (load_acquire(turn) != before) {
+                    nap();
+                }
+            }
+            __syncwarp();
+            for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
+                barrier_sync(QUERY_FULL + w, QUERY_THREADS);
+                if (elected) {
+                    bulk_add_float(work.dq + ((first + m) * BACKWARD_CONSUMERS + w) * PART_FLOATS,
+                                   shared + Tile::PART + (uint32_t)w * PART_BYTES, PART_BYTES);
+                    tma_store_commit();
+                }
+            }
+            if (elected) {
+                tma_store_wait_read<0>();
+            }
+            __syncwarp();
+            steps--;
+            if (steps > 0) {
+                for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
+                    barrier_arrive(QUERY_EMPTY + w, QUERY_THREADS);
+                }
+            }
+            if (elected) {
+                tma_store_wait<0>();
+                add_release(turn, 1);
+            }
+        }
+    }
+}
+
+// ---- The steps of a consumer: a warpgroup. A thread holds two keys, `key[0]` and 8 behind it, and pairs of queries.
+
+struct BackwardKeys {
+    int key[2];
+    unsigned seen[2];  // by how many queries, from the key's own on; 0 beyond the end
+};
+
+// d[64 keys, ROWS] = a[64 keys, D] rows[ROWS, D]^T, asynchronous: the scores, and dP.
+template <typename T, int D>
+__device__ __forceinline__ void issue_transposed(float (&d)[BackwardTile<D>::ROWS / 2], uint32_t keys, uint32_t rows) {
+    typedef BackwardTile<D> Tile;
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        wgmma_shared<Tile::ROWS, T, 0, 0>(d, operand_along_width(keys, Tile::KEY_PANEL, i),
+                                          operand_along_width(rows, Tile::ROW_PANEL, i), i > 0);
+    }
+    wgmma_commit();
+}
+
+// d[64 keys, D] += a[64 keys, ROWS] rows[ROWS, D], asynchronous: dV and dK.
+template <typename T, int D>
+__device__ __forceinline__ void issue_gradient(float (&d)[D / 2], const uint32_t (&a)[BackwardTile<D>::ROWS / 16][4],
+                                               uint32_t rows) {
+    typedef BackwardTile<D> Tile;
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Tile::ROWS / 16; i++) {
+        wgmma_registers<D, T, 1>(d, a[i], operand_along_rows(rows, Tile::ROW_PANEL, i), true);
+    }
+    wgmma_commit();
+}
+
+// d[64, 64] = a consumer's part of dS K, asynchronous. D = 64: its 64 queries (a panel of dS); D = 128: its 64 columns (a panel
+// of K).
+template <typename T, int D>
+__device__ __forceinline__ void issue_queries(float (&d)[32], uint32_t slopes, uint32_t keys, int w) {
+    typedef BackwardTile<D> Tile;
+    uint32_t a = slopes + (D == 64 ? (uint32_t)w * Tile::KEY_PANEL : 0);
+    uint32_t b = keys + (D == 64 ? 0 : (uint32_t)w * Tile::KEY_PANEL);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < BACKWARD_KEYS / 16; i++) {
+        wgmma_shared<64, T, 1, 1>(d, operand_along_rows(a, Tile::KEY_PANEL, i), operand_along_rows(b, Tile::KEY_PANEL, i),
+                                  i > 0);
+    }
+    wgmma_commit();
+}
+
+template <int ROWS> __device__ __forceinline__ void mask_transposed(float (&s)[ROWS / 2], const BackwardKeys &keys, int query) {
+    int from[2] = {query - keys.key[0], query - keys.key[1]};
+#pragma unroll
+    for (int i = 0; i < ROWS / 2; i++) {
+        s[i] = (unsigned)(from[i / 2 % 2] + i / 4 * 8 + i % 2) < keys.seen[i / 2 % 2] ? s[i] : -INFINITY;
+    }
+}
+
+// The products s become P. lse: those of the thread's columns.
+template <int ROWS> __device__ __forceinline__ void probabilities(float (&s)[ROWS / 2], float unit, const float *lse) {
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j++) {
+        float2 zero = *(const float2 *)(lse + 8 * j);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            s[4 * j + 2 * r] = exp2_fast(s[4 * j + 2 * r] * unit - zero.x);
+            s[4 * j + 2 * r + 1] = exp2_fast(s[4 * j + 2 * r + 1] * unit - zero.y);
+        }
+    }
+}
+
+// With a soft-cap (CAPPED) or slopes: the products s become P, and dp is multiplied by the cap's derivative less what makes
+// dS = P dp; masks too. `query` is that of the thread's first column.
+template <int ROWS, bool CAPPED>
+__device__ __forceinline__ void modified_probabilities(float (&s)[ROWS / 2], float (&dp)[ROWS / 2], const AttentionPlan &plan,
+                                                       float slope, const BackwardKeys &keys, bool masked, int query,
+                                                       const float *lse, const float *delta) {
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j++) {
+        float2 zero = *(const float2 *)(lse + 8 * j), mean = *(const float2 *)(delta + 8 * j);
+#pragma unroll
+        for (int i = 4 * j; i < 4 * j + 4; i++) {
+            float derivative = 1;
+            int behind = query + 8 * j + i % 2 - keys.key[i / 2 % 2];
+            float score = CAPPED ? attention_capped(plan, s[i], &derivative) : s[i] * plan.scale_log2;
+            score -= slope * (float)behind;
+            score = masked && (unsigned)behind >= keys.seen[i / 2 % 2] ? -INFINITY : score;
+            s[i] = exp2_fast(score - (i % 2 == 0 ? zero.x : zero.y));
+            dp[i] -= i % 2 == 0 ? mean.x : mean.y;
+            dp[i] = CAPPED ? dp[i] * derivative : dp[i];
+        }
+    }
+}
+
+// dp becomes dS = P (dP - delta).
+template <int ROWS>
+__device__ __forceinline__ void score_gradients(const float (&p)[ROWS / 2], float (&dp)[ROWS / 2], const float *delta) {
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j++) {
+        float2 mean = *(const float2 *)(delta + 8 * j);
+#pragma unroll
+        for (int i = 4 * j; i < 4 * j + 4; i++) {
+            dp[i] = p[i] * (dp[i] - (i % 2 == 0 ? mean.x : mean.y));
+        }
+    }
+}
+
+// ---- A consumer
+
+template <typename T, int D, bool MODIFIED>
+__device__ __forceinline__ void backward_consume(const BackwardWork &work, BackwardBarriers barriers, unsigned char *memory,
+                                                 AttentionPlace place, const CUtensorMap *gradient_map, int w) {
+    typedef BackwardTile<D> Tile;
+    const int ROWS = Tile::ROWS;
+    const AttentionPlan &plan = work.plan;
+    uint32_t shared = shared_address(memory);
+    int thread = (int)threadIdx.x % WARPGROUP, lane = thread % 32, column = lane % 4 * 2;
+    bool elected = thread == 0;
+    int first_key = place.block * BACKWARD_KEYS;
+    AttentionBlocks blocks = backward_blocks<D>(work, place.b, first_key);
+    BackwardKeys keys;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int key = first_key + w * 64 + thread / 32 * 16 + lane / 4 + 8 * r;
+        keys.key[r] = key;
+        keys.seen[r] = key < plan.length ? (unsigned)(work.until[(int64_t)place.b * plan.length + key] - key + 1) : 0;
+    }
+    // The rows of this consumer, in each panel of K, V and dS.
+    uint32_t own = (uint32_t)w * 64 * PANEL_ROW_BYTES;
+    float4 *part = (float4 *)(memory + Tile::PART + (uint32_t)w * PART_BYTES) + thread;
+    float dk[D / 2], dv[D / 2];
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) {
+        dk[i] = 0;
+        dv[i] = 0;
+    }
+    mbarrier_wait(barriers.keys_full(), 0);
+    Ring ring = {0, 0};
+    for (int i = 0; i < plan.share; i++) {
+        float slope = MODIFIED ? attention_slope(plan, place.head * plan.share + i) : 0;
+        for (int m = blocks.begin; m < blocks.end; m++) {
+            uint32_t query = shared + Tile::QUERY + (uint32_t)ring.stage * Tile::ROW_BYTES;
+            uint32_t out = shared + Tile::OUT + (uint32_t)ring.stage * Tile::ROW_BYTES;
+            uint32_t slopes = shared + Tile::SLOPE + (uint32_t)ring.stage * Tile::SLOPE_BYTES;
+            const float *lse = (const float *)(memory + Tile::LSE + (uint32_t)ring.stage * Tile::STAT_BYTES) + column;
+            const float *delta = (const float *)(memory + Tile::DELTA + (uint32_t)ring.stage * Tile::STAT_BYTES) + column;
+            bool masked = m < blocks.whole_begin || m >= blocks.whole_end;
+            float s[ROWS / 2], dp[ROWS / 2];
+
+            mbarrier_wait(barriers.q_full(ring.stage), ring.parity);
+            issue_transposed<T, D>(s, shared + Tile::KEY + own, query);
+            mbarrier_wait(barriers.o_full(ring.stage), ring.parity);
+            issue_transposed<T, D>(dp, shared + Tile::VALUE + own, out);
+            if (MODIFIED) {
+                wgmma_wait<0>();
+                registers_fence(s);
+                registers_fence(dp);
+                if (plan.cap > 0) {
+                    modified_probabilities<ROWS, true>(s, dp, plan, slope, keys, masked, m * ROWS + column, lse, delta);
+                } else {
+                    modified_probabilities<ROWS, false>(s, dp, plan, slope, keys, masked, m * ROWS + column, lse, delta);
+                }
+#pragma unroll
+                for (int j = 0; j < ROWS / 2; j++) {
+                    dp[j] *= s[j];
+                }
+            } else {
+                wgmma_wait<1>();
+                registers_fence(s);
+                if (masked) {
+                    mask_transposed<ROWS>(s, keys, m * ROWS + column);
+                }
+                probabilities<ROWS>(s, plan.scale_log2, lse);
+                keep_before(s[ROWS / 2 - 1]);  // dP hides the exponentials
+                wgmma_wait<0>();
+                registers_fence(dp);
+                score_gradients<ROWS>(s, dp, delta);
+            }
+            uint32_t p[ROWS / 16][4], ds[ROWS / 16][4];
+            pack_operand<T, ROWS>(ds, dp);
+            store_operand<ROWS>(slopes + own, Tile::KEY_PANEL, ds);
+            pack_operand<T, ROWS>(p, s);
+            registers_fence(dv);
+            issue_gradient<T, D>(dv, p, out);
+            fence_async();
+            barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
+            float dq[32];
+            issue_queries<T, D>(dq, slopes, shared + Tile::KEY, w);
+            registers_fence(dk);
+            issue_gradient<T, D>(dk, ds, query);
+            wgmma_wait<2>();
+            registers_fence(dv);
+            if (elected) {
+                mbarrier_arrive(barriers.o_empty(ring.stage));
+            }
+            wgmma_wait<1>();
+            registers_fence(dq);
+            barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                part[j * WARPGROUP] = make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
+            }
+            fence_async();
+            barrier_arrive(QUERY_FULL + w, QUERY_THREADS);
+            wgmma_wait<0>();
+            registers_fence(dk);
+            if (elected) {
+                mbarrier_arrive(barriers.q_empty(ring.stage));
+            }
+            ring.advance();
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) {
+        dk[i] *= plan.scale;
+    }
+    // V's rows were this consumer's alone, but K was read by both.
+    int row = first_key + w * 64, head = plan.heads + place.head;
+    store_rows<T, D>(dv, shared + Tile::VALUE + own, Tile::KEY_PANEL, gradient_map, 0, head + plan.groups, row, place.b,
+                     ONE_CONSUMER + w);
+    barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
+    store_rows<T, D>(dk, shared + Tile::KEY + own, Tile::KEY_PANEL, gradient_map, 0, head, row, place.b, ONE_CONSUMER + w);
+    if (elected) {
+        tma_store_wait<0>();
+    }
+}
+
+template <typename T, int D, bool MODIFIED>
+__global__ void __launch_bounds__(BACKWARD_THREADS, 1)
+    attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap key_map, const __grid_constant__ CUtensorMap query_map,
+                                   const __grid_constant__ CUtensorMap out_map,
+                                   const __grid_constant__ CUtensorMap gradient_map,
+                                   const __grid_constant__ BackwardWork work) {
+    DYNAMIC_SHARED(memory);
+    typedef BackwardTile<D> Tile;
+    BackwardBarriers barriers = {shared_address(memory) + Tile::BARRIERS};
+    volatile int *ticket = (volatile int *)(memory + Tile::BARRIERS + BACKWARD_BARRIERS * 8);
+    if (threadIdx.x == 0) {
+        *ticket = atomicAdd(work.ticket, 1);
+        mbarrier_init(barriers.keys_full(), 1);
+        for (int stage = 0; stage < RING_STAGES; stage++) {
+            mbarrier_init(barriers.q_full(stage), 1);
+            mbarrier_init(barriers.o_full(stage), 1);
+            mbarrier_init(barriers.q_empty(stage), BACKWARD_CONSUMERS);
+            mbarrier_init(barriers.o_empty(stage), BACKWARD_CONSUMERS);
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    int index = __shfl_sync(0xFFFFFFFFu, *ticket, 0);
+    AttentionPlace place = attention_place(index, work.plan.batch, work.plan.groups, work.blocks, work.near, true);
+    int warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x / 32, 0);
+    if (warp < 4) {
+        registers_shrink<40>();
+        if (threadIdx.x == 0) {
+            backward_produce<D>(work, barriers, shared_address(memory), place, &key_map, &query_map, &out_map);
+        } else if (warp == 1) {
+            backward_add_queries<D>(work, shared_address(memory), place);
+        }
+    } else {
+        registers_grow<232>();
+        backward_consume<T, D, MODIFIED>(work, barriers, memory, place, &gradient_map, warp / 4 - 1);
+    }
+}
+
+// ---- After: dQ from its sum. A block of 128 threads a part of 64 x 64.
+
+template <typename T, int D>
+__global__ void __launch_bounds__(WARPGROUP)
+    attention_backward_finish(const __grid_constant__ CUtensorMap gradient_map, const __grid_constant__ BackwardWork work) {
+    DYNAMIC_SHARED(memory);
+    const int ROWS = BackwardTile<D>::ROWS;
+    int blocks = work.padded / ROWS, w = (int)(blockIdx.x % BACKWARD_CONSUMERS),
+        m = (int)(blockIdx.x / BACKWARD_CONSUMERS) % blocks;
+    int64_t pair = blockIdx.x / BACKWARD_CONSUMERS / (unsigned)blocks;
+    const float4 *part = (const float4 *)(work.dq + (int64_t)blockIdx.x * PART_FLOATS) + threadIdx.x;
+    float dq[32];
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float4 four = __ldcs(part + j * WARPGROUP);
+        dq[4 * j] = four.x * work.plan.scale;
+        dq[4 * j + 1] = four.y * work.plan.scale;
+        dq[4 * j + 2] = four.z * work.plan.scale;
+        dq[4 * j + 3] = four.w * work.plan.scale;
+    }
+    int row = m * ROWS + (D == 64 ? w * 64 : 0), column = D == 64 ? 0 : w * 64;
+    store_rows<T, 64>(dq, shared_address(memory), STORE_PANEL, &gradient_map, column, (int)(pair % work.plan.heads), row,
+                      (int)(pair / work.plan.heads), ONE_CONSUMER);
+    if (threadIdx.x == 0) {
+        tma_store_wait<0>();
+    }
+}
+
+// ---- Host
+
+// Takes `bytes` of a workspace, or only counts where there is none yet.
+static void *take(unsigned char *memory, int64_t *used, int64_t bytes) {
+    void *at = memory != NULL ? memory + *used : NULL;
+    *used += (bytes + 1023) / 1024 * 1024;
+    return at;
+}
+
+template <int D> static int64_t backward_memory(BackwardWork *work, unsigned char *memory) {
+    int64_t used = 0, pairs = (int64_t)work->plan.batch * work->plan.heads, rows = pairs * work->padded;
+    work->ticket = (int *)take(memory, &used, 4);
+    work->turns = (int *)take(memory, &used, rows / BackwardTile<D>::ROWS * 4);
+    work->until = (int *)take(memory, &used, (int64_t)work->plan.batch * work->plan.length * 4);
+    work->lse = (float *)take(memory, &used, rows * 4);
+    work->delta = (float *)take(memory, &used, rows * 4);
+    work->dq = (float *)take(memory, &used, rows * D * 4);
+    return used;
+}
+
+template <typename T, int D, bool MODIFIED>
+static bool backward_launch(Card *card, const AttentionBackward *a, const AttentionPlan &plan) {
+    typedef BackwardTile<D> Tile;
+    const AttentionShape *s = &a->shape;
+    CUtensorMap key_map, query_map, out_map, gradient_map;
+    int64_t parts = s->heads + 2 * s->groups;
+    if (!heads_map(card, a->qkv, s, parts, BACKWARD_KEYS, &key_map) ||
+        !heads_map(card, a->qkv, s, parts, Tile::ROWS, &query_map) ||
+        !heads_map(card, a->dout, s, s->heads, Tile::ROWS, &out_map) ||
+        !heads_map(card, a->dqkv, s, parts, STORE_ROWS, &gradient_map)) {
+        return false;
+    }
+    BackwardWork work = {};
+    work.plan = plan;
+    work.padded = (int)divide_up(s->length, BACKWARD_PADDING) * BACKWARD_PADDING;
+    work.blocks = (int)divide_up(s->length, BACKWARD_KEYS);
+    int64_t tiles = (int64_t)work.blocks * s->batch * s->groups, rows = s->batch * s->heads * (int64_t)work.padded;
+    int64_t prepare = divide_up(rows * (D / 8), 256), finish = rows / Tile::ROWS * BACKWARD_CONSUMERS;
+    if (tiles > INT32_MAX || prepare > INT32_MAX || finish > INT32_MAX) {
+        return false;
+    }
+    // Of a group's heads Q and dO are read again and again, and dQ in fp32 read and written.
+    work.near = attention_near((int64_t)work.padded * D * (2 * (int64_t)sizeof(T) + 4) * plan.share);
+    backward_memory<D>(&work, (unsigned char *)card_workspace(card, (size_t)backward_memory<D>(&work, NULL)));
+    BackwardInputs<T> inputs = {(const T *)a->out, (const T *)a->dout, a->lse};
+    launch(card, "attention_backward (prepare)", attention_backward_prepare<T, D>, dim3((unsigned)prepare), 256, 0, inputs,
+           work);
+    launch(card, "attention_backward", attention_backward_sm90_kernel<T, D, MODIFIED>, dim3((unsigned)tiles), BACKWARD_THREADS,
+           Tile::BYTES, key_map, query_map, out_map, gradient_map, work);
+    launch(card, "attention_backward (finish)", attention_backward_finish<T, D>, dim3((unsigned)finish), WARPGROUP, STORE_PANEL,
+           gradient_map, work);
+    return true;
+}
+
+template <typename T> static bool backward_widths(Card *card, const AttentionBackward *a, const AttentionPlan &plan) {
+    if (plan.width <= 64) {
+        return plan.modified ? backward_launch<T, 64, true>(card, a, plan) : backward_launch<T, 64, false>(card, a, plan);
+    }
+    return plan.modified ? backward_launch<T, 128, true>(card, a, plan) : backward_launch<T, 128, false>(card, a, plan);
+}
+
+// Takes bf16 and fp16 without dropout, head widths that are multiples of 8 up to 128.
+bool attention_backward_sm90(Card *card, const AttentionBackward *a) {
+    const AttentionShape *s = &a->shape;
+    DataType type = card->device.type;
+    if (type == TYPE_FP32 || s->dropout > 0 || s->head_width % 8 != 0 || s->head_width > 128 || s->batch * s->length == 0 ||
+        !aligned_16(a->out)) {
+        return false;
+    }
+    AttentionPlan plan = attention_plan(s, a->first);
+    return type == TYPE_BF16 ? backward_widths<bf16>(card, a, plan) : backward_widths<fp16>(card, a, plan);
+}
+
+}  // namespace BACKEND
