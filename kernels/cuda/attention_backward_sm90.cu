@@ -63,7 +63,7 @@ enum { PART_FLOATS = 64 * 64, PART_BYTES = PART_FLOATS * 4 };
 template <int D> struct BackwardTile {
     static const int ROWS = D == 64 ? 128 : 64;  // of queries
     static const int PANELS = D / PANEL_COLUMNS;
-    static const uint32_t KEY_PANEL = BACKWARD_KEYS * PANEL_ROW_BYTES, KEY_BYTES = PANELS * KEY_PANEL;
+    static const uint32_t KEY_PANEL = (uint32_t)BACKWARD_KEYS * PANEL_ROW_BYTES, KEY_BYTES = PANELS * KEY_PANEL;
     static const uint32_t ROW_PANEL = ROWS * PANEL_ROW_BYTES, ROW_BYTES = PANELS * ROW_PANEL;
     static const uint32_t STAT_BYTES = ROWS * 4;
     // dS^T: panels of 64 queries, 128 keys each.
@@ -73,10 +73,10 @@ template <int D> struct BackwardTile {
     static const uint32_t OUT = QUERY + RING_STAGES * ROW_BYTES, SLOPE = OUT + RING_STAGES * ROW_BYTES;
     static const uint32_t PART = SLOPE + 2 * SLOPE_BYTES, LSE = PART + (uint32_t)BACKWARD_CONSUMERS * PART_BYTES;
     static const uint32_t DELTA = LSE + RING_STAGES * STAT_BYTES, BARRIERS = DELTA + RING_STAGES * STAT_BYTES;
-    static const uint32_t BYTES = BARRIERS + 128;
+    static const uint32_t TICKET = BARRIERS + 120, BYTES = BARRIERS + 128;
 };
 
-// The addresses of the mbarriers, from BackwardTile::BARRIERS on, and behind them the ticket.
+// The addresses of the mbarriers, from BackwardTile::BARRIERS on.
 struct BackwardBarriers {
     uint32_t base;
     __device__ uint32_t keys_full() const {
@@ -95,7 +95,6 @@ struct BackwardBarriers {
         return base + 8u * (uint32_t)(1 + 3 * RING_STAGES + stage);
     }
 };
-enum { BACKWARD_BARRIERS = 1 + 4 * RING_STAGES };
 
 // What all blocks of a launch share. T': the length rounded up to BACKWARD_PADDING.
 struct BackwardWork {
@@ -183,6 +182,14 @@ template <int D> __device__ __forceinline__ AttentionBlocks backward_blocks(cons
     return blocks;
 }
 
+// What this block of threads works on, by the ticket that it drew.
+template <int D>
+__device__ __forceinline__ AttentionPlace backward_place(const BackwardWork &work, const unsigned char *memory) {
+    int ticket = *(const volatile int *)(memory + BackwardTile<D>::TICKET);
+    ticket = __shfl_sync(0xFFFFFFFFu, ticket, 0);  // tells the compiler that a warp goes one way
+    return attention_place(ticket, work.plan.batch, work.plan.groups, work.blocks, work.near, true);
+}
+
 // ---- The producer: one thread
 
 template <int D>
@@ -204,6 +211,7 @@ __device__ __forceinline__ void backward_produce(const BackwardWork &work, Backw
     for (int i = 0; i < plan.share; i++) {
         int head = place.head * plan.share + i;
         int64_t stats = ((int64_t)place.b * plan.heads + head) * work.padded;
+#pragma unroll 1
         for (int m = blocks.begin; m < blocks.end; m++) {
             uint32_t stage = (uint32_t)ring.stage;
             int row = m * Tile::ROWS;
@@ -242,6 +250,7 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
     }
     for (int i = 0; i < plan.share; i++) {
         int64_t first = ((int64_t)place.b * plan.heads + place.head * plan.share + i) * (work.padded / Tile::ROWS);
+#pragma unroll 1
         for (int m = blocks.begin; m < blocks.end; m++) {
             int *turn = work.turns + first + m;
             int before = m * Tile::ROWS / BACKWARD_KEYS - place.block;  // blocks of keys from the diagonal down to this one
@@ -284,15 +293,15 @@ struct BackwardKeys {
     unsigned seen[2];  // by how many queries, from the key's own on; 0 beyond the end
 };
 
-// d[64 keys, ROWS] = a[64 keys, D] rows[ROWS, D]^T, asynchronous: the scores, and dP.
-template <typename T, int D>
-__device__ __forceinline__ void issue_transposed(float (&d)[BackwardTile<D>::ROWS / 2], uint32_t keys, uint32_t rows) {
+// d[64 keys, N] = a[64 keys, D] rows[N, D]^T, asynchronous: the scores, and dP.
+template <typename T, int D, int N>
+__device__ __forceinline__ void issue_transposed(float (&d)[N / 2], uint32_t keys, uint32_t rows) {
     typedef BackwardTile<D> Tile;
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
-        wgmma_shared<Tile::ROWS, T, 0, 0>(d, operand_along_width(keys, Tile::KEY_PANEL, i),
-                                          operand_along_width(rows, Tile::ROW_PANEL, i), i > 0);
+        wgmma_shared<N, T, 0, 0>(d, operand_along_width(keys, Tile::KEY_PANEL, i),
+                                 operand_along_width(rows, Tile::ROW_PANEL, i), i > 0);
     }
     wgmma_commit();
 }
@@ -326,18 +335,18 @@ __device__ __forceinline__ void issue_queries(float (&d)[32], uint32_t slopes, u
     wgmma_commit();
 }
 
-template <int ROWS> __device__ __forceinline__ void mask_transposed(float (&s)[ROWS / 2], const BackwardKeys &keys, int query) {
+template <int N> __device__ __forceinline__ void mask_transposed(float (&s)[N / 2], const BackwardKeys &keys, int query) {
     int from[2] = {query - keys.key[0], query - keys.key[1]};
 #pragma unroll
-    for (int i = 0; i < ROWS / 2; i++) {
+    for (int i = 0; i < N / 2; i++) {
         s[i] = (unsigned)(from[i / 2 % 2] + i / 4 * 8 + i % 2) < keys.seen[i / 2 % 2] ? s[i] : -INFINITY;
     }
 }
 
 // The products s become P. lse: those of the thread's columns.
-template <int ROWS> __device__ __forceinline__ void probabilities(float (&s)[ROWS / 2], float unit, const float *lse) {
+template <int N> __device__ __forceinline__ void probabilities(float (&s)[N / 2], float unit, const float *lse) {
 #pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
+    for (int j = 0; j < N / 8; j++) {
         float2 zero = *(const float2 *)(lse + 8 * j);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -347,14 +356,14 @@ template <int ROWS> __device__ __forceinline__ void probabilities(float (&s)[ROW
     }
 }
 
-// With a soft-cap (CAPPED) or slopes: the products s become P, and dp is multiplied by the cap's derivative less what makes
-// dS = P dp; masks too. `query` is that of the thread's first column.
-template <int ROWS, bool CAPPED>
-__device__ __forceinline__ void modified_probabilities(float (&s)[ROWS / 2], float (&dp)[ROWS / 2], const AttentionPlan &plan,
+// With a soft-cap (CAPPED) or slopes: the products s become P, and dp becomes dS; masks too. `query` is that of the thread's
+// first column.
+template <int N, bool CAPPED>
+__device__ __forceinline__ void modified_probabilities(float (&s)[N / 2], float (&dp)[N / 2], const AttentionPlan &plan,
                                                        float slope, const BackwardKeys &keys, bool masked, int query,
                                                        const float *lse, const float *delta) {
 #pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
+    for (int j = 0; j < N / 8; j++) {
         float2 zero = *(const float2 *)(lse + 8 * j), mean = *(const float2 *)(delta + 8 * j);
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
@@ -364,17 +373,17 @@ __device__ __forceinline__ void modified_probabilities(float (&s)[ROWS / 2], flo
             score -= slope * (float)behind;
             score = masked && (unsigned)behind >= keys.seen[i / 2 % 2] ? -INFINITY : score;
             s[i] = exp2_fast(score - (i % 2 == 0 ? zero.x : zero.y));
-            dp[i] -= i % 2 == 0 ? mean.x : mean.y;
+            dp[i] = s[i] * (dp[i] - (i % 2 == 0 ? mean.x : mean.y));
             dp[i] = CAPPED ? dp[i] * derivative : dp[i];
         }
     }
 }
 
 // dp becomes dS = P (dP - delta).
-template <int ROWS>
-__device__ __forceinline__ void score_gradients(const float (&p)[ROWS / 2], float (&dp)[ROWS / 2], const float *delta) {
+template <int N>
+__device__ __forceinline__ void score_gradients(const float (&p)[N / 2], float (&dp)[N / 2], const float *delta) {
 #pragma unroll
-    for (int j = 0; j < ROWS / 8; j++) {
+    for (int j = 0; j < N / 8; j++) {
         float2 mean = *(const float2 *)(delta + 8 * j);
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
@@ -389,7 +398,8 @@ template <typename T, int D, bool MODIFIED>
 __device__ __forceinline__ void backward_consume(const BackwardWork &work, BackwardBarriers barriers, unsigned char *memory,
                                                  AttentionPlace place, const CUtensorMap *gradient_map, int w) {
     typedef BackwardTile<D> Tile;
-    const int ROWS = Tile::ROWS;
+    // Modified scores need more registers: they come in halves.
+    const int ROWS = Tile::ROWS, PARTS = MODIFIED ? 2 : 1, N = ROWS / PARTS;
     const AttentionPlan &plan = work.plan;
     uint32_t shared = shared_address(memory);
     int thread = (int)threadIdx.x % WARPGROUP, lane = thread % 32, column = lane % 4 * 2;
@@ -405,7 +415,7 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
     }
     // The rows of this consumer, in each panel of K, V and dS.
     uint32_t own = (uint32_t)w * 64 * PANEL_ROW_BYTES;
-    float4 *part = (float4 *)(memory + Tile::PART + (uint32_t)w * PART_BYTES) + thread;
+    float4 *sum = (float4 *)(memory + Tile::PART + (uint32_t)w * PART_BYTES) + thread;
     float dk[D / 2], dv[D / 2];
 #pragma unroll
     for (int i = 0; i < D / 2; i++) {
@@ -420,44 +430,46 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
             uint32_t query = shared + Tile::QUERY + (uint32_t)ring.stage * Tile::ROW_BYTES;
             uint32_t out = shared + Tile::OUT + (uint32_t)ring.stage * Tile::ROW_BYTES;
             uint32_t slopes = shared + Tile::SLOPE + (uint32_t)ring.stage * Tile::SLOPE_BYTES;
-            const float *lse = (const float *)(memory + Tile::LSE + (uint32_t)ring.stage * Tile::STAT_BYTES) + column;
-            const float *delta = (const float *)(memory + Tile::DELTA + (uint32_t)ring.stage * Tile::STAT_BYTES) + column;
             bool masked = m < blocks.whole_begin || m >= blocks.whole_end;
-            float s[ROWS / 2], dp[ROWS / 2];
-
-            mbarrier_wait(barriers.q_full(ring.stage), ring.parity);
-            issue_transposed<T, D>(s, shared + Tile::KEY + own, query);
-            mbarrier_wait(barriers.o_full(ring.stage), ring.parity);
-            issue_transposed<T, D>(dp, shared + Tile::VALUE + own, out);
-            if (MODIFIED) {
-                wgmma_wait<0>();
-                registers_fence(s);
-                registers_fence(dp);
-                if (plan.cap > 0) {
-                    modified_probabilities<ROWS, true>(s, dp, plan, slope, keys, masked, m * ROWS + column, lse, delta);
-                } else {
-                    modified_probabilities<ROWS, false>(s, dp, plan, slope, keys, masked, m * ROWS + column, lse, delta);
-                }
-#pragma unroll
-                for (int j = 0; j < ROWS / 2; j++) {
-                    dp[j] *= s[j];
-                }
-            } else {
-                wgmma_wait<1>();
-                registers_fence(s);
-                if (masked) {
-                    mask_transposed<ROWS>(s, keys, m * ROWS + column);
-                }
-                probabilities<ROWS>(s, plan.scale_log2, lse);
-                keep_before(s[ROWS / 2 - 1]);  // dP hides the exponentials
-                wgmma_wait<0>();
-                registers_fence(dp);
-                score_gradients<ROWS>(s, dp, delta);
-            }
             uint32_t p[ROWS / 16][4], ds[ROWS / 16][4];
-            pack_operand<T, ROWS>(ds, dp);
+            mbarrier_wait(barriers.q_full(ring.stage), ring.parity);
+#pragma unroll
+            for (int part = 0; part < PARTS; part++) {
+                float s[N / 2], dp[N / 2];
+                issue_transposed<T, D, N>(s, shared + Tile::KEY + own, query + (uint32_t)(part * N) * PANEL_ROW_BYTES);
+                if (part == 0) {
+                    mbarrier_wait(barriers.o_full(ring.stage), ring.parity);
+                }
+                issue_transposed<T, D, N>(dp, shared + Tile::VALUE + own, out + (uint32_t)(part * N) * PANEL_ROW_BYTES);
+                uint32_t stats = (uint32_t)ring.stage * Tile::STAT_BYTES + (uint32_t)(part * N + column) * 4;
+                const float *lse = (const float *)(memory + Tile::LSE + stats);
+                const float *delta = (const float *)(memory + Tile::DELTA + stats);
+                int first_query = m * ROWS + part * N + column;
+                if (MODIFIED) {
+                    wgmma_wait<0>();
+                    registers_fence(s);
+                    registers_fence(dp);
+                    if (plan.cap > 0) {
+                        modified_probabilities<N, true>(s, dp, plan, slope, keys, masked, first_query, lse, delta);
+                    } else {
+                        modified_probabilities<N, false>(s, dp, plan, slope, keys, masked, first_query, lse, delta);
+                    }
+                } else {
+                    wgmma_wait<1>();
+                    registers_fence(s);
+                    if (masked) {
+                        mask_transposed<N>(s, keys, first_query);
+                    }
+                    probabilities<N>(s, plan.scale_log2, lse);
+                    keep_before(s);  // dP hides the exponentials
+                    wgmma_wait<0>();
+                    registers_fence(dp);
+                    score_gradients<N>(s, dp, delta);
+                }
+                pack_operand<T, N>(*(uint32_t(*)[N / 16][4]) & p[part * N / 16], s);
+                pack_operand<T, N>(*(uint32_t(*)[N / 16][4]) & ds[part * N / 16], dp);
+            }
             store_operand<ROWS>(slopes + own, Tile::KEY_PANEL, ds);
-            pack_operand<T, ROWS>(p, s);
             registers_fence(dv);
             issue_gradient<T, D>(dv, p, out);
             fence_async();
@@ -476,7 +488,7 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
             barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                part[j * WARPGROUP] = make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
+                sum[j * WARPGROUP] = make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
             }
             fence_async();
             barrier_arrive(QUERY_FULL + w, QUERY_THREADS);
@@ -492,8 +504,9 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
     for (int i = 0; i < D / 2; i++) {
         dk[i] *= plan.scale;
     }
-    // V's rows were this consumer's alone, but K was read by both.
-    int row = first_key + w * 64, head = plan.heads + place.head;
+    // V's rows were this consumer's alone, but K was read by both. The place is worked out anew: registers are scarce above.
+    place = backward_place<D>(work, memory);
+    int row = place.block * BACKWARD_KEYS + w * 64, head = plan.heads + place.head;
     store_rows<T, D>(dv, shared + Tile::VALUE + own, Tile::KEY_PANEL, gradient_map, 0, head + plan.groups, row, place.b,
                      ONE_CONSUMER + w);
     barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
@@ -512,9 +525,8 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
     DYNAMIC_SHARED(memory);
     typedef BackwardTile<D> Tile;
     BackwardBarriers barriers = {shared_address(memory) + Tile::BARRIERS};
-    volatile int *ticket = (volatile int *)(memory + Tile::BARRIERS + BACKWARD_BARRIERS * 8);
     if (threadIdx.x == 0) {
-        *ticket = atomicAdd(work.ticket, 1);
+        *(volatile int *)(memory + Tile::TICKET) = atomicAdd(work.ticket, 1);
         mbarrier_init(barriers.keys_full(), 1);
         for (int stage = 0; stage < RING_STAGES; stage++) {
             mbarrier_init(barriers.q_full(stage), 1);
@@ -525,8 +537,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
         fence_mbarrier_init();
     }
     __syncthreads();
-    int index = __shfl_sync(0xFFFFFFFFu, *ticket, 0);
-    AttentionPlace place = attention_place(index, work.plan.batch, work.plan.groups, work.blocks, work.near, true);
+    AttentionPlace place = backward_place<D>(work, memory);
     int warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x / 32, 0);
     if (warp < 4) {
         registers_shrink<40>();

@@ -120,6 +120,7 @@ __device__ __forceinline__ void forward_produce(const ForwardWork &work, Forward
         }
         parity ^= 1;
         AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS>(plan, place.b, row);
+#pragma unroll 1
         for (int n = blocks.end - 1; n >= blocks.begin; n--) {
             uint32_t stage = (uint32_t)ring.stage * Tile::KEY_BYTES;
             mbarrier_wait(barriers.k_empty(ring.stage), ring.parity ^ 1);
@@ -329,7 +330,7 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
                 mask_scores<KEYS>(s, rows, key);
             }
             softmax<KEYS>(s, rows, unit, shrink);
-            keep_before(rows.sum[0] + rows.sum[1]);  // the product O += P V hides the softmax
+            keep_before(rows.sum);  // the product O += P V hides the softmax
             wgmma_wait<0>();
             registers_fence(o);
             if (elected) {

@@ -45,11 +45,16 @@ __device__ __forceinline__ uint64_t operand_along_rows(uint32_t tile, uint32_t p
     return wgmma_descriptor(tile + (uint32_t)i * 16 * PANEL_ROW_BYTES, panel, 8 * PANEL_ROW_BYTES);
 }
 
-// Everything that `sum`, which is not negative, depends on is computed before what stands below. The assembler would put a wait
-// for a product before independent arithmetic that stands above it, and then nothing hides behind the product; it does not
-// across a branch that needs the arithmetic's result.
-__device__ __forceinline__ void keep_before(float sum) {
-    if (sum == -1.0f) {
+// All of x, which is not negative, is computed before what stands below. The assembler would put a wait for a product before
+// independent arithmetic that stands above it, and then nothing hides behind the product; it does not across a branch that
+// needs the arithmetic's results.
+template <int COUNT> __device__ __forceinline__ void keep_before(const float (&x)[COUNT]) {
+    int signs = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        signs |= __float_as_int(x[i]);
+    }
+    if (signs < 0) {
         nap();
     }
 }
