@@ -623,7 +623,11 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     }
     // Of a group's heads Q and dO are read again and again, and dQ in fp32 read and written.
     work.near = attention_near((int64_t)work.padded * D * (2 * (int64_t)sizeof(T) + 4) * plan.share);
-    backward_memory<D>(&work, (unsigned char *)card_workspace(card, (size_t)backward_memory<D>(&work, NULL)));
+    unsigned char *memory = (unsigned char *)card_workspace(card, (size_t)backward_memory<D>(&work, NULL));
+    if (memory == NULL) {
+        return true;  // the card remembers the failure
+    }
+    backward_memory<D>(&work, memory);
     BackwardInputs<T> inputs = {(const T *)a->out, (const T *)a->dout, a->lse};
     launch(card, "attention_backward (prepare)", attention_backward_prepare<T, D>, dim3((unsigned)prepare), 256, 0, inputs,
            work);

@@ -438,10 +438,13 @@ static bool forward_launch(Card *card, const AttentionForward *a, const Attentio
     work.tiles = (int64_t)work.blocks * s->batch * s->heads;
     // Heads of a group share keys and values.
     work.near = attention_near(2 * s->length * D * (int64_t)sizeof(T)) * plan.share;
-    work.ticket = (int *)card_workspace(card, sizeof(int));
     work.lse = a->lse;
     if (work.tiles > INT32_MAX / 2) {
         return false;
+    }
+    work.ticket = (int *)card_workspace(card, sizeof(int));
+    if (work.ticket == NULL) {
+        return true;  // the card remembers the failure
     }
     card_failed(card, "attention_forward", cudaMemsetAsync(work.ticket, 0, sizeof(int), card->stream));
     int64_t grid = work.tiles < card->multiprocessors ? work.tiles : card->multiprocessors;
