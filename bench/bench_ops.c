@@ -110,12 +110,24 @@ static void zero(Device *d, const Shape *s, const Tensors *t) {
     d->op->zero(d, 4 * rows_of(s) * s->width, t->t[0]);
 }
 static void sum_of_squares(Device *d, const Shape *s, const Tensors *t) {
-    d->op->sum_of_squares(d, rows_of(s) * s->width, t->t[0]);
+    double sum;
+    d->op->squares(d, rows_of(s) * s->width, t->t[0], &sum);
 }
 static void update(Device *d, const Shape *s, const Tensors *t, OptimizerKind kind) {
-    OptimizerSegment segment = {0, rows_of(s) * s->width, 1e-4f, 0.1f};
-    d->op->optimizer_step(d,
-                          &(OptimizerStep){kind, &segment, 1, 0.9f, 0.95f, 1e-8f, 10, 1, t->t[0], t->t[1], t->t[2], t->t[3]});
+    UpdateSegment segment = {0, rows_of(s) * s->width, 1, 0.1f};
+    StepControl control = {.learning_rate = 1e-4f, .grad_scale = 1, .correction1 = 1, .correction2 = 1};
+    d->op->optimizer_update(d, &(OptimizerUpdate){.kind = kind,
+                                                  .segments = &segment,
+                                                  .segment_count = 1,
+                                                  .count = segment.count,
+                                                  .beta1 = 0.9f,
+                                                  .beta2 = 0.95f,
+                                                  .epsilon = 1e-8f,
+                                                  .control = &control,
+                                                  .grads = t->t[0],
+                                                  .params = t->t[1],
+                                                  .moment1 = t->t[2],
+                                                  .moment2 = kind == OPTIMIZER_ADAMW ? t->t[3] : NULL});
 }
 static void adamw(Device *d, const Shape *s, const Tensors *t) {
     update(d, s, t, OPTIMIZER_ADAMW);

@@ -114,9 +114,9 @@ static void timed_classifier(Device *device, const Classifier *a) {
     count(KIND_CLASSIFIER, start, 6 * (double)a->rows * weights, 16 * weights);
 }
 
-static void timed_optimizer_step(Device *device, const OptimizerStep *a) {
+static void timed_optimizer_update(Device *device, const OptimizerUpdate *a) {
     double start = now();
-    timed->optimizer_step(device, a);
+    timed->optimizer_update(device, a);
     double elements = 0;
     for (int64_t i = 0; i < a->segment_count; i++) {
         elements += (double)a->segments[i].count;
@@ -162,7 +162,7 @@ static Operations timed_operations(const Operations *inner) {
     all.gated_backward = timed_gated_backward;
     all.embedding_forward = timed_embedding_forward;
     all.embedding_backward = timed_embedding_backward;
-    all.optimizer_step = timed_optimizer_step;
+    all.optimizer_update = timed_optimizer_update;
     all.zero = timed_zero;
     return all;
 }

@@ -292,29 +292,6 @@ typedef enum OptimizerKind {
     OPTIMIZER_SGD,    // momentum, decoupled decay: first moment
 } OptimizerKind;
 
-// A run of parameters that share their settings. Segments lie in the flat parameter array of this device.
-typedef struct OptimizerSegment {
-    int64_t offset, count;
-    float learning_rate, weight_decay;
-} OptimizerSegment;
-
-// One update of all segments:   g = grads * grad_scale
-//   adamw  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (mhat / (sqrt(vhat) + eps) + decay p), hats divide by 1 -
-//   b^step lion   u = sign(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g;  p -= lr (u + decay p) sgd    m = b1 m + g;  p -= lr (m
-//   + decay p)
-typedef struct OptimizerStep {
-    OptimizerKind kind;
-    const OptimizerSegment *segments;  // in host memory
-    int64_t segment_count;
-    float beta1, beta2, epsilon;
-    int64_t step;      // 1 for the first
-    float grad_scale;  // clipping and averaging in one factor
-    const float *grads;
-    float *params;   // fp32 master weights
-    float *moment1;  // NULL where the kind has none
-    float *moment2;
-} OptimizerStep;
-
 // ---- The step
 // --------------------------------------------------------------------------------------------------------------------
 
@@ -436,15 +413,12 @@ typedef struct Operations {
     void (*dropout)(Device *, const Dropout *);
     void (*classifier)(Device *, const Classifier *);
     int64_t (*classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
-    void (*optimizer_step)(Device *, const OptimizerStep *);
     // y += x, count elements of the compute type.
     void (*add)(Device *, int64_t count, const void *x, void *y);
     // x = 0.
     void (*zero)(Device *, int64_t bytes, void *x);
-    // The sum of squares in a fixed order: bits do not depend on threads. Not finite if any element is not.
-    double (*sum_of_squares)(Device *, int64_t count, const float *x);
     bool gated_products;  // the matrix products take `gated`
-    // *sum = the sum of squares, as above, in device memory.
+    // *sum = the sum of squares in a fixed order: bits do not depend on threads. Not finite if any element is not.
     void (*squares)(Device *, int64_t count, const float *x, double *sum);
     void (*loss_sums)(Device *, const LossSums *);
     void (*step_decide)(Device *, const StepDecide *);

@@ -71,6 +71,12 @@ static void test_gradients(void) {
     }
 }
 
+static double squares(Device *device, int64_t count, const float *x) {
+    double sum;
+    device->op->squares(device, count, x, &sum);
+    return sum;
+}
+
 // Sums of squares: exact to double precision, the same with any number of threads, not finite where an element is not.
 static void test_sum_of_squares(void) {
     static const int64_t counts[] = {0, 1, 31, 1000, 32769, 300001};
@@ -86,18 +92,18 @@ static void test_sum_of_squares(void) {
             for (int d = 0; d < THREAD_COUNTS; d++) {
                 Device *device;
                 CHECK_OK(device_open_cpu(variant_threads[d], *name, &device));
-                results[d] = device->op->sum_of_squares(device, counts[n], x);
+                results[d] = squares(device, counts[n], x);
                 CHECK_NEAR(results[d], (double)exact, 1e-13 * (double)exact);
                 CHECK(results[d] == results[0]);
                 for (int64_t bad = counts[n] - 1; bad >= 0; bad -= counts[n] / 5 + 1) {
                     float value = x[bad];
                     x[bad] = bad % 2 == 0 ? NAN : -INFINITY;
-                    CHECK(!isfinite(device->op->sum_of_squares(device, counts[n], x)));
+                    CHECK(!isfinite(squares(device, counts[n], x)));
                     x[bad] = value;
                 }
                 float large = x[0];
                 x[0] = 3e38f;
-                CHECK(counts[n] == 0 || isfinite(device->op->sum_of_squares(device, counts[n], x)));
+                CHECK(counts[n] == 0 || isfinite(squares(device, counts[n], x)));
                 x[0] = large;
                 device_close(device);
             }

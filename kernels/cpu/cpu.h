@@ -37,13 +37,11 @@ void CPU_NAME(cpu_embedding_backward)(Device *device, const EmbeddingBackward *a
 void CPU_NAME(cpu_dropout)(Device *device, const Dropout *a);
 void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a);
 int64_t CPU_NAME(cpu_classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
-void CPU_NAME(cpu_optimizer_step)(Device *device, const OptimizerStep *a);
 void CPU_NAME(cpu_add)(Device *device, int64_t count, const void *x, void *y);
 void CPU_NAME(cpu_zero)(Device *device, int64_t bytes, void *x);
 void CPU_NAME(cpu_scale)(Device *device, int64_t count, float scale, float *x);
 void CPU_NAME(cpu_convert)(Device *device, const Convert *a);
 void CPU_NAME(cpu_copy_rows)(Device *device, const CopyRows *a);
-double CPU_NAME(cpu_sum_of_squares)(Device *device, int64_t count, const float *x);
 void CPU_NAME(cpu_squares)(Device *device, int64_t count, const float *x, double *sum);
 void CPU_NAME(cpu_loss_sums)(Device *device, const LossSums *a);
 void CPU_NAME(cpu_step_decide)(Device *device, const StepDecide *a);

@@ -5,10 +5,10 @@
 //   scale           x[i] *= scale
 //   convert         to[i] = from[i] in another type, rounded to nearest even
 //   copy_rows       rows with strides
-//   sum_of_squares  sum of x[i]^2 in double precision: the array is cut into blocks whose length depends on the count alone,
+//   squares         sum of x[i]^2 in double precision: the array is cut into blocks whose length depends on the count alone,
 //                   each block is summed in a fixed order, and the blocks are added in order. Not finite where an element is
 //                   not: the square of the largest float is far below the largest double, so nothing else overflows.
-//   squares         the same, into memory
+#include "core/half.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/parts.h"
 
@@ -71,39 +71,7 @@ void CPU_NAME(cpu_scale)(Device *device, int64_t count, float scale, float *x) {
     threads_run(device->pool, a.parts, scale_part, &a);
 }
 
-// ---- Types. The bits of bf16 are the upper half of those of fp32; fp16 has 5 bits of exponent and 10 of fraction.
-
-static inline uint32_t float_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-static inline float bits_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static inline uint16_t to_bf16(float x) {
-    uint32_t bits = float_bits(x), rounded = bits + 0x7FFF + (bits >> 16 & 1);
-    return (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? bits >> 16 | 0x40 : rounded >> 16);  // NaN stays NaN
-}
-
-static inline uint16_t to_fp16(float x) {
-    uint32_t bits = float_bits(x), size = bits & 0x7FFFFFFF, sign = bits >> 16 & 0x8000;
-    // Below 2^-14 the unit is 2^-24: adding 0.5, whose unit that is in fp32, rounds there.
-    uint32_t small = float_bits(bits_float(size) + 0.5f) - 0x3F000000;
-    uint32_t normal = (size - (112u << 23) + 0xFFF + (size >> 13 & 1)) >> 13;
-    uint32_t large = size > 0x7F800000 ? 0x7E00 : 0x7C00;  // from 65520 on: infinity
-    return (uint16_t)(sign | (size < 0x38800000 ? small : size < 0x477FF000 ? normal : large));
-}
-
-static inline float from_fp16(uint16_t half) {
-    uint32_t size = half & 0x7FFF, sign = (uint32_t)(half & 0x8000) << 16;
-    // As bits of fp32 the exponent is 112 too small, which a product with 2^112 mends, for subnormal numbers too.
-    float x = bits_float(size << 13) * 0x1p112f;
-    return bits_float(sign | (size >= 0x7C00 ? 0x7F800000 | size << 13 : float_bits(x)));
-}
+// ---- Types
 
 enum { CONVERT_CHUNK = 1024 };
 
@@ -115,12 +83,12 @@ static void decode(DataType type, const void *from, int64_t first, int64_t count
         break;
     case TYPE_BF16:
         for (int64_t i = 0; i < count; i++) {
-            out[i] = bits_float((uint32_t)bits[i] << 16);
+            out[i] = bf16_to_float(bits[i]);
         }
         break;
     case TYPE_FP16:
         for (int64_t i = 0; i < count; i++) {
-            out[i] = from_fp16(bits[i]);
+            out[i] = fp16_to_float(bits[i]);
         }
         break;
     }
@@ -134,12 +102,12 @@ static void encode(DataType type, const float *restrict from, int64_t count, voi
         break;
     case TYPE_BF16:
         for (int64_t i = 0; i < count; i++) {
-            bits[i] = to_bf16(from[i]);
+            bits[i] = bf16_from_float(from[i]);
         }
         break;
     case TYPE_FP16:
         for (int64_t i = 0; i < count; i++) {
-            bits[i] = to_fp16(from[i]);
+            bits[i] = fp16_from_float(from[i]);
         }
         break;
     }
@@ -217,7 +185,7 @@ static void squares_block(void *context, int64_t task, int thread) {
     a->sums[task] = sum;
 }
 
-double CPU_NAME(cpu_sum_of_squares)(Device *device, int64_t count, const float *x) {
+void CPU_NAME(cpu_squares)(Device *device, int64_t count, const float *x, double *sum) {
     int64_t block = SQUARE_BLOCK;
     while ((count + block - 1) / block > SQUARE_BLOCKS) {
         block *= 2;
@@ -225,13 +193,9 @@ double CPU_NAME(cpu_sum_of_squares)(Device *device, int64_t count, const float *
     int64_t blocks = (count + block - 1) / block;
     Squares a = {count, block, x, device_scratch(device, SQUARE_BLOCKS * sizeof(double))};
     threads_run(device->pool, blocks, squares_block, &a);
-    double sum = 0;
+    double total = 0;
     for (int64_t i = 0; i < blocks; i++) {
-        sum += a.sums[i];
+        total += a.sums[i];
     }
-    return sum;
-}
-
-void CPU_NAME(cpu_squares)(Device *device, int64_t count, const float *x, double *sum) {
-    *sum = CPU_NAME(cpu_sum_of_squares)(device, count, x);
+    *sum = total;
 }
