@@ -29,10 +29,15 @@ class Ours:
         self.process = subprocess.Popen([program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def seconds(self, name):
-        self.process.stdin.write(f"{name} {SECONDS}\n")
-        line = self.process.stdout.readline().strip()
-        if not line or line.startswith("error"):
-            raise RuntimeError(line or "bench_gpu ended")
+        try:
+            self.process.stdin.write(f"{name} {SECONDS}\n")
+            line = self.process.stdout.readline().strip()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            sys.exit(f"bench/gpu: bench_gpu ended at row {name}")  # it said why
+        if line.startswith("error"):
+            raise RuntimeError(line)
         return float(line)
 
 
