@@ -44,7 +44,11 @@ struct CardMemory {
     Staging *staging;
     size_t staging_count, staging_capacity;
     void *workspace;  // as allocated
-    size_t wanted;    // bytes, where the failure is cudaErrorMemoryAllocation
+    // Workspaces that graphs were recorded with: they stay until the card is closed, though operations have a larger one now.
+    void **retired;
+    size_t retired_count, retired_capacity;
+    int graphs;     // that exist
+    size_t wanted;  // bytes, where the failure is cudaErrorMemoryAllocation
 };
 
 static const char *host_name(void) {
@@ -119,6 +123,10 @@ static void close_card(Device *device) {
     tensor_maps_release(card);
     cudaFreeHost(memory->ring);
     cudaFree(memory->workspace);
+    for (size_t i = 0; i < memory->retired_count; i++) {
+        cudaFree(memory->retired[i]);
+    }
+    free(memory->retired);
     if (card->stream != NULL) {
         cudaStreamDestroy(card->stream);
     }
@@ -488,6 +496,7 @@ static Error *record_end(Device *device, DeviceGraph **out) {
         cudaGraphDestroy(graph);
     }
     *out = (DeviceGraph *)run;
+    card->memory->graphs += run != NULL;
     return failed(card);
 }
 
@@ -502,6 +511,7 @@ static void graph_destroy(Device *device, DeviceGraph *graph) {
     Card *card = card_of(device);
     card_failed(card, UNKNOWN_OPERATION, cudaStreamSynchronize(card->stream));  // it may be running
     cudaGraphExecDestroy((cudaGraphExec_t)graph);
+    card->memory->graphs--;
 }
 
 static void *stream(Device *device) {
@@ -516,8 +526,16 @@ void *card_workspace(Card *card, size_t bytes) {
         CardMemory *memory = card->memory;
         size_t size = (bytes + WORKSPACE_STEP - 1) / WORKSPACE_STEP * WORKSPACE_STEP;
         use(card);
-        card_failed(card, UNKNOWN_OPERATION, cudaStreamSynchronize(card->stream));  // the old one may be in use
-        cudaFree(memory->workspace);
+        if (memory->graphs > 0 && memory->workspace != NULL) {
+            if (memory->retired_count == memory->retired_capacity) {
+                memory->retired_capacity = memory->retired_capacity > 0 ? 2 * memory->retired_capacity : 8;
+                memory->retired = (void **)memory_resize(memory->retired, memory->retired_capacity, sizeof(void *));
+            }
+            memory->retired[memory->retired_count++] = memory->workspace;
+        } else {
+            card_failed(card, UNKNOWN_OPERATION, cudaStreamSynchronize(card->stream));  // the old one may be in use
+            cudaFree(memory->workspace);
+        }
         memory->workspace = card->workspace = NULL;
         card->workspace_bytes = 0;
         cudaError_t code = cudaMalloc(&memory->workspace, size + WORKSPACE_ALIGNMENT);
