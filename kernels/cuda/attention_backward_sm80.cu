@@ -33,6 +33,7 @@ template <int D, Role ROLE> struct BackwardTile {
     static const int STAGES = D <= 192 ? 2 : 1;  // of the columns' first tile, which is needed at the start and at the end
     static const int ROW_TILE = ROWS * Tile<D>::BYTES, COLUMN_TILE = COLUMNS * Tile<D>::BYTES;
     static const int TILES = 2 * ROW_TILE + (STAGES + 1) * COLUMN_TILE, SHARED_BYTES = TILES + COLUMNS * 12;
+    static_assert(SHARED_BYTES <= 99 * 1024, "what a block of sm_86 and sm_89 may have");
 };
 
 // What the kernel knows of a query beside its row: the log-sum-exp in units of log2, delta, and the first key it sees. Rows

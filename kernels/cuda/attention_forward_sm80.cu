@@ -108,6 +108,7 @@ __device__ __forceinline__ void drop(const AttentionPlan &p, uint64_t draws, int
 template <typename T, int D> struct ForwardTile {
     static const int M = D <= 128 ? 2 : 1, ROWS = 64 * M, KEYS = D == 96 || D == 128 ? 32 : 64;
     static const int TILES = (ROWS + 2 * KEYS) * Tile<D>::BYTES, SHARED_BYTES = TILES + ROWS * 4;
+    static_assert(SHARED_BYTES <= 99 * 1024, "what a block of sm_86 and sm_89 may have");
 };
 
 template <typename T, int D>
