@@ -1,6 +1,7 @@
 // Preparing a run: corpora, order, model, memory plan (trainer_state.h).
 #include "train/trainer_state.h"
 
+#include "core/text.h"
 #include "parallel/sharding.h"
 #include "train/run_device.h"
 
@@ -77,6 +78,33 @@ static void make_slices(Trainer *t) {
 // threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 6 to 8 MiB.
 enum { LIBRARY_BYTES = 8 << 20 };
 
+// A run that does not fit: says what would, with the largest micro-batch and the least recompute.
+static Error *check_size(const Trainer *t, const ModelOptions *wanted) {
+    MemoryPlan plan;
+    model_plan(&t->config->model, wanted, t->device, &plan);
+    Error *error = memory_plan_check(&plan, t->device);
+    for (int64_t sequences = wanted->sequences; error != NULL && sequences >= 1; sequences--) {
+        for (int recompute = wanted->recompute; recompute <= RECOMPUTE_FULL && wanted->sequences % sequences == 0;
+             recompute++) {
+            ModelOptions less = *wanted;
+            less.sequences = sequences;
+            less.recompute = (Recompute)recompute;
+            less.batches = wanted->batches * wanted->sequences / sequences;
+            model_plan(&t->config->model, &less, t->device, &plan);
+            Error *still = memory_plan_check(&plan, t->device);
+            if (still == NULL) {
+                char bytes[32];
+                Error *told = failure("%s. train.micro_batch=%lld train.recompute=%s would fit, with %s", error->message,
+                                      (long long)sequences, recompute_names[recompute], text_bytes(bytes, (double)plan.total));
+                error_free(error);
+                return told;
+            }
+            error_free(still);
+        }
+    }
+    return error;
+}
+
 static Error *make_model(Trainer *t) {
     const RunConfig *config = t->config;
     ModelOptions options = {.sequences = config->train.micro_batch,
@@ -88,6 +116,7 @@ static Error *make_model(Trainer *t) {
                             .no_masters = !config->train.masters,
                             .moments = (MomentType)config->optimizer.moments,
                             .weight_decay = config->optimizer.weight_decay};
+    TRY(check_size(t, &options));
     TRY(model_create(t->device, &config->model, &options, &t->model));
     make_slices(t);
     MemoryPlan *plan = &t->model->plan;
