@@ -643,7 +643,9 @@ static void test_stores(void) {
         CUtensorMap map, plain;
         CHECK(encode(&map, 2, to, dimensions, strides, box, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_DATA_TYPE_FLOAT32) ==
               CUDA_SUCCESS);
-        CHECK(encode(&plain, 2, to, dimensions, strides, box, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_DATA_TYPE_FLOAT32) ==
+        cuuint64_t slabs[3] = {30, 1, 20}, apart[2] = {128, 128};
+        cuuint32_t slab[3] = {32, 1, 8};
+        CHECK(encode(&plain, 3, to, slabs, apart, slab, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_DATA_TYPE_FLOAT32) ==
               CUDA_SUCCESS);
         alignas(16) static float sums[64];
         memset(sums, 0, sizeof sums);
@@ -672,7 +674,7 @@ static void test_stores(void) {
             __syncthreads();
             if (threadIdx.x == 0) {
                 tma_store_wait<0>();
-                tma_add_2d(&plain, shared_address(&tile), 0, first);
+                tma_add_3d(&plain, shared_address(&tile), 0, 0, first);
                 bulk_add_float(sums, shared_address(&tile), 128);
                 tma_store_commit();
                 tma_store_wait<0>();
@@ -1226,6 +1228,7 @@ static void test_missing_waits(void) {
             }
             __syncthreads();
             x[threadIdx.x] = 1;
+            tma_store_wait_read<0>();
         });
         int wrong = 0;
         for (int i = 0; i < 64; i++) {
@@ -1467,6 +1470,22 @@ static void test_faults(void) {
             static float to[4];
             bulk_add_float(to, shared_address(memory), 16);
         });
+    });
+    CHECK_DIES("a store of TMA still reads", [] {
+        for (uint64_t seed = 0; seed < SEEDS; seed++) {
+            set(seed, Timing::LATE);
+            start(dim3(1), dim3(32), 1024, [] {
+                DYNAMIC_SHARED(memory);
+                alignas(16) static float to[4];
+                memory[threadIdx.x] = 0;
+                fence_async();
+                __syncwarp();
+                if (threadIdx.x == 0) {
+                    bulk_add_float(to, shared_address(memory), 16);
+                    tma_store_commit();
+                }
+            });
+        }
     });
     CHECK_DIES("no CUtensorMap", [] {
         start(dim3(1), dim3(1), 1024, [] {

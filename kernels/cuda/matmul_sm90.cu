@@ -20,7 +20,8 @@ bool sm90_takes(const Card *card, const Product *p) {
     if (p->type == TYPE_FP32 || !p->wide || forward != (p->form == PRODUCT_FORWARD) || p->k < 1) {
         return false;
     }
-    if (forward ? p->accumulate : p->float_output && p->pre != NULL) {
+    bool bare = p->activation == ACTIVATION_NONE && p->pre == NULL && p->residual == NULL && p->epilogue != EPILOGUE_GATED;
+    if ((forward && p->accumulate) || (p->float_output && !bare)) {
         return false;
     }
     if (p->form == PRODUCT_BACKWARD_WEIGHT && !p->float_output) {
@@ -44,10 +45,14 @@ Sm90Plan sm90_plan(const Product *p, int multiprocessors, int columns, int clust
     // What runs at once is about as many rows as columns: the least of A and B in L2.
     plan.group = (int)lround(sqrt((double)(multiprocessors * columns) / (int)SM90_ROWS) / cluster);
     plan.group = plan.group < 1 ? 1 : plan.group;
+    return plan;
+}
+
+// Cycles of the end of a tile for each of its columns, about: what passes through shared memory, or an activation's arithmetic.
+static double sm90_end_cycles(const Product *p, bool float_sums) {
     bool derived = p->activation != ACTIVATION_NONE || p->epilogue == EPILOGUE_GATED ||
                    p->epilogue == EPILOGUE_GATED_BACKWARD || (p->form == PRODUCT_FORWARD && p->pre != NULL);
-    plan.plain = !derived && !p->float_output && plan.parts == 1;
-    return plan;
+    return float_sums ? 8 : derived ? 10 : 4;
 }
 
 // About how many cycles a plan takes: waves of tiles, limited by tensor cores (4096 operations a cycle) or by what L2 gives one
@@ -55,7 +60,7 @@ Sm90Plan sm90_plan(const Product *p, int multiprocessors, int columns, int clust
 static double sm90_cycles(const Product *p, const Sm90Plan *plan, int multiprocessors) {
     double bytes = (int)SM90_A_BYTES + (double)(plan->columns * SM90_DEPTH * 2) / plan->cluster;
     double block = fmax(4.0 * plan->columns, bytes / 46);
-    double end = plan->columns * (plan->plain ? 4.0 : 10.0) + 300;
+    double end = plan->columns * sm90_end_cycles(p, p->float_output || plan->parts > 1) + 300;
     double waves = (double)divide_up(plan->works, multiprocessors / plan->cluster);
     double cycles = 2000 + waves * (plan->part_blocks * block + end);
     if (plan->parts > 1) {  // written and read once more, at 2500 bytes a cycle, by another kernel
@@ -87,9 +92,9 @@ Sm90Plan sm90_choose(const Product *p, int multiprocessors) {
 
 // ---- Descriptors and launch
 
-// A matrix of `rows` rows of `width` contiguous elements, in boxes of 64 elements of box_rows rows.
-static bool map_matrix(Card *card, DataType type, const void *base, int64_t width, int64_t rows, int64_t stride, int box_rows,
-                       CUtensorMap *map) {
+// An operand: a matrix of `rows` rows of `width` contiguous elements, in boxes of 64 elements of box_rows rows.
+static bool map_operand(Card *card, DataType type, const void *base, int64_t width, int64_t rows, int64_t stride, int box_rows,
+                        CUtensorMap *map) {
     TensorBox tensor = {};
     tensor.base = base;
     tensor.type = type;
@@ -103,50 +108,80 @@ static bool map_matrix(Card *card, DataType type, const void *base, int64_t widt
     return tensor_map(card, &tensor, map);
 }
 
-template <typename T, int COLUMNS, ProductForm FORM>
-static void sm90_launch(Card *card, const CUtensorMap &a, const CUtensorMap &b, const Product &p, const Sm90Plan &plan) {
+// A result: M rows of N contiguous elements in `slabs` slabs, `apart` elements from one to the next, in boxes of 16 rows of 128
+// bytes.
+static bool map_result(Card *card, const Product *p, DataType type, const void *base, int64_t stride, int slabs, int64_t apart,
+                       CUtensorMap *map) {
+    TensorBox tensor = {};
+    tensor.base = base;
+    tensor.type = type;
+    tensor.dimensions = 3;
+    tensor.extent[0] = p->n;
+    tensor.extent[1] = slabs;
+    tensor.extent[2] = p->m;
+    tensor.stride[0] = 1;
+    tensor.stride[1] = slabs > 1 ? apart : stride;
+    tensor.stride[2] = stride;
+    tensor.box[0] = 128 / (int)data_type_bytes(type);
+    tensor.box[1] = 1;
+    tensor.box[2] = 16;
+    return tensor_map(card, &tensor, map);
+}
+
+typedef struct Sm90Descriptors {
+    CUtensorMap a, b, c, pre;  // pre: of C where the product writes none
+} Sm90Descriptors;
+
+static bool sm90_describe(Card *card, const Product *p, const Sm90Plan *plan, Sm90Descriptors *maps) {
+    bool a_turned = p->form == PRODUCT_BACKWARD_WEIGHT, b_turned = p->form != PRODUCT_FORWARD;
+    bool halves = p->epilogue == EPILOGUE_GATED_BACKWARD;
+    int64_t b_rows = product_b_rows(p);
+    if (!(a_turned ? map_operand(card, p->type, p->a, p->m, p->k, p->a_stride, SM90_DEPTH, &maps->a)
+                   : map_operand(card, p->type, p->a, p->k, p->m, p->a_stride, SM90_ROWS, &maps->a)) ||
+        !(b_turned ? map_operand(card, p->type, p->b, b_rows, p->k, p->b_stride, SM90_DEPTH, &maps->b)
+                   : map_operand(card, p->type, p->b, p->k, b_rows, p->b_stride, plan->columns / 2, &maps->b)) ||
+        !map_result(card, p, p->float_output ? TYPE_FP32 : p->type, p->c, p->c_stride, halves ? 2 : plan->parts,
+                    halves ? p->n : p->m * p->c_stride, &maps->c)) {
+        return false;
+    }
+    maps->pre = maps->c;
+    return p->form != PRODUCT_FORWARD || p->pre == NULL ||
+           map_result(card, p, p->type, p->pre, p->pre_stride, p->epilogue == EPILOGUE_GATED ? 2 : 1, p->n, &maps->pre);
+}
+
+template <typename T, int COLUMNS, ProductForm FORM, Activation A>
+static void sm90_launch(Card *card, const Sm90Descriptors &maps, const Product &p, const Sm90Plan &plan) {
     int clusters = card->multiprocessors / plan.cluster;
     clusters = plan.works < clusters ? plan.works : clusters;
-    launch_cluster(card, "matmul sm90", sm90_product<T, COLUMNS, FORM>, dim3((unsigned)(clusters * plan.cluster)), SM90_THREADS,
-                   plan.cluster, Sm90Shared<COLUMNS>::BYTES, a, b, p, plan);
+    launch_cluster(card, "matmul sm90", sm90_product<T, COLUMNS, FORM, A>, dim3((unsigned)(clusters * plan.cluster)),
+                   SM90_THREADS, plan.cluster, Sm90Shared<COLUMNS>::BYTES, maps.a, maps.b, maps.c, maps.pre, p, plan);
 }
 
 template <typename T, int COLUMNS>
-static void sm90_launch_form(Card *card, const CUtensorMap &a, const CUtensorMap &b, const Product &p, const Sm90Plan &plan) {
+static void sm90_launch_form(Card *card, const Sm90Descriptors &maps, const Product &p, const Sm90Plan &plan) {
     switch (p.form) {
     case PRODUCT_FORWARD:
-        sm90_launch<T, COLUMNS, PRODUCT_FORWARD>(card, a, b, p, plan);
+        WITH_ACTIVATION(p.activation, A, sm90_launch<T, COLUMNS, PRODUCT_FORWARD, A>(card, maps, p, plan));
         break;
     case PRODUCT_BACKWARD_INPUT:
-        sm90_launch<T, COLUMNS, PRODUCT_BACKWARD_INPUT>(card, a, b, p, plan);
+        WITH_ACTIVATION(p.activation, A, sm90_launch<T, COLUMNS, PRODUCT_BACKWARD_INPUT, A>(card, maps, p, plan));
         break;
     case PRODUCT_BACKWARD_WEIGHT:
-        sm90_launch<T, COLUMNS, PRODUCT_BACKWARD_WEIGHT>(card, a, b, p, plan);
+        sm90_launch<T, COLUMNS, PRODUCT_BACKWARD_WEIGHT, ACTIVATION_NONE>(card, maps, p, plan);
         break;
     }
 }
 
 template <typename T>
-static void sm90_launch_columns(Card *card, const CUtensorMap &a, const CUtensorMap &b, const Product &p,
-                                const Sm90Plan &plan) {
+static void sm90_launch_columns(Card *card, const Sm90Descriptors &maps, const Product &p, const Sm90Plan &plan) {
     if (plan.columns == 256) {
-        sm90_launch_form<T, 256>(card, a, b, p, plan);
+        sm90_launch_form<T, 256>(card, maps, p, plan);
     } else {
-        sm90_launch_form<T, 128>(card, a, b, p, plan);
+        sm90_launch_form<T, 128>(card, maps, p, plan);
     }
 }
 
 bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan) {
-    CUtensorMap a, b;
-    bool a_turned = p->form == PRODUCT_BACKWARD_WEIGHT, b_turned = p->form != PRODUCT_FORWARD;
-    int64_t b_rows = product_b_rows(p);
-    bool mapped = a_turned ? map_matrix(card, p->type, p->a, p->m, p->k, p->a_stride, SM90_DEPTH, &a)
-                           : map_matrix(card, p->type, p->a, p->k, p->m, p->a_stride, SM90_ROWS, &a);
-    mapped = mapped && (b_turned ? map_matrix(card, p->type, p->b, b_rows, p->k, p->b_stride, SM90_DEPTH, &b)
-                                 : map_matrix(card, p->type, p->b, p->k, b_rows, p->b_stride, plan->columns / 2, &b));
-    if (!mapped) {
-        return false;
-    }
     Product sums = *p;
     if (plan->parts > 1) {
         // The bare sums of every part to the workspace. Gated ones are a product with all columns of B.
@@ -163,10 +198,14 @@ bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan) {
             return true;  // and the card has failed
         }
     }
+    Sm90Descriptors maps;
+    if (!sm90_describe(card, &sums, plan, &maps)) {
+        return false;
+    }
     if (p->type == TYPE_BF16) {
-        sm90_launch_columns<bf16>(card, a, b, sums, *plan);
+        sm90_launch_columns<bf16>(card, maps, sums, *plan);
     } else {
-        sm90_launch_columns<fp16>(card, a, b, sums, *plan);
+        sm90_launch_columns<fp16>(card, maps, sums, *plan);
     }
     if (plan->parts > 1) {
         product_finish_sums(card, p, sums.c, true, plan->parts);

@@ -1,10 +1,11 @@
-// The matrix product of Hopper: one persistent kernel, a template over tile, form and epilogue. Device code of matmul*_sm90.cu.
+// The matrix product of Hopper: one persistent kernel, a template over type, tile, form and activation. Device code of
+// matmul*_sm90.cu.
 //
 // A block is three warpgroups. The first one's first warp loads tiles of A and B with TMA into a ring of stages; the other
 // two multiply them (wgmma), each 64 of the tile's 128 rows, and finish their own part of C. Stages are handed over by two
 // mbarriers each: `full` (the bytes have come) and `empty` (all warps have read them). The loader runs ahead over the end of a
 // tile, so the next tile's first stages come in while the last one is finished; the two consumers run apart by as much as the
-// ring allows, so that one finishes while the other has the tensor cores.
+// ring allows, so that one finishes while the other has the tensor cores. C leaves by TMA.
 //
 //   one stage, 64 along K                            a block's work: tile (row, column) of C, a range of K
 //   +--------------+-----------------------------+     A tile 128 x 64, its two halves of 64 rows for the two consumers
@@ -51,6 +52,11 @@ template <int COLUMNS> struct Sm90Shared {
     static const int BARRIERS = PIECES + SM90_WARPS * SM90_PIECE_BYTES;
     static const int BYTES = BARRIERS + 2 * STAGES * 8;
 };
+
+// The tensors as TMA sees them. C and pre are [M, slabs, N]: slabs are parts of K, or the gate's and the value's columns.
+typedef struct Sm90Maps {
+    const CUtensorMap *a, *b, *c, *pre;
+} Sm90Maps;
 
 // ---- Who does what
 
@@ -133,30 +139,28 @@ __device__ __forceinline__ void sm90_load_b(const CUtensorMap *b, uint32_t to, u
     }
 }
 
-// What the end of a tile reads is asked for when its loads begin, so that it comes from L2 when it is needed. All of the first
-// warp.
-__device__ __forceinline__ void sm90_prefetch_rows(const void *tensor, int64_t at, int64_t stride, int element, int rows,
-                                                   int columns) {
-    const char *from = (const char *)tensor + at * element;
+// What the end of a tile reads (of 16-bit tensors) is asked for when its loads begin, so that it comes from L2 when it is
+// needed. All of the first warp.
+__device__ __forceinline__ void sm90_prefetch_rows(const void *tensor, int64_t at, int64_t stride, int rows, int columns) {
+    const char *from = (const char *)tensor + at * 2;
 #pragma unroll 1
     for (int i = (int)threadIdx.x; i < rows; i += 32) {
-        prefetch_bytes(from + i * stride * element, (uint32_t)(columns * element));
+        prefetch_bytes(from + i * stride * 2, (uint32_t)(columns * 2));
     }
 }
 
 template <ProductForm FORM> __device__ __forceinline__ void sm90_prefetch(const Product &p, int row, int column, int columns) {
     int rows = (int)min(p.m - row, (int64_t)SM90_ROWS);
     columns = min(columns, (int)p.n - column);
-    const void *added = FORM == PRODUCT_FORWARD ? p.residual : p.accumulate ? p.c : NULL;
+    const void *added = FORM == PRODUCT_FORWARD ? p.residual : p.accumulate && !p.float_output ? p.c : NULL;
     if (added != NULL) {
-        sm90_prefetch_rows(added, row * p.c_stride + column, p.c_stride, FORM != PRODUCT_FORWARD && p.float_output ? 4 : 2,
-                           rows, columns);
+        sm90_prefetch_rows(added, row * p.c_stride + column, p.c_stride, rows, columns);
     }
     if (FORM == PRODUCT_BACKWARD_INPUT && p.pre != NULL) {
         int64_t at = row * p.pre_stride + column;
-        sm90_prefetch_rows(p.pre, at, p.pre_stride, 2, rows, columns);
+        sm90_prefetch_rows(p.pre, at, p.pre_stride, rows, columns);
         if (p.epilogue == EPILOGUE_GATED_BACKWARD) {
-            sm90_prefetch_rows(p.pre, at + p.n, p.pre_stride, 2, rows, columns);
+            sm90_prefetch_rows(p.pre, at + p.n, p.pre_stride, rows, columns);
         }
     }
 }
@@ -186,8 +190,7 @@ __device__ __forceinline__ void sm90_load_tile(const CUtensorMap *a, const CUten
 }
 
 template <int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_load(const CUtensorMap *a, const CUtensorMap *b, const Product &p, const Sm90Plan &plan,
-                                          uint32_t shared) {
+__device__ __forceinline__ void sm90_load(const Sm90Maps &maps, const Product &p, const Sm90Plan &plan, uint32_t shared) {
     int more = plan.cluster - 1, rank = (int)blockIdx.x & more;  // clusters are of 1 or 2 blocks along x
     // Of a gated product the halves of B's tile are the gate's and the value's columns of the same numbers.
     bool gated = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED;
@@ -198,7 +201,7 @@ __device__ __forceinline__ void sm90_load(const CUtensorMap *a, const CUtensorMa
         int row = work.row * SM90_ROWS, column = work.column * columns;
         sm90_prefetch<FORM>(p, row, column, columns);
         if (threadIdx.x == 0) {
-            sm90_load_tile<COLUMNS, FORM>(a, b, ring, work, plan.cluster, rank, row, column, apart);
+            sm90_load_tile<COLUMNS, FORM>(maps.a, maps.b, ring, work, plan.cluster, rank, row, column, apart);
         }
         __syncwarp();
     }
@@ -244,28 +247,28 @@ __device__ __forceinline__ void sm90_multiply(float (&sum)[COLUMNS / 2], Sm90Rin
 
 // ---- Finishing: a warp, which holds 16 rows; no other takes part
 //
-// wgmma leaves two adjacent columns of rows lane / 4 and lane / 4 + 8 to a lane, of every 8 columns (a fragment each); memory
-// is moved in runs of 8 columns. Between the two, the warp's piece of shared memory turns one into the other, without bank
-// conflicts, by one of two ways:
-//   plain     the sums with bias and a tensor added, all in fragments, 64 columns at a time as 16-bit elements. Most products.
-//   general   strips of 32 columns in fp32, then run by run whatever the epilogue asks for. Twice the traffic in shared memory;
-//             activations (2 special-function instructions an element, 2048 cycles for a consumer's tile) hide it.
-// What a step needs of memory is fetched steps ahead, for the first ones before the last sums are there.
+// wgmma leaves two adjacent columns of rows lane / 4 and lane / 4 + 8 to a lane, of every 8 columns (a fragment each). All that
+// is done to the sums is done there. What that needs of memory and what it makes passes through the warp's piece of shared
+// memory as boxes of 16 rows of 128 bytes (64 columns, or 32 of fp32) in TMA's swizzle, without bank conflicts:
+//   in    fetched one box ahead in runs of 16 bytes, 4 rows of 128 bytes an access; read as fragments with ldmatrix
+//   out   written as fragments with stmatrix, stored by TMA, which leaves out what lies beyond C
+// The piece is two boxes: one is written while TMA reads the other. fp32 sums that C accumulates are added by TMA, in L2: no
+// other product adds to C meanwhile and each element has one addition, so that the result has one value.
 
 typedef struct Sm90Part {
     unsigned char *piece;  // SM90_PIECE_BYTES of shared memory
+    uint32_t box;          // address of the one of its boxes that is written next
     int lane;
     int row_count;     // rows of C here: at most 16, none where not positive
-    int column_count;  // columns of C from `column` on
-    int64_t row;       // the first, of where C lies
-    int column;        // the first
+    int column_count;  // columns of C in this tile
+    int row, column;   // the first
+    int part;          // of K
 } Sm90Part;
 
-// Plain: 4 runs of a box. General: 0 the residual or (gated: the gate's) pre or the first half of a float run of C; 1 C or the
-// value's pre or the second half; 2 and 3 the bias, of the gate and of the value.
-typedef struct Sm90Ahead {
+// A lane's runs of a box of a 16-bit tensor: 8 columns from 8 (lane % 8) on, of rows lane / 8 + 4 i.
+typedef struct Sm90Runs {
     uint4 at[4];
-} Sm90Ahead;
+} Sm90Runs;
 
 template <typename T> __device__ __forceinline__ float2 unpack_two(uint32_t two);
 template <> __device__ __forceinline__ float2 unpack_two<bf16>(uint32_t two) {
@@ -276,399 +279,388 @@ template <> __device__ __forceinline__ float2 unpack_two<fp16>(uint32_t two) {
     return __half22float2(half);
 }
 
-// Plain: a lane's 8 runs of a box of 64 columns are 8 columns of rows lane / 8 + 4 i; a warp's access is 4 rows of 128 bytes.
-// In the piece the box is a swizzled tile of 16 rows; fragment 2 j + h of it is row lane / 4 + 8 h, columns 8 j + 2 (lane % 4)
-// and the next.
-
-template <typename T>
-__device__ __forceinline__ void sm90_fetch_box(Sm90Ahead &ahead, const Sm90Part &part, const void *tensor, int64_t stride,
-                                               int column) {
-    int row = part.lane / 8;
-    column += part.lane % 8 * 8;
-    const T *from = (const T *)tensor + (part.row + row) * stride + part.column + column;
+// 16 columns of a warp are 8 sums of a lane, and 4 registers of ldmatrix and stmatrix.
+template <typename T> __device__ __forceinline__ void unpack_sums(float (&x)[8], const uint32_t (&four)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        ahead.at[i] = make_uint4(0, 0, 0, 0);
+        float2 two = unpack_two<T>(four[i]);
+        x[2 * i] = two.x;
+        x[2 * i + 1] = two.y;
+    }
+}
+template <typename T> __device__ __forceinline__ void pack_sums(uint32_t (&four)[4], const float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        four[i] = pack_two<T>(x[2 * i], x[2 * i + 1]);
+    }
+}
+
+// The address that this lane gives to ldmatrix and stmatrix for 16 columns of a box.
+__device__ __forceinline__ uint32_t sm90_fragments(const Sm90Part &part, int sixteen) {
+    return part.box + (swizzle_128(part.lane % 16, part.lane / 16) ^ (uint32_t)(sixteen * 32));
+}
+
+// Before a box is written: TMA has read what was in it.
+__device__ __forceinline__ void sm90_take_box() {
+    tma_store_wait_read<1>();
+    __syncwarp();
+}
+
+// The box that has been written goes to columns `column` .. of the tile, in slab `slab` of the tensor; the other is next.
+template <bool ADD> __device__ __forceinline__ void sm90_send_box(Sm90Part &part, const CUtensorMap *to, int column, int slab) {
+    fence_async();
+    __syncwarp();
+    if (part.lane == 0) {
+        if (ADD) {
+            tma_add_3d(to, part.box, part.column + column, slab, part.row);
+        } else {
+            tma_store_3d(to, part.box, part.column + column, slab, part.row);
+        }
+        tma_store_commit();
+    }
+    part.box ^= SM90_PIECE_BYTES / 2;
+}
+
+template <typename T>
+__device__ __forceinline__ void sm90_fetch(Sm90Runs &runs, const Sm90Part &part, const void *tensor, int64_t stride,
+                                           int column) {
+    int row = part.lane / 8;
+    column += part.lane % 8 * 8;
+    const T *from = (const T *)tensor + (int64_t)(part.row + row) * stride + part.column + column;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        runs.at[i] = make_uint4(0, 0, 0, 0);
         if (row + 4 * i < part.row_count && column < part.column_count) {
-            ahead.at[i] = *(const uint4 *)(from + 4 * i * stride);
+            runs.at[i] = *(const uint4 *)(from + 4 * i * stride);
         }
     }
 }
 
-template <typename T>
-__device__ __forceinline__ void sm90_add_bias(float (&x)[32], const Sm90Part &part, const void *bias, int column) {
+// What was fetched, into the box.
+__device__ __forceinline__ void sm90_stage(const Sm90Runs &runs, const Sm90Part &part) {
+    uint32_t at = part.box - shared_address(part.piece) + swizzle_128(part.lane / 8, part.lane % 8);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        *(uint4 *)(part.piece + (at ^ (uint32_t)(i % 2 * 64)) + i * 512) = runs.at[i];
+    }
+    __syncwarp();
+}
+
+// Columns `column` .. + 63, sums AT .. AT + 31 of a lane.
+template <typename T, int AT, int COUNT>
+__device__ __forceinline__ void sm90_add_bias(float (&sum)[COUNT], const Sm90Part &part, const T *bias, int column) {
     column += part.lane % 4 * 2;
-    const T *from = (const T *)bias + part.column + column;
+    bias += part.column + column;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         float2 two = make_float2(0.0f, 0.0f);
         if (column + 8 * j < part.column_count) {
-            two = unpack_two<T>(*(const uint32_t *)(from + 8 * j));
+            two = unpack_two<T>(*(const uint32_t *)(bias + 8 * j));
         }
-        x[4 * j] += two.x;
-        x[4 * j + 1] += two.y;
-        x[4 * j + 2] += two.x;
-        x[4 * j + 3] += two.y;
+        sum[AT + 4 * j] += two.x;
+        sum[AT + 4 * j + 1] += two.y;
+        sum[AT + 4 * j + 2] += two.x;
+        sum[AT + 4 * j + 3] += two.y;
     }
 }
 
-// `fragments`: the address in the piece that this lane gives to ldmatrix and stmatrix for the first 16 columns; `rows`: the
-// offset in it of this lane's first run.
-template <typename T>
-__device__ __forceinline__ void sm90_add_box(float (&x)[32], const Sm90Part &part, const Sm90Ahead &ahead, uint32_t fragments,
-                                             uint32_t rows) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        *(uint4 *)(part.piece + (rows ^ (uint32_t)(i % 2 * 64)) + i * 512) = ahead.at[i];
-    }
-    __syncwarp();
+template <typename T, int AT, int COUNT>
+__device__ __forceinline__ void sm90_store_box(const float (&sum)[COUNT], Sm90Part &part, const CUtensorMap *to, int column,
+                                               int slab) {
+    sm90_take_box();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint32_t four[4];
-        ldmatrix_x4(four, fragments ^ (uint32_t)(i * 32));
+        float x[8];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float2 two = unpack_two<T>(four[j]);
-            x[8 * i + 2 * j] += two.x;
-            x[8 * i + 2 * j + 1] += two.y;
+        for (int j = 0; j < 8; j++) {
+            x[j] = sum[AT + 8 * i + j];
         }
+        pack_sums<T>(four, x);
+        stmatrix_x4(sm90_fragments(part, i), four);
     }
+    sm90_send_box<false>(part, to, column, slab);
 }
 
-template <typename T>
-__device__ __forceinline__ void sm90_store_box(const float (&x)[32], const Sm90Part &part, void *tensor, int64_t stride,
-                                               int column, uint32_t fragments, uint32_t rows) {
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t four[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            four[j] = pack_two<T>(x[8 * i + 2 * j], x[8 * i + 2 * j + 1]);
-        }
-        stmatrix_x4(fragments ^ (uint32_t)(i * 32), four);
-    }
-    __syncwarp();
-    int row = part.lane / 8;
-    column += part.lane % 8 * 8;
-    T *to = (T *)tensor + (part.row + row) * stride + part.column + column;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (row + 4 * i < part.row_count && column < part.column_count) {
-            *(uint4 *)(to + 4 * i * stride) = *(const uint4 *)(part.piece + (rows ^ (uint32_t)(i % 2 * 64)) + i * 512);
-        }
-    }
-}
-
-// What the plain way adds, rows c_stride apart; NULL: nothing.
-template <ProductForm FORM> __device__ __forceinline__ const void *sm90_added(const Product &p) {
-    return FORM == PRODUCT_FORWARD ? p.residual : p.accumulate ? p.c : NULL;
-}
-
-template <typename T, int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_finish_plain(const float (&sum)[COLUMNS / 2], Sm90Ahead &ahead, const Product &p,
-                                                  const Sm90Part &part) {
-    uint32_t fragments = shared_address(part.piece) + swizzle_128(part.lane % 16, part.lane / 16);
-    uint32_t rows = swizzle_128(part.lane / 8, part.lane % 8);
-    const void *added = sm90_added<FORM>(p);
-#pragma unroll
-    for (int column = 0; column < COLUMNS; column += 64) {
-        if (column < part.column_count) {
-            float x[32];
-#pragma unroll
-            for (int i = 0; i < 32; i++) {
-                x[i] = sum[column / 2 + i];
-            }
-            if (FORM == PRODUCT_FORWARD && p.bias != NULL) {
-                sm90_add_bias<T>(x, part, p.bias, column);
-            }
-            if (added != NULL) {
-                sm90_add_box<T>(x, part, ahead, fragments, rows);
-                if (column + 64 < COLUMNS) {
-                    sm90_fetch_box<T>(ahead, part, added, p.c_stride, column + 64);
-                }
-            }
-            sm90_store_box<T>(x, part, p.c, p.c_stride, column, fragments, rows);
-        }
-    }
-}
-
-// General: step 2 s + h takes rows 8 h .. 8 h + 7 of strip s. A lane's run is in row 8 h + lane / 8 + 4 (lane / 4 % 2), columns
-// 8 (lane % 4) .. + 7 of the strip; a warp's access is 8 rows of 64 bytes.
-
-// Offset in the piece of 16 bytes (4 columns): writers hold 2 columns of 4 adjacent rows, readers 4 columns of rows r and r
-// + 4. Another even chunk 2 j is 32 j exclusive-or, 8 rows are 1024 bytes.
-__device__ __forceinline__ uint32_t sm90_strip(int row, int chunk) {
-    return (uint32_t)(row * 128 + ((chunk ^ (row % 4 * 2 + row / 4 % 2)) * 16));
-}
-
-__device__ __forceinline__ int sm90_run_row(const Sm90Part &part, int step) {
-    return step % 2 * 8 + part.lane / 8 + part.lane / 4 % 2 * 4;
-}
-__device__ __forceinline__ int sm90_run_column(const Sm90Part &part, int step) {
-    return step / 2 * 32 + part.lane % 4 * 8;
-}
-
-template <typename T, ProductForm FORM>
-__device__ __forceinline__ void sm90_fetch_run(Sm90Ahead &ahead, const Product &p, const Sm90Part &part, int step) {
-    int row = sm90_run_row(part, step), column = sm90_run_column(part, step);
-    if (row >= part.row_count || column >= part.column_count) {
-        return;
-    }
-    int64_t at = part.row + row;
-    column += part.column;
-    if constexpr (FORM == PRODUCT_FORWARD) {
-        if (p.residual != NULL) {
-            ahead.at[0] = *(const uint4 *)((const T *)p.residual + at * p.c_stride + column);
-        }
-        if (p.bias != NULL) {
-            ahead.at[2] = *(const uint4 *)((const T *)p.bias + column);
-            if (p.epilogue == EPILOGUE_GATED) {
-                ahead.at[3] = *(const uint4 *)((const T *)p.bias + p.n + column);
-            }
-        }
-    } else {
-        if (p.pre != NULL) {
-            ahead.at[0] = *(const uint4 *)((const T *)p.pre + at * p.pre_stride + column);
-            if (p.epilogue == EPILOGUE_GATED_BACKWARD) {
-                ahead.at[1] = *(const uint4 *)((const T *)p.pre + at * p.pre_stride + p.n + column);
-            }
-        }
-        if (p.accumulate && p.float_output) {
-            ahead.at[0] = *(const uint4 *)((const float *)p.c + at * p.c_stride + column);
-            ahead.at[1] = *(const uint4 *)((const float *)p.c + at * p.c_stride + column + 4);
-        } else if (p.accumulate) {
-            ahead.at[1] = *(const uint4 *)((const T *)p.c + at * p.c_stride + column);
-        }
-    }
-}
-
-template <typename T> __device__ __forceinline__ void unpack_run(float (&x)[8], const uint4 &run) {
-    const uint32_t two[4] = {run.x, run.y, run.z, run.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float2 both = unpack_two<T>(two[i]);
-        x[2 * i] = both.x;
-        x[2 * i + 1] = both.y;
-    }
-}
-template <typename T> __device__ __forceinline__ void add_run(float (&x)[8], const uint4 &run) {
-    float more[8];
-    unpack_run<T>(more, run);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        x[i] += more[i];
-    }
-}
-template <typename T> __device__ __forceinline__ void store_run(void *to, const float (&x)[8]) {
-    *(uint4 *)to =
-        make_uint4(pack_two<T>(x[0], x[1]), pack_two<T>(x[2], x[3]), pack_two<T>(x[4], x[5]), pack_two<T>(x[6], x[7]));
-}
-
-template <Activation A> __device__ __forceinline__ void activate_run(float (&x)[8]) {
+template <Activation A> __device__ __forceinline__ void activate(float (&x)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         x[i] = activation_value(A, x[i]);
     }
 }
 template <Activation A>
-__device__ __forceinline__ void activate_run_both(const float (&x)[8], float (&value)[8], float (&slope)[8]) {
+__device__ __forceinline__ void activate_both(const float (&x)[8], float (&value)[8], float (&slope)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         activation_both(A, x[i], &value[i], &slope[i]);
     }
 }
 
-// From the sums of a run to memory. x: the sums, of the gate where gated; y: then those of the value.
+// What a box of the tile needs of memory first: the residual; pre, of the gate where gated; C where it accumulates.
 template <typename T, ProductForm FORM>
-__device__ __forceinline__ void sm90_finish_run(float (&x)[8], float (&y)[8], const Sm90Ahead &ahead, const Product &p,
-                                                int64_t row, int column) {
-    T *pre = (T *)p.pre + row * p.pre_stride + column;
-    if constexpr (FORM == PRODUCT_FORWARD) {
-        bool gated = p.epilogue == EPILOGUE_GATED;
-        if (p.bias != NULL) {
-            add_run<T>(x, ahead.at[2]);
-            if (gated) {
-                add_run<T>(y, ahead.at[3]);
-            }
+__device__ __forceinline__ void sm90_fetch_first(Sm90Runs &ahead, const Product &p, const Sm90Part &part, int column) {
+    const void *first = FORM == PRODUCT_FORWARD ? p.residual : p.pre != NULL ? p.pre : p.accumulate ? p.c : NULL;
+    if (FORM != PRODUCT_BACKWARD_WEIGHT && first != NULL && !p.float_output) {
+        sm90_fetch<T>(ahead, part, first, FORM != PRODUCT_FORWARD && p.pre != NULL ? p.pre_stride : p.c_stride, column);
+    }
+}
+
+// A box of y = activation(x w^T + bias) [* the value's sum] + residual, and of pre. X: the first of its sums, Y: of the
+// value's, none where negative.
+template <typename T, Activation A, int X, int Y, int COUNT>
+__device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Runs &residual, const Product &p,
+                                                    const Sm90Maps &maps, Sm90Part &part, int column, int next) {
+    constexpr bool GATED = Y >= 0;
+    if (p.bias != NULL) {
+        sm90_add_bias<T, X>(sum, part, (const T *)p.bias, column);
+        if constexpr (GATED) {
+            sm90_add_bias<T, Y>(sum, part, (const T *)p.bias + p.n, column);
         }
-        if (p.pre != NULL) {
-            store_run<T>(pre, x);
-            if (gated) {
-                store_run<T>(pre + p.n, y);
-            }
+    }
+    if (p.pre != NULL) {
+        sm90_store_box<T, X>(sum, part, maps.pre, column, 0);
+        if constexpr (GATED) {
+            sm90_store_box<T, Y>(sum, part, maps.pre, column, 1);
         }
-        WITH_ACTIVATION(p.activation, A, activate_run<A>(x));
-        if (gated) {
+    }
+    sm90_take_box();
+    if (p.residual != NULL) {
+        sm90_stage(residual, part);
+        sm90_fetch_first<T, PRODUCT_FORWARD>(residual, p, part, next);
+    }
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                x[i] *= y[i];
+    for (int i = 0; i < 4; i++) {
+        float x[8];
+        uint32_t four[4];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            x[j] = sum[X + 8 * i + j];
+        }
+        activate<A>(x);
+        if constexpr (GATED) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                x[j] *= sum[Y + 8 * i + j];
             }
         }
         if (p.residual != NULL) {
-            add_run<T>(x, ahead.at[0]);
-        }
-    } else if constexpr (FORM == PRODUCT_BACKWARD_INPUT) {
-        if (p.pre != NULL) {
-            float gate[8], value[8], slope[8];
-            unpack_run<T>(gate, ahead.at[0]);
-            WITH_ACTIVATION(p.activation, A, activate_run_both<A>(gate, value, slope));
-            if (p.epilogue == EPILOGUE_GATED_BACKWARD) {
+            float more[8];
+            ldmatrix_x4(four, sm90_fragments(part, i));
+            __syncwarp();
+            unpack_sums<T>(more, four);
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    y[i] = x[i] * value[i];
-                }
-                store_run<T>((T *)p.c + row * p.c_stride + p.n + column, y);
-                unpack_run<T>(value, ahead.at[1]);
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    slope[i] *= value[i];
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                x[i] *= slope[i];
+            for (int j = 0; j < 8; j++) {
+                x[j] += more[j];
             }
         }
-        if (p.accumulate && !p.float_output) {
-            add_run<T>(x, ahead.at[1]);
-        }
+        pack_sums<T>(four, x);
+        stmatrix_x4(sm90_fragments(part, i), four);
     }
-    if (p.float_output) {
-        float *to = (float *)p.c + row * p.c_stride + column;
-        if (FORM != PRODUCT_FORWARD && p.accumulate) {
-            const uint32_t old[8] = {ahead.at[0].x, ahead.at[0].y, ahead.at[0].z, ahead.at[0].w,
-                                     ahead.at[1].x, ahead.at[1].y, ahead.at[1].z, ahead.at[1].w};
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                x[i] += __uint_as_float(old[i]);
-            }
-        }
-        ((float4 *)to)[0] = make_float4(x[0], x[1], x[2], x[3]);
-        ((float4 *)to)[1] = make_float4(x[4], x[5], x[6], x[7]);
-    } else {
-        store_run<T>((T *)p.c + row * p.c_stride + column, x);
-    }
+    sm90_send_box<false>(part, maps.c, column, 0);
 }
 
-// Writes strip `strip` of the sums into the piece; where gated that of the value behind that of the gate.
-template <int COLUMNS>
-__device__ __forceinline__ void sm90_spread(const float (&sum)[COLUMNS / 2], const Sm90Part &part, bool gated, int strip) {
-    uint32_t first = sm90_strip(part.lane / 4, part.lane % 4 / 2) + (uint32_t)(part.lane % 2 * 8);
+// A box of dx = dy w * activation'(pre) [+ dx], or of [d * value * activation'(gate) | d * activation(gate)].
+template <typename T, Activation A, int X, int COUNT>
+__device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Runs &ahead, const Product &p, const Sm90Maps &maps,
+                                                  Sm90Part &part, int column, int next) {
+    bool gated = p.epilogue == EPILOGUE_GATED_BACKWARD;
+    sm90_take_box();
+    if (p.pre != NULL) {
+        sm90_stage(ahead, part);
+        if (gated) {
+            sm90_fetch<T>(ahead, part, (const T *)p.pre + p.n, p.pre_stride, column);
+        } else if (p.accumulate) {
+            sm90_fetch<T>(ahead, part, p.c, p.c_stride, column);
+        }
 #pragma unroll
-    for (int s = 0; s < COLUMNS / 32; s++) {
-        int at = gated ? s % (COLUMNS / 64) : s;
-        if (at == strip) {
-            unsigned char *to = part.piece + (at == s ? 0 : SM90_PIECE_BYTES / 2);
+        for (int i = 0; i < 4; i++) {
+            uint32_t four[4];
+            float at[8], value[8], slope[8];
+            ldmatrix_x4(four, sm90_fragments(part, i));
+            unpack_sums<T>(at, four);
+            activate_both<A>(at, value, slope);
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
+            for (int j = 0; j < 8; j++) {
+                value[j] *= sum[X + 8 * i + j];
+                sum[X + 8 * i + j] *= slope[j];
+            }
+            if (gated) {
+                __syncwarp();
+                pack_sums<T>(four, value);
+                stmatrix_x4(sm90_fragments(part, i), four);
+            }
+        }
+        if (gated) {
+            sm90_send_box<false>(part, maps.c, column, 1);
+            sm90_take_box();
+        } else {
+            __syncwarp();
+        }
+    }
+    if (gated || p.accumulate) {
+        sm90_stage(ahead, part);
+    }
+    sm90_fetch_first<T, PRODUCT_BACKWARD_INPUT>(ahead, p, part, next);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float x[8];
+        uint32_t four[4];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            x[j] = sum[X + 8 * i + j];
+        }
+        if (gated || p.accumulate) {
+            float other[8];
+            ldmatrix_x4(four, sm90_fragments(part, i));
+            __syncwarp();
+            unpack_sums<T>(other, four);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                x[j] = gated ? x[j] * other[j] : x[j] + other[j];
+            }
+        }
+        pack_sums<T>(four, x);
+        stmatrix_x4(sm90_fragments(part, i), four);
+    }
+    sm90_send_box<false>(part, maps.c, column, 0);
+}
+
+// fp32 sums, 32 columns a box. Rows of a pair that differ in their lowest bit would meet in the banks: the odd one writes its 8
+// columns in another order.
+template <typename T, int COLUMNS, bool ADD>
+__device__ __forceinline__ void sm90_finish_float(const float (&sum)[COLUMNS / 2], const Sm90Maps &maps, Sm90Part &part) {
+    bool odd = part.lane / 4 % 2;
+    uint32_t first = (swizzle_128(part.lane / 4, part.lane % 4 / 2) ^ (odd ? 64u : 0u)) + (uint32_t)(part.lane % 2 * 8);
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column += 32) {
+        if (column < part.column_count) {
+            sm90_take_box();
+            unsigned char *to = part.piece + (part.box - shared_address(part.piece));
+#pragma unroll
+            for (int i = 0; i < 8; i++) {  // 8 columns and half of the rows
+                int even = column / 2 + i / 2 * 4 + i % 2 * 2, at = column / 2 + (i / 2 ^ 2) * 4 + i % 2 * 2;
                 *(float2 *)(to + (first ^ (uint32_t)(i / 2 * 32)) + i % 2 * 1024) =
-                    make_float2(sum[16 * s + 2 * i], sum[16 * s + 2 * i + 1]);
+                    make_float2(odd ? sum[at] : sum[even], odd ? sum[at + 1] : sum[even + 1]);
+            }
+            sm90_send_box<ADD>(part, maps.c, column, part.part);
+        }
+    }
+}
+
+// 16-bit C. Sums 0 .. 63 are two boxes (where gated those of the gate); behind them, sums 64 .. 127 move there, so that this
+// code exists once.
+template <typename T, int COLUMNS, ProductForm FORM, Activation A>
+__device__ __forceinline__ void sm90_finish_boxes(float (&sum)[COLUMNS / 2], Sm90Runs &ahead, const Product &p,
+                                                  const Sm90Maps &maps, Sm90Part &part) {
+    constexpr int Y = COLUMNS / 4;  // of the value, where gated
+    if (FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED) {
+        sm90_finish_forward<T, A, 0, Y>(sum, ahead, p, maps, part, 0, 64);
+        if constexpr (COLUMNS == 256) {
+            if (64 < part.column_count) {
+                sm90_finish_forward<T, A, 32, Y + 32>(sum, ahead, p, maps, part, 64, 128);
+            }
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int column = 0; column < COLUMNS && column < part.column_count; column += 128) {
+        if (column > 0) {
+#pragma unroll
+            for (int i = 0; i < 64 && i + 64 < COLUMNS / 2; i++) {
+                sum[i] = sum[i + 64];
+            }
+        }
+#pragma unroll
+        for (int box = 0; box < 2; box++) {
+            int at = column + 64 * box;
+            if (at < part.column_count) {
+                if constexpr (FORM == PRODUCT_FORWARD) {
+                    if (box == 0) {
+                        sm90_finish_forward<T, A, 0, -1>(sum, ahead, p, maps, part, at, at + 64);
+                    } else {
+                        sm90_finish_forward<T, A, 32, -1>(sum, ahead, p, maps, part, at, at + 64);
+                    }
+                } else {
+                    if (box == 0) {
+                        sm90_finish_input<T, A, 0>(sum, ahead, p, maps, part, at, at + 64);
+                    } else {
+                        sm90_finish_input<T, A, 32>(sum, ahead, p, maps, part, at, at + 64);
+                    }
+                }
             }
         }
     }
 }
 
-// `at`: offset of the first 4 columns of the run.
-__device__ __forceinline__ void sm90_read_run(float (&x)[8], const unsigned char *from, uint32_t at) {
-    float4 low = *(const float4 *)(from + at), high = *(const float4 *)(from + (at ^ 16));
-    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-}
-
-// How many steps ahead memory is read: as many as there are registers for. The number of steps is a multiple.
-template <ProductForm FORM> constexpr int SM90_AHEAD = FORM == PRODUCT_BACKWARD_WEIGHT ? 2 : 1;
-
-template <typename T, int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_finish_general(const float (&sum)[COLUMNS / 2], Sm90Ahead (&ahead)[SM90_AHEAD<FORM>],
-                                                    const Product &p, const Sm90Part &part) {
-    constexpr int AHEAD = SM90_AHEAD<FORM>;
-    bool gated = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED;
-    int steps = min(gated ? COLUMNS / 32 : COLUMNS / 16, (part.column_count + 31) / 32 * 2);
-#pragma unroll 1
-    for (int first = 0; first < steps; first += AHEAD) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            int step = first + i;
-            Sm90Ahead now = ahead[i];
-            if (step + AHEAD < steps) {
-                sm90_fetch_run<T, FORM>(ahead[i], p, part, step + AHEAD);
+template <typename T, int COLUMNS, ProductForm FORM, Activation A>
+__device__ __forceinline__ void sm90_finish(float (&sum)[COLUMNS / 2], Sm90Runs &ahead, const Product &p, const Sm90Maps &maps,
+                                            Sm90Part &part) {
+    if (FORM != PRODUCT_BACKWARD_WEIGHT && !p.float_output) {
+        sm90_finish_boxes<T, COLUMNS, FORM, A>(sum, ahead, p, maps, part);
+    } else if constexpr (A == ACTIVATION_NONE) {
+        if (FORM == PRODUCT_FORWARD && p.bias != NULL) {
+            sm90_add_bias<T, 0>(sum, part, (const T *)p.bias, 0);
+            sm90_add_bias<T, 32>(sum, part, (const T *)p.bias, 64);
+            if constexpr (COLUMNS == 256) {
+                sm90_add_bias<T, 64>(sum, part, (const T *)p.bias, 128);
+                sm90_add_bias<T, 96>(sum, part, (const T *)p.bias, 192);
             }
-            if (step % 2 == 0) {
-                __syncwarp();
-                sm90_spread<COLUMNS>(sum, part, gated, step / 2);
-                __syncwarp();
-            }
-            int row = sm90_run_row(part, step), column = sm90_run_column(part, step);
-            if (row < part.row_count && column < part.column_count) {
-                float x[8], y[8];
-                uint32_t at = sm90_strip(row, part.lane % 4 * 2);
-                sm90_read_run(x, part.piece, at);
-                if (gated) {
-                    sm90_read_run(y, part.piece + SM90_PIECE_BYTES / 2, at);
-                }
-                sm90_finish_run<T, FORM>(x, y, now, p, part.row + row, part.column + column);
-            }
+        }
+        if (FORM != PRODUCT_FORWARD && p.accumulate) {
+            sm90_finish_float<T, COLUMNS, true>(sum, maps, part);
+        } else {
+            sm90_finish_float<T, COLUMNS, false>(sum, maps, part);
         }
     }
 }
 
 // ---- The kernel
 
-template <typename T, int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_consume(const Product &p, const Sm90Plan &plan, unsigned char *memory) {
+template <typename T, int COLUMNS, ProductForm FORM, Activation A>
+__device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product &p, const Sm90Plan &plan,
+                                             unsigned char *memory) {
     int more = plan.cluster - 1, rank = (int)blockIdx.x & more;  // clusters are of 1 or 2 blocks along x
-    typedef Sm90Shared<COLUMNS> Shared;
     // Of a gated product the two halves of B's tile make one half as many columns of C.
     int outputs = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED ? COLUMNS / 2 : COLUMNS;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4, consumer = warp / 4;
     Sm90Part part;
     part.lane = lane;
-    part.piece = memory + Shared::PIECES + warp * SM90_PIECE_BYTES;
+    part.piece = memory + Sm90Shared<COLUMNS>::PIECES + warp * SM90_PIECE_BYTES;
+    part.box = shared_address(part.piece);
     Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
     for (int index = (int)blockIdx.x >> more; index < plan.works; index += (int)gridDim.x >> more) {
         Sm90Work work = sm90_work(plan, index, rank);
         float sum[COLUMNS / 2];
         int last;
         sm90_multiply<T, COLUMNS, FORM>(sum, ring, consumer, work.blocks, plan.cluster, lane, &last);
-        part.row = (int64_t)work.row * SM90_ROWS + warp * 16;
+        part.row = work.row * SM90_ROWS + warp * 16;
         part.column = work.column * outputs;
         part.row_count = (int)min(p.m - part.row, (int64_t)16);
-        part.column_count = (int)p.n - part.column;
-        part.row += work.part * p.m;  // the parts of K lie below each other
-        Sm90Ahead ahead[SM90_AHEAD<FORM>];
-        const void *added = sm90_added<FORM>(p);
-        if (plan.plain && added != NULL) {
-            sm90_fetch_box<T>(ahead[0], part, added, p.c_stride, 0);
-        } else if (!plan.plain) {
-#pragma unroll
-            for (int i = 0; i < SM90_AHEAD<FORM>; i++) {
-                sm90_fetch_run<T, FORM>(ahead[i], p, part, i);
-            }
-        }
+        part.column_count = min((int)p.n - part.column, outputs);
+        part.part = work.part;
+        Sm90Runs ahead;
+        sm90_fetch_first<T, FORM>(ahead, p, part, 0);
         wgmma_wait<0>();
         registers_fence(sum);
         sm90_release(ring, last, plan.cluster, lane);
         if (part.row_count > 0) {
-            if (FORM != PRODUCT_BACKWARD_WEIGHT && plan.plain) {
-                sm90_finish_plain<T, COLUMNS, FORM>(sum, ahead[0], p, part);
-            } else {
-                sm90_finish_general<T, COLUMNS, FORM>(sum, ahead, p, part);
-            }
+            sm90_finish<T, COLUMNS, FORM, A>(sum, ahead, p, maps, part);
         }
         __syncwarp();  // wgmma takes whole warps
     }
+    tma_store_wait_read<0>();  // shared memory lives as long as the block
 }
 
-template <typename T, int COLUMNS, ProductForm FORM>
+template <typename T, int COLUMNS, ProductForm FORM, Activation A>
 __global__ void __launch_bounds__(SM90_THREADS, 1)
-    sm90_product(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, const Product p,
+    sm90_product(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
+                 const __grid_constant__ CUtensorMap c, const __grid_constant__ CUtensorMap pre, const Product p,
                  const Sm90Plan plan) {
     typedef Sm90Shared<COLUMNS> Shared;
     DYNAMIC_SHARED(memory);
+    const Sm90Maps maps = {&a, &b, &c, &pre};
     if (threadIdx.x == 0) {
-        Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
+        Sm90Ring<COLUMNS> ring = {shared_address_swizzled(memory), 0, 0};
         for (int i = 0; i < Shared::STAGES; i++) {
             mbarrier_init(ring.full(i), 1);
             mbarrier_init(ring.empty(i), (uint32_t)(SM90_WARPS * plan.cluster));
@@ -676,16 +668,17 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
         fence_mbarrier_init();
         tma_prefetch(&a);
         tma_prefetch(&b);
+        tma_prefetch(&c);
     }
     cluster_sync();
     if (threadIdx.x < 128) {
         registers_shrink<40>();
         if (threadIdx.x < 32) {
-            sm90_load<COLUMNS, FORM>(&a, &b, p, plan, shared_address(memory));
+            sm90_load<COLUMNS, FORM>(maps, p, plan, shared_address(memory));
         }
     } else {
         registers_grow<232>();
-        sm90_consume<T, COLUMNS, FORM>(p, plan, memory);
+        sm90_consume<T, COLUMNS, FORM, A>(maps, p, plan, memory);
     }
     cluster_sync();  // the other block may still arrive at barriers here
 }

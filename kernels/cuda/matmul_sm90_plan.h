@@ -18,7 +18,6 @@ typedef struct Sm90Plan {
     int units, column_tiles, parts, works;  // units: ceil(row tiles / cluster); works = units * column_tiles * parts
     int k_blocks, part_blocks;              // of 64 along K: all, and those of one part
     int group;                              // units that are walked down before the next column: what runs at once fits L2
-    bool plain;                             // which end of a tile: see matmul_sm90.h
 } Sm90Plan;
 
 // Whether matmul_sm90.cu takes the product, but for what TMA asks of A and B.
@@ -27,7 +26,7 @@ bool sm90_takes(const Card *card, const Product *p);
 Sm90Plan sm90_plan(const Product *p, int multiprocessors, int columns, int cluster, int parts);
 // The plan that should take the least time.
 Sm90Plan sm90_choose(const Product *p, int multiprocessors);
-// Computes the product so. False: TMA cannot read A or B.
+// Computes the product so. False: TMA cannot address one of the tensors.
 bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan);
 
 }  // namespace BACKEND

@@ -28,7 +28,7 @@ enum {
     FORWARD_PACKS = 4,
     BACKWARD_PACKS = 2,
     TEAM_MOST = 512,
-    FORWARD_THREADS = 128,  // of a block, at least
+    FORWARD_THREADS = 128,  // of a block whose teams are warps
     COLUMN_THREADS = 128,   // a column each
     COLUMN_ROWS = 64,       // rows whose dweight one of them sums
     SUM_WARPS = 16,
@@ -65,7 +65,9 @@ struct Team {
 static __device__ __forceinline__ Team team_of(int threads, float (*parts)[2][TEAM_MOST / 32]) {
     return Team{threads, (int)threadIdx.x / threads, (int)threadIdx.x % threads, 0, parts};
 }
-template <int COUNT> static __device__ __forceinline__ void team_sum(Team &team, float (&x)[COUNT]) {
+// WHOLE: a team of more than 32 threads is a whole block. Only the barrier of a block has a number that the compiler knows;
+// a kernel with others claims all 16 barriers, which limits how many blocks a multiprocessor takes.
+template <bool WHOLE, int COUNT> static __device__ __forceinline__ void team_sum(Team &team, float (&x)[COUNT]) {
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
         x[k] = warp_sum(x[k]);
@@ -80,7 +82,11 @@ template <int COUNT> static __device__ __forceinline__ void team_sum(Team &team,
             team.parts[team.turn][k][first + team.lane / 32] = x[k];
         }
     }
-    barrier_sync(1 + team.number, team.threads);
+    if (WHOLE) {
+        __syncthreads();
+    } else {
+        barrier_sync(1 + team.number, team.threads);
+    }
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
         x[k] = team.parts[team.turn][k][first];
@@ -156,7 +162,7 @@ static __global__ void __launch_bounds__(TEAM_MOST)
                 }
             }
         }
-        team_sum(team, sum);
+        team_sum<true>(team, sum);
         mean = sum[0] / (float)a.width;
     }
     float squares[1] = {};
@@ -170,7 +176,7 @@ static __global__ void __launch_bounds__(TEAM_MOST)
             }
         }
     }
-    team_sum(team, squares);
+    team_sum<true>(team, squares);
     float rstd = rstd_of(squares[0], a.width, a.epsilon);
     if (team.lane == 0) {
         a.rstd[row] = rstd;
@@ -224,7 +230,7 @@ static __global__ void __launch_bounds__(TEAM_MOST)
                 sum[0] += to_float(some.at[j]);
             }
         }
-        team_sum(team, sum);
+        team_sum<true>(team, sum);
         mean = sum[0] / (float)a.width;
     }
     float squares[1] = {};
@@ -236,7 +242,7 @@ static __global__ void __launch_bounds__(TEAM_MOST)
             squares[0] += d * d;
         }
     }
-    team_sum(team, squares);
+    team_sum<true>(team, squares);
     float rstd = rstd_of(squares[0], a.width, a.epsilon);
     if (threadIdx.x == 0) {
         a.rstd[row] = rstd;
@@ -266,7 +272,7 @@ template <typename T> static void norm_forward_of(Card *card, const NormForward 
                  aligned_16(bias) && aligned_16(y);
     int threads = team_threads(a->width / Pack<T>::COUNT, FORWARD_PACKS);
     if (packs && threads > 0) {
-        int block = threads > FORWARD_THREADS ? threads : FORWARD_THREADS;
+        int block = threads > 32 ? threads : FORWARD_THREADS;  // a team of several warps is a block
         launch(card, "norm_forward", norm_forward_kernel<T>, dim3((unsigned)divide_up(a->rows, block / threads)), block, 0, f,
                threads, x, other, summed, weight, bias, y);
     } else if (packs) {
@@ -394,7 +400,7 @@ static __global__ void __launch_bounds__(TEAM_MOST, 1)
             }
         }
         hold(&next, a, team, row + step, dy, x);
-        team_sum(team, sum);
+        team_sum<false>(team, sum);
         float mean_g = a.layer ? sum[0] * a.inverse_width : 0, mean_gn = sum[1] * a.inverse_width;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
@@ -433,7 +439,7 @@ static __global__ void __launch_bounds__(TEAM_MOST)
             sum[1] += g * ((to_float(v.at[j]) - mean) * rstd);
         }
     }
-    team_sum(team, sum);
+    team_sum<true>(team, sum);
     float mean_g = a.layer ? sum[0] * a.inverse_width : 0, mean_gn = sum[1] * a.inverse_width;
     for (int64_t c = threadIdx.x * N; c < a.width; c += blockDim.x * N) {
         Unit<T, N> d = load_unit<N>(dy + c), v = load_unit<N>(x + c), w = load_unit<N>(weight + c), before;

@@ -17,6 +17,9 @@ namespace BACKEND {
 
 // The shared-memory address of a pointer into this block's shared memory.
 __device__ __forceinline__ uint32_t shared_address(const void *pointer);
+// The same of the block's dynamic shared memory, which TMA's and wgmma's swizzle needs at a multiple of 1024. The compiler
+// does not promise that, though it does so where a kernel has no other shared memory: stops the kernel otherwise.
+__device__ __forceinline__ uint32_t shared_address_swizzled(const void *memory);
 
 // Named barrier `id` (1 to 15; 0 is __syncthreads) for `threads` threads of the block, a multiple of 32. arrive does not wait.
 __device__ __forceinline__ void barrier_sync(int id, int threads);
@@ -68,7 +71,9 @@ __device__ __forceinline__ void fence_mbarrier_init();
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier);
 // An arrival that also announces `bytes` of asynchronous copies to come in this phase.
 __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes);
-// An arrival at the barrier at the same address in block `rank` of the cluster.
+// An arrival at the barrier at the same address in block `rank` of the cluster. Says that this thread has read what it waited
+// for; ordinary writes to shared or global memory are not published by it (that would be a fence of the whole device each
+// time).
 __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t barrier, uint32_t rank);
 // Waits until the phase of that parity (0 for the first) is over. A fresh barrier's phase "before the first" (parity 1) is
 // over.
@@ -77,7 +82,7 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 // ---- Clusters
 
 __device__ __forceinline__ uint32_t cluster_rank();
-// Release and acquire among all threads of the cluster.
+// A barrier of all threads of the cluster. Of what they wrote it publishes only what fence_mbarrier_init does.
 __device__ __forceinline__ void cluster_sync();
 
 // ---- TMA: one thread. Coordinates in elements, the fastest dimension first; what lies outside reads as 0 and is not written.
@@ -96,7 +101,7 @@ __device__ __forceinline__ void tma_store_2d(const CUtensorMap *map, uint32_t sh
 __device__ __forceinline__ void tma_store_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2);
 __device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2, int c3);
 // Adds a box of fp32 to global memory. Not deterministic unless the callers order themselves.
-__device__ __forceinline__ void tma_add_2d(const CUtensorMap *map, uint32_t shared, int c0, int c1);
+__device__ __forceinline__ void tma_add_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2);
 // Adds `bytes` (a multiple of 16) of fp32 to global memory ("cp.reduce.async.bulk").
 __device__ __forceinline__ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes);
 // `bytes` (a multiple of 16) from global to shared memory; they arrive at `barrier` ("cp.async.bulk").
@@ -155,6 +160,13 @@ namespace BACKEND {
 
 __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
     return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+__device__ __forceinline__ uint32_t shared_address_swizzled(const void *memory) {
+    uint32_t address = shared_address(memory);
+    if (address % 1024 != 0) {
+        __trap();
+    }
+    return address;
 }
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -247,7 +259,7 @@ __device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes
 }
 __device__ __forceinline__ void mbarrier_arrive_remote(uint32_t barrier, uint32_t rank) {
     asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
                  "r"(rank)
                  : "memory");
 }
@@ -264,7 +276,7 @@ __device__ __forceinline__ uint32_t cluster_rank() {
     return rank;
 }
 __device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map) {
@@ -310,9 +322,9 @@ __device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, uint32_t sh
                  "r"(c0), "r"(c1), "r"(c2), "r"(c3)
                  : "memory");
 }
-__device__ __forceinline__ void tma_add_2d(const CUtensorMap *map, uint32_t shared, int c0, int c1) {
-    asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-                 "r"(shared), "r"(c0), "r"(c1)
+__device__ __forceinline__ void tma_add_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2) {
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(shared), "r"(c0), "r"(c1), "r"(c2)
                  : "memory");
 }
 __device__ __forceinline__ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {

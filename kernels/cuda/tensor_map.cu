@@ -4,7 +4,7 @@
 
 namespace BACKEND {
 
-enum { TENSOR_MAPS = 1024 };
+enum { TENSOR_MAPS = 4096 };
 
 typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
                                 const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,

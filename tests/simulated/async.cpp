@@ -397,6 +397,11 @@ void tma_store_wait(unsigned groups, bool read_only) {
 }
 
 void stores_finish(Thread *thread) {
+    for (const AsyncStore &store : thread->stores.items) {
+        if (!store.was_read) {
+            fault("the block ends while a store of TMA still reads %#x: nobody waits for it", store.offset);
+        }
+    }
     stores_complete(thread, UINT32_MAX, false);
 }
 

@@ -11,6 +11,11 @@ template <> constexpr simulator::Half HALF_FORMAT<bf16> = simulator::Half::BF16;
 inline uint32_t shared_address(const void *pointer) {
     return simulator::shared_address(pointer);
 }
+inline uint32_t shared_address_swizzled(const void *memory) {
+    uint32_t address = simulator::shared_address(memory);
+    ensure(address % 1024 == 0, "dynamic shared memory at %u", address);
+    return address;
+}
 inline void barrier_sync(int id, int threads) {
     simulator::barrier_sync(id, threads);
 }
@@ -120,9 +125,9 @@ inline void tma_store_4d(const CUtensorMap *map, uint32_t shared, int c0, int c1
     const int c[] = {c0, c1, c2, c3};
     simulator::tma_store(4, map, shared, false, c);
 }
-inline void tma_add_2d(const CUtensorMap *map, uint32_t shared, int c0, int c1) {
-    const int c[] = {c0, c1};
-    simulator::tma_store(2, map, shared, true, c);
+inline void tma_add_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2) {
+    const int c[] = {c0, c1, c2};
+    simulator::tma_store(3, map, shared, true, c);
 }
 inline void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {
     simulator::bulk_add_float(global, shared, bytes);
