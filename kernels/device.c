@@ -85,6 +85,10 @@ static DeviceMark *cpu_mark_create(Device *device) {
 static void cpu_mark_nothing(Device *device, DeviceMark *mark) {
 }
 
+static bool cpu_mark_reached(Device *device, DeviceMark *mark) {
+    return true;
+}
+
 static Error *cpu_mark_wait(Device *device, DeviceMark *mark) {
     return NULL;
 }
@@ -110,6 +114,7 @@ static const DeviceBackend cpu_backend = {
     .finish = cpu_finish,
     .mark_create = cpu_mark_create,
     .mark_set = cpu_mark_nothing,
+    .mark_reached = cpu_mark_reached,
     .mark_wait = cpu_mark_wait,
     .mark_destroy = cpu_mark_nothing,
     .record = cpu_record,
@@ -271,6 +276,10 @@ void device_mark_set(Device *device, DeviceMark *mark) {
 
 Error *device_mark_wait(Device *device, DeviceMark *mark) {
     return device->backend->mark_wait(device, mark);
+}
+
+bool device_mark_reached(Device *device, DeviceMark *mark) {
+    return device->backend->mark_reached(device, mark);
 }
 
 void device_mark_destroy(Device *device, DeviceMark *mark) {

@@ -44,6 +44,7 @@ struct DeviceBackend {
     Error *(*finish)(Device *device);
     DeviceMark *(*mark_create)(Device *device);
     void (*mark_set)(Device *device, DeviceMark *mark);
+    bool (*mark_reached)(Device *device, DeviceMark *mark);
     Error *(*mark_wait)(Device *device, DeviceMark *mark);
     void (*mark_destroy)(Device *device, DeviceMark *mark);
     bool (*record)(Device *device);
@@ -120,6 +121,8 @@ Error *device_finish(Device *device) MUST_CHECK;
 DeviceMark *device_mark_create(Device *device);
 void device_mark_set(Device *device, DeviceMark *mark);
 Error *device_mark_wait(Device *device, DeviceMark *mark) MUST_CHECK;
+// True where device_mark_wait would return at once, be it with an error.
+bool device_mark_reached(Device *device, DeviceMark *mark);
 void device_mark_destroy(Device *device, DeviceMark *mark);
 
 // Records the operations that follow instead of doing them; false where the device cannot (the CPU). Between, no memory may be

@@ -33,7 +33,10 @@ typedef struct NcclCard {
     bool broken;  // an error was told: the group cannot be ended in good order
 } NcclCard;
 
-enum { BUS_ID_BYTES = 32 };
+typedef struct CardId {
+    char uuid[16];
+    int32_t ordinal;  // on its host
+} CardId;
 
 static NcclCard *state_of(const Comm *comm) {
     return (NcclCard *)comm->card;
@@ -68,33 +71,34 @@ static bool allows_shared_cards(void) {
     return ncclGetVersion(&version) == ncclSuccess && version >= 23000 && allowed != NULL && strcmp(allowed, "1") == 0;
 }
 
-// Which card this rank computes on: its host and where on that one's bus. The thread that opened the device calls.
-static Error *own_card(Comm *comm, char *id, size_t size) {
+// Which card this rank computes on: hosts may have one name, cards on one place of the bus may be parts of one. The thread that
+// opened the device calls.
+static Error *own_card(Comm *comm, CardId *id) {
     int ordinal = -1;
-    char bus[BUS_ID_BYTES] = "";
+    struct cudaDeviceProp properties;
     cudaError_t code = cudaGetDevice(&ordinal);
-    code = code == cudaSuccess ? cudaDeviceGetPCIBusId(bus, sizeof bus, ordinal) : code;
+    code = code == cudaSuccess ? cudaGetDeviceProperties(&properties, ordinal) : code;
     if (code != cudaSuccess) {
-        return failure("rank %d of %d on %s: card %d has no place on the bus: %s", comm->rank, comm->size, comm->host, ordinal,
+        return failure("rank %d of %d on %s: card %d has no properties: %s", comm->rank, comm->size, comm->host, ordinal,
                        cudaGetErrorString(code));
     }
-    snprintf(id, size, "%s %s", comm->host, bus);
+    memcpy(id->uuid, properties.uuid.bytes, sizeof id->uuid);
+    id->ordinal = ordinal;
     return NULL;
 }
 
 static Error *nccl_usable(Comm *comm, Device *device, bool *usable, Buffer *why) {
-    enum { ID_BYTES = sizeof comm->host + BUS_ID_BYTES };
-    char *ids = memory_zeroed((size_t)comm->size, ID_BYTES), *own = ids + comm->rank * ID_BYTES;
-    Error *error = comm_agree(comm, own_card(comm, own, ID_BYTES));
+    CardId *ids = memory_zeroed((size_t)comm->size, sizeof *ids);
+    Error *error = comm_agree(comm, own_card(comm, &ids[comm->rank]));
     if (error == NULL) {
-        error = comm_host_all_gather(comm, ids, ID_BYTES);
+        error = comm_host_all_gather(comm, ids, sizeof *ids);
     }
     *usable = true;
     for (int i = 0; error == NULL && *usable && i < comm->size; i++) {
         for (int j = 0; *usable && j < i && !allows_shared_cards(); j++) {
-            if (strcmp(ids + i * ID_BYTES, ids + j * ID_BYTES) == 0) {
+            if (memcmp(ids[i].uuid, ids[j].uuid, sizeof ids[i].uuid) == 0) {
                 *usable = false;
-                buffer_printf(why, "ranks %d and %d share the card at %s, which NCCL refuses", j, i, ids + i * ID_BYTES);
+                buffer_printf(why, "ranks %d and %d share card %d of a host, which NCCL refuses", j, i, ids[i].ordinal);
             }
         }
     }
@@ -135,6 +139,8 @@ static Error *prepare(Comm *comm, NcclCard *state, ncclUniqueId *id) {
     TRY(cuda_check(comm, state, "making a stream",
                    cudaStreamCreateWithPriority(&state->communication, cudaStreamNonBlocking, greatest)));
     TRY(cuda_check(comm, state, "making an event", cudaEventCreateWithFlags(&state->ready, cudaEventDisableTiming)));
+    // Sums made inside of NVLink's switches need not have one order; rings and trees do. A user may allow them.
+    setenv("NCCL_NVLS_ENABLE", "0", 0);
     return comm->rank == 0 ? nccl_check(comm, state, "making an id", ncclGetUniqueId(id)) : NULL;
 }
 

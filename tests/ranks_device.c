@@ -358,7 +358,7 @@ static void test_failure_while_opening(void) {
     }
     Error *error = comm_attach_device(other, device);
     unsetenv("ATHANOR_SIMULATED_DRIVER");
-    CHECK(error != NULL && strstr(world->rank == 0 ? error->message : "has no place", "has no place") != NULL);
+    CHECK(error != NULL && strstr(world->rank == 0 ? error->message : "has no properties", "has no properties") != NULL);
     error_free(error);
     cudaGetLastError();
     comm_close(other);

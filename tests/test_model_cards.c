@@ -259,6 +259,29 @@ static void test_fewer_bits(void) {
     models_batch_free(&batch);
 }
 
+// A model that takes most of a card fits it before and after it is there; one that takes more than all does not.
+static void test_memory(void) {
+    ModelConfig config = models_config(yamls[0]);
+    ModelOptions options = options_with(RECOMPUTE_FULL);
+    Device *card = open_card(0, TYPE_BF16);
+    int64_t card_bytes = (int64_t)device_available(card);
+    MemoryPlan plan;
+    do {
+        config.vocabulary += config.vocabulary / 4;
+        model_plan(&config, &options, card, &plan);
+    } while (plan.total < card_bytes * 6 / 10);
+    CHECK(plan.total < card_bytes);
+    Model *model = NULL;
+    if (CHECK_OK(model_create(card, &config, &options, &model))) {
+        CHECK((int64_t)device_available(card) < plan.total);  // what is left is less than what it has
+        CHECK_OK(memory_plan_check(&model->plan, card));
+        model_destroy(model);
+    }
+    config.vocabulary *= 2;
+    CHECK_FAILS(model_create(card, &config, &options, &model), "of the card's memory");
+    device_close(card);
+}
+
 int main(void) {
     const char *wanted = getenv("ATHANOR_TEST_DEVICE");
     if (wanted != NULL && strcmp(wanted, "cuda") == 0) {
@@ -272,5 +295,8 @@ int main(void) {
     RUN(test_gradients);
     RUN(test_steps);
     RUN(test_fewer_bits);
+    if (card_kind == DEVICE_SIMULATED) {
+        RUN(test_memory);
+    }
     return check_report();
 }

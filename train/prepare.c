@@ -77,6 +77,8 @@ static void make_slices(Trainer *t) {
 // What libraries still take after the plan is made: code that is first used by the kernels, MPI and HDF5, their buffers,
 // threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 6 to 8 MiB.
 enum { LIBRARY_BYTES = 8 << 20 };
+// On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
+enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
 // A run that does not fit: says what would, with the largest micro-batch and the least recompute.
 static Error *check_size(const Trainer *t, const ModelOptions *wanted) {
@@ -129,6 +131,10 @@ static Error *make_model(Trainer *t) {
                 buckets = (int64_t)(2 * config->parallel.bucket_mib * 1048576);
         memory_plan_add_host(plan, t->device, "reduction buffers", gradients < buckets ? gradients : buckets,
                              "two buckets of gradients");
+    }
+    if (t->device->kind == DEVICE_CUDA) {
+        int64_t bytes = CARD_LIBRARY_BYTES + (t->world->size > 1 ? CARD_NCCL_BYTES : 0);
+        memory_plan_add(plan, "libraries on the card", bytes, "their code and buffers, about");
     }
     memory_plan_add_host(plan, t->device, "libraries", LIBRARY_BYTES, "code and buffers first used later");
     memory_plan_add_host(plan, t->device, "checkpoint snapshot", (int64_t)checkpoint_snapshot_bytes(t->slices, t->slice_count),

@@ -57,6 +57,10 @@ Error *trainer_rehearse(Trainer *t) {
         if (error == NULL && choices.size > 0) {
             error = device_load_choices(t->device, choices.data);
         }
+        // Where rank 0 chose otherwise, what its choices need is made now.
+        if (t->world->size > 1) {
+            error = comm_agree(t->world, error == NULL ? pass_of_padding(t) : error);
+        }
     }
     buffer_free(&choices);
     free(path);

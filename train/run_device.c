@@ -1,23 +1,29 @@
 // Which device a run computes on: see run_device.h.
 #include "train/run_device.h"
 
+#include "core/log.h"
+
 const char *data_type_name(DataType type) {
     static const char *const names[] = {[TYPE_FP32] = "fp32", [TYPE_BF16] = "bf16", [TYPE_FP16] = "fp16"};
     return names[type];
 }
 
-// The kind that "auto" stands for here. That there is no card is no error, and why one cannot be used `athanor doctor` tells.
-static DeviceKind choose(RunDevice wanted) {
+// The kind that "auto" stands for here. That there is no card is no error, but a run that should have had one is slow.
+static DeviceKind choose(RunDevice wanted, bool tell) {
     if (wanted != RUN_DEVICE_AUTO) {
         return wanted == RUN_DEVICE_CUDA ? DEVICE_CUDA : wanted == RUN_DEVICE_SIMULATED ? DEVICE_SIMULATED : DEVICE_CPU;
     }
     int cards = 0;
-    error_free(device_built(DEVICE_CUDA) ? device_count_cards(DEVICE_CUDA, &cards) : NULL);
+    Error *error = device_built(DEVICE_CUDA) ? device_count_cards(DEVICE_CUDA, &cards) : NULL;
+    if (error != NULL && tell) {
+        log_info("device=auto is the CPU: %s", error->message);
+    }
+    error_free(error);
     return cards > 0 ? DEVICE_CUDA : DEVICE_CPU;
 }
 
 Error *run_device_open(const RunConfig *config, int host_rank, int host_size, Device **out) {
-    DeviceKind kind = choose((RunDevice)config->device);
+    DeviceKind kind = choose((RunDevice)config->device, host_rank == 0);
     int share = threads_available() / (host_size > 0 ? host_size : 1);
     int threads = config->threads > 0 ? (int)config->threads : share > 1 ? share : 1;
     RunType type = (RunType)config->train.type;

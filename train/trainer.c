@@ -6,6 +6,7 @@
 #include "core/text.h"
 
 #include <signal.h>
+#include <time.h>
 
 // This many steps in a row without a finite gradient mean that the model is lost.
 enum { MOST_SKIPPED_IN_A_ROW = 50 };
@@ -64,10 +65,9 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
     return context.error;
 }
 
-// The operations of a step, from the batches to new parameters. On a card all of them are only called here, not waited for.
-static Error *operations(Trainer *t, bool loaded) {
+// From the gradients of all micro-batches to new parameters.
+static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
-    TRY(compute_gradients(t, loaded));
     TRY(buckets_finish(t->buckets));
     TRY(comm_all_reduce_device_doubles(t->mesh->group[MESH_DATA], &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
@@ -76,6 +76,43 @@ static Error *operations(Trainer *t, bool loaded) {
                                                  .beta2 = (float)config->optimizer.beta2,
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
+    return NULL;
+}
+
+// The operations of a step, from the batches to new parameters. On a card all of them are only called here, not waited for.
+static Error *operations(Trainer *t, bool loaded) {
+    TRY(compute_gradients(t, loaded));
+    return finish_operations(t);
+}
+
+// Takes the results of the oldest step under way. Where other ranks take part, what goes wrong between them is asked for all
+// the while: the card itself would wait for ever.
+static Error *receive_control(Trainer *t) {
+    Comm *data = t->mesh->group[MESH_DATA];
+    const struct timespec nap = {.tv_nsec = 50000};
+    while (data->size > 1 && !model_control_returned(t->model)) {
+        TRY(comm_check(data));
+        nanosleep(&nap, NULL);
+    }
+    TRY(model_receive_control(t->model, &t->control));
+    return comm_check(data);
+}
+
+// Runs the end of a step once without effect: libraries connect the ranks, and code is loaded, when they are first used, which
+// must not be while a step is recorded.
+static Error *rehearse_exchange(Trainer *t) {
+    if (!t->late) {
+        return NULL;
+    }
+    StepControl control = model_control(t->model);
+    model_begin_step(t->model, 0);
+    model_zero_gradients(t->model);
+    buckets_begin(t->buckets);
+    TRY(finish_operations(t));
+    model_send_control(t->model);
+    TRY(receive_control(t));
+    ensure(t->control.skip != 0, "a step without tokens was not skipped");
+    model_set_control(t->model, &control);
     return NULL;
 }
 
@@ -123,8 +160,7 @@ static void print_step(const Trainer *t, const TrainRecord *r, double start, int
 
 // Takes the results of the oldest step that is not told yet, and tells them.
 static Error *tell_step(Trainer *t) {
-    TRY(model_receive_control(t->model, &t->control));
-    TRY(comm_check(t->mesh->group[MESH_DATA]));
+    TRY(receive_control(t));
     const StepControl *control = &t->control;
     double now = clock_seconds(), seconds = now - t->told_at;
     t->told++;
@@ -236,6 +272,7 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_attach_device(t->mesh->group[MESH_DATA], t->device));
     t->buckets = buckets_create(t->mesh->group[MESH_DATA], t->model->grads, t->model->table.elements,
                                 (int64_t)(config->parallel.bucket_mib * 1048576));
+    TRY(rehearse_exchange(t));
     if (t->step >= config->train.steps) {
         log_info("%s has done its %lld steps; raise train.steps to go on", config->folder, (long long)t->step);
         return NULL;
@@ -246,9 +283,10 @@ static Error *run(Trainer *t, bool *stopped) {
 
 static void trainer_free(Trainer *t, bool failed) {
     Comm *data = t->mesh != NULL ? t->mesh->group[MESH_DATA] : NULL;
-    // A card may be waiting for ranks that never come: nothing below must wait for it then.
-    if (data != NULL && failed) {
-        comm_detach_device(data, true);
+    // A card may be waiting for ranks that never come, and NCCL gives up a group only once no graph holds it: nothing is taken
+    // down then. The caller ends the process.
+    if (failed && t->late && t->world->size > 1) {
+        return;
     }
     if (t->graph != NULL) {
         device_graph_destroy(t->device, t->graph);

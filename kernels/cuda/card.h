@@ -56,7 +56,7 @@ static inline void card_failed(Card *card, const char *what, cudaError_t failure
 }
 
 // Scratch for one operation: at least `bytes`, aligned to 1024, content undefined, valid until the next operation asks. It
-// grows only outside a graph's recording (the first step is never recorded), so steps do not call the driver for memory.
+// grows only outside a graph's recording: what is recorded has run once before, in the trainer's rehearsal.
 void *card_workspace(Card *card, size_t bytes);
 
 // Allows a kernel that much dynamic shared memory, once.

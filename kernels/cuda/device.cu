@@ -457,6 +457,12 @@ static void mark_set(Device *device, DeviceMark *mark) {
     }
 }
 
+static bool mark_reached(Device *device, DeviceMark *mark) {
+    Card *card = card_of(device);
+    ensure(!card->capturing, "a mark is asked for while operations are recorded");
+    return mark == NULL || card->failed != NULL || cudaEventQuery((cudaEvent_t)mark) != cudaErrorNotReady;
+}
+
 static Error *mark_wait(Device *device, DeviceMark *mark) {
     Card *card = card_of(device);
     ensure(!card->capturing, "a mark is waited for while operations are recorded");
@@ -491,7 +497,9 @@ static Error *record_end(Device *device, DeviceGraph **out) {
     card_failed(card, "recording operations", cudaStreamEndCapture(card->stream, &graph));
     if (graph != NULL) {
         if (card->failed == NULL) {
-            card_failed(card, "preparing recorded operations", cudaGraphInstantiate(&run, graph, 0));
+            // Else all of them would have the priority of this stream, communication too.
+            card_failed(card, "preparing recorded operations",
+                        cudaGraphInstantiate(&run, graph, cudaGraphInstantiateFlagUseNodePriority));
         }
         cudaGraphDestroy(graph);
     }
@@ -596,6 +604,7 @@ const DeviceBackend PASTE(BACKEND, _backend) = {
     .finish = BACKEND::finish,
     .mark_create = BACKEND::mark_create,
     .mark_set = BACKEND::mark_set,
+    .mark_reached = BACKEND::mark_reached,
     .mark_wait = BACKEND::mark_wait,
     .mark_destroy = BACKEND::mark_destroy,
     .record = BACKEND::record,

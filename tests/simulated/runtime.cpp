@@ -317,14 +317,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     properties->minor = capability % 10;
     properties->l2CacheSize = 4 << 20;
     properties->pciBusID = device + 1;
-    return note(ready());
-}
-
-cudaError_t cudaDeviceGetPCIBusId(char *id, int length, int device) {
-    if (device < 0 || device >= card_count() || length < 13) {
-        return note(cudaErrorInvalidDevice);
-    }
-    snprintf(id, (size_t)length, "0000:%02X:00.0", device + 1);
+    gethostname(properties->uuid.bytes, sizeof properties->uuid.bytes - 1);
+    properties->uuid.bytes[15] = (char)(device + 1);
     return note(ready());
 }
 

@@ -117,6 +117,8 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     if (error == NULL) {
         error = device_allocate(device, (size_t)model->arena_bytes, &model->arena);
     }
+    // The CPU gives memory when it is first touched.
+    model->plan.held = device->kind != DEVICE_CPU ? model->arena_bytes : 0;
     if (error != NULL) {
         model_destroy(model);
         return error;

@@ -91,6 +91,8 @@ void model_finish_step(Model *model, const UpdateOptions *options);
 
 // Starts to bring the control back; at most two may be under way.
 void model_send_control(Model *model);
+// Whether the oldest one sent is there.
+bool model_control_returned(Model *model);
 // The oldest one sent; waits for it. The error is the device's.
 Error *model_receive_control(Model *model, StepControl *out) MUST_CHECK;
 // At once (waits), and the way in, for resumes.

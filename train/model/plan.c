@@ -43,7 +43,7 @@ void memory_plan_print(const MemoryPlan *plan, Device *device, FILE *out) {
         fprintf(out, "  %-34s %12s   %s%s\n", line->name, text_bytes(text, (double)line->bytes), line->detail,
                 line->host ? " (host)" : "");
     }
-    size_t left = device != NULL ? device_available(device) : memory_available();
+    size_t left = (device != NULL ? device_available(device) : memory_available()) + (size_t)plan->held;
     fprintf(out, "  %-34s %12s   of %s available\n", "total", text_bytes(text, (double)plan->total),
             text_bytes(available, (double)left));
     if (plan->host > 0) {
@@ -55,6 +55,7 @@ void memory_plan_print(const MemoryPlan *plan, Device *device, FILE *out) {
 Error *memory_plan_check(const MemoryPlan *plan, Device *device) {
     bool card = device != NULL && device->kind != DEVICE_CPU;
     size_t available = device != NULL ? device_available(device) : memory_available();
+    available += available > 0 ? (size_t)plan->held : 0;
     char need[32], have[32], part[32];
     if (plan->host > 0 && memory_available() > 0 && (uint64_t)plan->host > memory_available()) {
         return failure("the run needs %s of the host's memory beside the card's and %s is available",

@@ -45,6 +45,7 @@ typedef struct MemoryPlan {
     int count;
     int64_t total;  // of the device
     int64_t host;   // of the host beside a card
+    int64_t held;   // of total, what the device has given already
 } MemoryPlan;
 
 void memory_plan_add(MemoryPlan *plan, const char *name, int64_t bytes, const char *detail, ...) PRINTF_LIKE(4, 5);

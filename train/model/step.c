@@ -51,6 +51,11 @@ void model_send_control(Model *model) {
     device_mark_set(model->device, model->marks[place]);
 }
 
+bool model_control_returned(Model *model) {
+    ensure(model->received < model->sent, "no control is under way");
+    return device_mark_reached(model->device, model->marks[model->received % 2]);
+}
+
 Error *model_receive_control(Model *model, StepControl *out) {
     ensure(model->received < model->sent, "no control is under way");
     int64_t place = model->received++ % 2;

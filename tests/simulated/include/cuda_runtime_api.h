@@ -45,8 +45,13 @@ typedef struct SimulatedGraph *cudaGraph_t;
 typedef struct SimulatedGraphRun *cudaGraphExec_t;
 typedef void (*cudaHostFn_t)(void *data);
 
+typedef struct cudaUUID_t {
+    char bytes[16];
+} cudaUUID_t;
+
 typedef struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
     int regsPerBlock, regsPerMultiprocessor, warpSize, maxThreadsPerBlock, maxThreadsPerMultiProcessor;
     int multiProcessorCount, major, minor, l2CacheSize, pciDomainID, pciBusID, pciDeviceID;
@@ -117,7 +122,6 @@ enum { cudaEnableDefault = 0 };
 #define cudaSetDevice simulated_cudaSetDevice
 #define cudaGetDevice simulated_cudaGetDevice
 #define cudaGetDeviceProperties simulated_cudaGetDeviceProperties
-#define cudaDeviceGetPCIBusId simulated_cudaDeviceGetPCIBusId
 #define cudaDeviceSynchronize simulated_cudaDeviceSynchronize
 #define cudaDeviceReset simulated_cudaDeviceReset
 #define cudaGetDriverEntryPointByVersion simulated_cudaGetDriverEntryPointByVersion
@@ -131,7 +135,6 @@ cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
-cudaError_t cudaDeviceGetPCIBusId(char *id, int length, int device);
 cudaError_t cudaDeviceSynchronize(void);
 cudaError_t cudaDeviceReset(void);
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version, unsigned long long flags,
@@ -201,6 +204,7 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status);
+#define cudaGraphInstantiateFlagUseNodePriority 8
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *run, cudaGraph_t graph, unsigned long long flags);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t run, cudaStream_t stream);
