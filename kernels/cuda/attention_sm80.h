@@ -17,6 +17,13 @@ namespace BACKEND {
 
 enum { ATTENTION_THREADS = 128 };
 
+// How many of a thread's copies run side by side. One less address in registers is what backward for D = 128 needs on sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+enum { TILE_LOADS = 1 };
+#else
+enum { TILE_LOADS = 2 };
+#endif
+
 template <int D> struct Tile {
     static const int BYTES = 2 * D;               // of a row
     static const int CHUNKS = D / 8;              // of a row
@@ -52,7 +59,7 @@ template <int D> struct Tile {
 template <typename T, int ROWS, int D>
 __device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t stride, int rows, int width) {
     static_assert(ROWS * Tile<D>::CHUNKS % ATTENTION_THREADS == 0, "whole copies for every thread");
-#pragma unroll 2
+#pragma unroll TILE_LOADS
     for (int i = 0; i < ROWS * Tile<D>::CHUNKS / ATTENTION_THREADS; i++) {
         int index = (int)threadIdx.x + i * ATTENTION_THREADS, row = index / Tile<D>::CHUNKS, chunk = index % Tile<D>::CHUNKS;
         bool valid = row < rows && chunk * 8 < width;

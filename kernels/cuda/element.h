@@ -59,6 +59,12 @@ template <typename T> __device__ __forceinline__ Pack<T> load_pack_once(const T 
     *(uint4 *)&pack = __ldcs((const uint4 *)from);
     return pack;
 }
+// What was computed from the pack before is computed again from here on, instead of lying in registers: for packs that are used
+// on both sides of a barrier, where they are half as large as their floats. The value stays.
+template <typename T> __device__ __forceinline__ void keep_packed(Pack<T> &pack) {
+    uint4 *words = (uint4 *)&pack;
+    asm volatile("" : "+r"(words->x), "+r"(words->y), "+r"(words->z), "+r"(words->w));
+}
 template <typename T> __device__ __forceinline__ void store_pack(T *to, const Pack<T> &pack) {
     *(uint4 *)to = *(const uint4 *)&pack;
 }

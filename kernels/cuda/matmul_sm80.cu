@@ -374,8 +374,8 @@ bool product_sm80(Card *card, const Product *p) {
     cut.a_in_chunks = in_chunks(p->a, p->a_stride, p->form == PRODUCT_BACKWARD_WEIGHT ? p->m : p->k);
     cut.b_in_chunks = in_chunks(p->b, p->b_stride, p->form == PRODUCT_FORWARD ? p->k : p->n);
 
-    int tile;
-    int64_t parts;
+    int tile = 64;
+    int64_t parts = 1;
     choose_cut(p, cut.a_in_chunks && cut.b_in_chunks, card->multiprocessors, &tile, &parts);
     int64_t slice = tile == 128 ? 32 : 64;
     cut.part_slices = (int)divide_up(divide_up(p->k, slice), parts);

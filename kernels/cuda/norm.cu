@@ -404,6 +404,8 @@ static __global__ void __launch_bounds__(TEAM_MOST, 1)
         float mean_g = a.layer ? sum[0] * a.inverse_width : 0, mean_gn = sum[1] * a.inverse_width;
 #pragma unroll
         for (int p = 0; p < BACKWARD_PACKS; p++) {
+            keep_packed(now.dy[p]);
+            keep_packed(now.x[p]);
             int i = p * threads + team.lane;
             if (i < packs) {
                 Pack<T> w = load_pack(weight + i * N);
