@@ -1,12 +1,18 @@
 // Rows of measurements on a card, served one by one: bench/gpu drives it beside PyTorch, so that both are measured in turn.
 //
-//   bench_gpu --list     a line a row: name, kind of limit, work (flops or bytes) of one run
-//   bench_gpu --serve    reads "NAME SECONDS" lines and answers each with the seconds of one run (a mean over runs that take at
-//                        least SECONDS together, after a run that does not count), or "error: why"
+//   bench_gpu --list     a line a row: name, kind of limit, work (flops or bytes) of one run, and key=value words for peers
+//   bench_gpu --serve    answers each line of its input with one. "NAME SECONDS": the seconds of one run (a mean over runs that
+//                        take at least SECONDS together, after one that does not count), or "absent: why" where the row cannot
+//                        be made here, or "error: why" where a run failed, which ends the program. What was made is held, so
+//                        that the next line with the same name measures at once; "release" frees it and answers "released"
 //   bench_gpu            measures every row itself, without peers
 //
+// --rehearse before any of these does the same on the simulated card with every size divided (see `part`): it shows that each
+// row runs, and its times mean nothing.
+//
 // Inputs are normal random numbers: a card draws less power on zeros and then runs faster than it ever will. Rows named
-// "... cublas" run the same operation with cuBLASLt in the place of our matrix product.
+// ".../cublas" run the same operation with cuBLASLt in the place of our matrix product. A step is recorded once and repeated,
+// as a run does it.
 #include "core/clock.h"
 #include "core/philox.h"
 #include "core/text.h"
@@ -15,7 +21,15 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { MOST_BUFFERS = 8, RANDOM_COUNT = 1 << 24 };
+enum { MOST_BUFFERS = 8, MOST_HELD = 2 };
+
+static bool rehearsal;
+
+// A size, in a rehearsal the divisor-th part of it: what the simulated card computes in a moment, by the same kernels where
+// their choice hangs on whole packs and tiles and on the head width, which stays.
+static int64_t part(int64_t size, int64_t divisor) {
+    return !rehearsal ? size : size > divisor ? size / divisor : 1;
+}
 
 typedef struct Row Row;
 
@@ -28,6 +42,9 @@ typedef struct Work {
     int count;
     Model *model;
     Batch batch;
+    int runs;
+    DeviceGraph *graph;  // of a step
+    Error *failed;       // its recording
 } Work;
 
 struct Row {
@@ -37,7 +54,7 @@ struct Row {
     Error *(*make)(Work *work);
     void (*run)(Work *work);
     bool cublas;
-    // Meaning depends on the row: R I O of a product; B T H G D of attention; R C of rows; a model's shape.
+    // Meaning depends on the row: R I O of a product; B T H G D of attention; R C of rows; the number of a model's shape.
     int64_t a, b, c, d, e;
     int model;
 };
@@ -54,29 +71,38 @@ static Row *add_row(const char *limit, double work, Error *(*make)(Work *), void
 
 // ---- Memory
 
+static int64_t random_count(void) {
+    return part(1 << 24, 256);
+}
 static const float *random_floats(void) {
     static float *values;
     if (values == NULL) {
-        values = memory_new(RANDOM_COUNT, sizeof *values);
-        philox_normal(1, philox_stream(RANDOM_TEST, 0), 0, 0.5F, values, RANDOM_COUNT);
+        values = memory_new((size_t)random_count(), sizeof *values);
+        philox_normal(1, philox_stream(RANDOM_TEST, 0), 0, 0.5F, values, random_count());
     }
     return values;
+}
+
+// A buffer of the work's.
+static Error *take_bytes(Work *w, size_t bytes) {
+    ensure(w->count < MOST_BUFFERS, "room for more buffers");
+    TRY(device_allocate(w->device, bytes, &w->buffers[w->count]));
+    w->bytes[w->count++] = bytes;
+    return NULL;
 }
 
 // A buffer of `count` random elements of the compute type, or of fp32.
 static Error *take(Work *w, int64_t count, bool fp32) {
     Device *device = w->device;
-    size_t bytes = (size_t)count * (fp32 ? sizeof(float) : (size_t)data_type_bytes(device->type));
-    void *memory, *floats;
-    TRY(device_allocate(device, bytes, &memory));
-    w->bytes[w->count] = bytes;
-    w->buffers[w->count++] = memory;
-    int64_t most = count < RANDOM_COUNT ? count : RANDOM_COUNT;
+    void *floats;
+    TRY(take_bytes(w, (size_t)count * (fp32 ? sizeof(float) : (size_t)data_type_bytes(device->type))));
+    void *memory = w->buffers[w->count - 1];
+    int64_t most = count < random_count() ? count : random_count();
     TRY(device_allocate(device, (size_t)most * sizeof(float), &floats));
     device_upload(device, floats, random_floats(), (size_t)most * sizeof(float));
     for (int64_t i = 0; i < count; i += most) {
-        int64_t part = count - i < most ? count - i : most;
-        device->op->convert(device, &(Convert){part, TYPE_FP32, fp32 ? TYPE_FP32 : device->type, floats,
+        int64_t now = count - i < most ? count - i : most;
+        device->op->convert(device, &(Convert){now, TYPE_FP32, fp32 ? TYPE_FP32 : device->type, floats,
                                                (char *)memory + i * (fp32 ? 4 : data_type_bytes(device->type))});
     }
     Error *error = device_finish(device);
@@ -90,10 +116,9 @@ static Error *take_numbers(Work *w, int64_t count, int64_t limit) {
     for (int64_t i = 0; i < count && limit != 0; i++) {
         values[i] = (int32_t)(limit > 0 ? (int64_t)(philox_u64(2, 3, (uint64_t)i) % (uint64_t)limit) : i % -limit);
     }
-    Error *error = device_allocate(w->device, (size_t)count * sizeof *values, &w->buffers[w->count]);
+    Error *error = take_bytes(w, (size_t)count * sizeof *values);
     if (error == NULL) {
-        w->bytes[w->count] = (size_t)count * sizeof *values;
-        device_upload(w->device, w->buffers[w->count++], values, (size_t)count * sizeof *values);
+        device_upload(w->device, w->buffers[w->count - 1], values, (size_t)count * sizeof *values);
     }
     free(values);
     return error;
@@ -104,9 +129,11 @@ static void release(Work *w) {
         device_release(w->device, w->buffers[i], w->bytes[i]);
     }
     if (w->model != NULL) {
+        device_graph_destroy(w->device, w->graph);
         model_destroy(w->model);
         batch_free(&w->batch);
     }
+    *w = (Work){0};
 }
 
 // ---- Products: Y = X W^T, dX = dY W, dW += dY^T X
@@ -138,6 +165,7 @@ static void run_backward_weight(Work *w) {
 }
 
 static void add_products(const char *what, int64_t count, int64_t in, int64_t out) {
+    count = part(count, 128), in = part(in, 32), out = part(out, 32);
     static const struct {
         const char *name;
         void (*run)(Work *);
@@ -191,13 +219,17 @@ static void run_attention_backward(Work *w) {
                                                                       .dqkv = w->buffers[4]});
 }
 
+// Backward is deterministic as it is: the third row is the same measurement, beside peers that are asked to be.
 static void add_attention(int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t width) {
+    static const char *const names[] = {"forward", "backward", "deterministic"};
+    batch = part(batch, 16), length = part(length, 32), heads = part(heads, groups), groups = part(groups, groups);
     double product = (double)batch * (double)heads * (double)length * (double)length * (double)width;  // 2 flops, half of them
-    for (int back = 0; back < 2; back++) {
+    for (int i = 0; i < 3; i++) {
+        bool back = i > 0;
         Row *row = add_row("tensor", (back ? 5 : 2) * product, back ? make_attention_backward : make_attention,
                            back ? run_attention_backward : run_attention);
-        snprintf(row->name, sizeof row->name, "attention/%s/B%lld-T%lld-H%lld-G%lld-D%lld", back ? "backward" : "forward",
-                 (long long)batch, (long long)length, (long long)heads, (long long)groups, (long long)width);
+        snprintf(row->name, sizeof row->name, "attention/%s/B%lld-T%lld-H%lld-G%lld-D%lld", names[i], (long long)batch,
+                 (long long)length, (long long)heads, (long long)groups, (long long)width);
         row->a = batch, row->b = length, row->c = heads, row->d = groups, row->e = width;
     }
 }
@@ -257,6 +289,7 @@ static void run_squares(Work *w) {
 }
 
 static void add_rows(const char *what, void (*run)(Work *), int64_t count, int64_t width, double passes, int64_t kind) {
+    count = part(count, 256), width = part(width, 8);
     Row *row = add_row("memory", (double)count * (double)width * passes, make_rows, run);
     snprintf(row->name, sizeof row->name, "rows/%s/%lldx%lld", what, (long long)count, (long long)width);
     row->a = count, row->b = width, row->c = kind;
@@ -264,96 +297,179 @@ static void add_rows(const char *what, void (*run)(Work *), int64_t count, int64
 
 // ---- The update of `a` parameters
 
-static Error *make_update(Work *w) {
-    for (int i = 0; i < 4; i++) {
-        TRY(take(w, w->row->a, true));
-    }
-    TRY(take(w, w->row->a, false));
+// What every update takes, into the two buffers that come next: one segment and a control.
+static Error *take_settings(Work *w) {
     UpdateSegment all = {.count = w->row->a, .rate_scale = 1, .weight_decay = 0.1F};
     StepControl control = {.learning_rate = 1e-4F, .grad_scale = 1, .correction1 = 1, .correction2 = 1, .loss_scale = 1};
-    TRY(device_allocate(w->device, sizeof all, &w->buffers[5]));
-    TRY(device_allocate(w->device, sizeof control, &w->buffers[6]));
-    w->bytes[5] = sizeof all, w->bytes[6] = sizeof control, w->count = 7;
-    device_upload(w->device, w->buffers[5], &all, sizeof all);
-    device_upload(w->device, w->buffers[6], &control, sizeof control);
-    w->device->op->zero(w->device, w->row->a * (int64_t)sizeof(float), w->buffers[3]);
+    TRY(take_bytes(w, sizeof all));
+    TRY(take_bytes(w, sizeof control));
+    device_upload(w->device, w->buffers[w->count - 2], &all, sizeof all);
+    device_upload(w->device, w->buffers[w->count - 1], &control, sizeof control);
     return device_finish(w->device);
 }
+static OptimizerUpdate update_of(const Work *w) {
+    return (OptimizerUpdate){.kind = OPTIMIZER_ADAMW,
+                             .segments = w->buffers[w->count - 2],
+                             .segment_count = 1,
+                             .count = w->row->a,
+                             .beta1 = 0.9F,
+                             .beta2 = 0.95F,
+                             .epsilon = 1e-8F,
+                             .control = w->buffers[w->count - 1],
+                             .grads = w->buffers[0],
+                             .weights = w->buffers[1]};
+}
+
+// fp32 masters and moments, and the weights' copy.
+static Error *make_update(Work *w) {
+    TRY(take(w, w->row->a, true));
+    TRY(take(w, w->row->a, false));
+    for (int i = 0; i < 3; i++) {
+        TRY(take(w, w->row->a, true));
+    }
+    w->device->op->zero(w->device, w->row->a * (int64_t)sizeof(float), w->buffers[4]);
+    return take_settings(w);
+}
 static void run_update(Work *w) {
-    w->device->op->optimizer_update(w->device, &(OptimizerUpdate){.kind = OPTIMIZER_ADAMW,
-                                                                  .segments = w->buffers[5],
-                                                                  .segment_count = 1,
-                                                                  .count = w->row->a,
-                                                                  .beta1 = 0.9F,
-                                                                  .beta2 = 0.95F,
-                                                                  .epsilon = 1e-8F,
-                                                                  .control = w->buffers[6],
-                                                                  .grads = w->buffers[0],
-                                                                  .params = w->buffers[1],
-                                                                  .weights = w->buffers[4],
-                                                                  .moment1 = w->buffers[2],
-                                                                  .moment2 = w->buffers[3]});
+    OptimizerUpdate update = update_of(w);
+    update.params = w->buffers[2];
+    update.moment1 = w->buffers[3], update.moment2 = w->buffers[4];
+    w->device->op->optimizer_update(w->device, &update);
+}
+
+// Weights alone, rounded stochastically, and 8-bit moments, which begin as zeros.
+static Error *make_update_small(Work *w) {
+    size_t blocks = (size_t)(w->row->a + MOMENT_BLOCK - 1) / MOMENT_BLOCK;
+    TRY(take(w, w->row->a, true));
+    TRY(take(w, w->row->a, false));
+    for (int i = 0; i < 2; i++) {
+        TRY(take_bytes(w, blocks * MOMENT_BLOCK));
+        TRY(take_bytes(w, blocks * sizeof(float)));
+    }
+    return take_settings(w);
+}
+static void run_update_small(Work *w) {
+    OptimizerUpdate update = update_of(w);
+    update.moment_type = MOMENT_8BIT;
+    update.moment1 = w->buffers[2], update.scale1 = w->buffers[3];
+    update.moment2 = w->buffers[4], update.scale2 = w->buffers[5];
+    w->device->op->optimizer_update(w->device, &update);
+}
+
+static void add_update(const char *what, Error *(*make)(Work *), void (*run)(Work *), double bytes) {
+    int64_t count = part(124475904, 2048);
+    Row *row = add_row("memory", (double)count * bytes, make, run);
+    snprintf(row->name, sizeof row->name, "update/%s/%lld", what, (long long)count);
+    row->a = count;
 }
 
 // ---- A training step of a whole model
+
+// What a step keeps for each parameter: 18 bytes of fp32 masters, bf16 weights, fp32 gradients and fp32 moments; or, where
+// those cannot fit, 8 bytes of bf16 weights (updates rounded stochastically), fp32 gradients and 8-bit moments, and norm and
+// activation outputs are computed again in the backward pass. By the plan the 8B model then needs 72.8 GiB, with masters 153
+// GiB and more.
+typedef enum StepState { STATE_MASTERS, STATE_SMALL } StepState;
+static const char *const state_names[] = {"masters", "small"};
 
 static const struct {
     const char *name;
     ModelFamily family;
     int64_t layers, width, heads, groups, ffn, vocabulary, sequences, length;
+    StepState state;
 } shapes[] = {
-    {"gpt2-124m", FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, 16, 1024},
-    {"gpt2-350m", FAMILY_GPT2, 24, 1024, 16, 16, 4096, 50304, 16, 1024},
-    {"gpt2-1.3b", FAMILY_GPT2, 24, 2048, 16, 16, 8192, 50304, 8, 1024},
-    {"llama-1b", FAMILY_LLAMA, 16, 2048, 32, 8, 8192, 128256, 4, 2048},
-    {"llama-3b", FAMILY_LLAMA, 28, 3072, 24, 8, 8192, 128256, 4, 2048},
+    {"gpt2-124m", FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, 16, 1024, STATE_MASTERS},
+    {"gpt2-350m", FAMILY_GPT2, 24, 1024, 16, 16, 4096, 50304, 16, 1024, STATE_MASTERS},
+    {"gpt2-1.3b", FAMILY_GPT2, 24, 2048, 16, 16, 8192, 50304, 8, 1024, STATE_MASTERS},
+    {"llama-1b", FAMILY_LLAMA, 16, 2048, 32, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
+    {"llama-3b", FAMILY_LLAMA, 28, 3072, 24, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
+    {"llama-8b", FAMILY_LLAMA, 32, 4096, 32, 8, 14336, 128256, 2, 2048, STATE_SMALL},
 };
+
+static int64_t shape_sequences(int i) {
+    return part(shapes[i].sequences, 8);
+}
+static int64_t shape_length(int i) {
+    return part(shapes[i].length, 64);
+}
 
 static ModelConfig shape_config(int i) {
     ModelConfig config = {0};
     keys_defaults(model_keys, model_key_count, &config);
+    int64_t groups = shapes[i].groups;
     config.family = shapes[i].family;
-    config.layers = shapes[i].layers, config.width = shapes[i].width, config.heads = shapes[i].heads;
-    config.groups = shapes[i].groups, config.ffn_width = shapes[i].ffn, config.context = shapes[i].length;
-    config.vocabulary = shapes[i].vocabulary;
-    Error *error = model_config_resolve(&config, NULL, shapes[i].vocabulary, shapes[i].name);
+    config.layers = part(shapes[i].layers, 12), config.width = part(shapes[i].width, groups);
+    config.heads = part(shapes[i].heads, groups), config.groups = part(groups, groups);
+    config.ffn_width = part(shapes[i].ffn, groups), config.context = shape_length(i);
+    config.vocabulary = part(shapes[i].vocabulary, 48);
+    Error *error = model_config_resolve(&config, NULL, config.vocabulary, shapes[i].name);
     ensure(error == NULL, "%s", error->message);
     return config;
+}
+
+// An error that says how much is missing where the planned step does not fit in what the card has free.
+static Error *check_room(Device *device, const ModelConfig *config, const ModelOptions *options) {
+    MemoryPlan plan;
+    char need[32], have[32], missing[32];
+    model_plan(config, options, device, &plan);
+    double left = (double)device_available(device), total = (double)plan.total;
+    return total <= left ? NULL
+                         : failure("the step needs %s of the card's memory, %s more than the %s that are free",
+                                   text_bytes(need, total), text_bytes(missing, total - left), text_bytes(have, left));
 }
 
 static Error *make_step(Work *w) {
     int i = w->row->model;
     ModelConfig config = shape_config(i);
-    ModelOptions options = {.sequences = shapes[i].sequences, .length = shapes[i].length, .weight_decay = 0.1};
+    int64_t sequences = shape_sequences(i), length = shape_length(i);
+    ModelOptions options = {.sequences = sequences, .length = length, .weight_decay = 0.1};
+    if (shapes[i].state == STATE_SMALL) {
+        options.no_masters = true;
+        options.moments = MOMENT_8BIT;
+        options.recompute = RECOMPUTE_SELECTIVE;
+    }
+    TRY(check_room(w->device, &config, &options));
     TRY(model_create(w->device, &config, &options, &w->model));
     model_initialise(w->model, 1);
-    batch_allocate(&w->batch, shapes[i].sequences, shapes[i].length);
-    for (int64_t r = 0; r < shapes[i].sequences * shapes[i].length; r++) {
+    batch_allocate(&w->batch, sequences, length);
+    for (int64_t r = 0; r < sequences * length; r++) {
         w->batch.tokens[r] = (int32_t)(philox_u64(4, 5, (uint64_t)r) % (uint64_t)config.vocabulary);
         w->batch.targets[r] = (int32_t)(philox_u64(6, 7, (uint64_t)r) % (uint64_t)config.vocabulary);
         w->batch.weights[r] = 1;
         w->batch.first[r] = 0;
-        w->batch.positions[r] = (int32_t)(r % shapes[i].length);
+        w->batch.positions[r] = (int32_t)(r % length);
     }
     return NULL;
 }
-static void run_step(Work *w) {
+static void step_operations(Work *w) {
     double count = (double)(w->batch.sequences * w->batch.length);
     StepOptions step = {.grad_scale = (float)(1 / count)};
-    model_begin_step(w->model, 1e-4);
-    model_load_batch(w->model, 0, &w->batch);
     model_zero_gradients(w->model);
     model_run_batch(w->model, 0, &step);
     model_finish_step(w->model,
                       &(UpdateOptions){.batch_weight = count, .clip = 1, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F});
 }
+// The first run sizes scratch, the second is recorded, those that follow repeat it.
+static void run_step(Work *w) {
+    model_begin_step(w->model, 1e-4);
+    model_load_batch(w->model, 0, &w->batch);
+    bool recording = w->runs == 1 && device_record(w->device);
+    if (w->graph == NULL) {
+        step_operations(w);
+    }
+    if (recording) {
+        w->failed = device_record_end(w->device, &w->graph);
+    }
+    if (w->graph != NULL) {
+        device_graph_run(w->device, w->graph);
+    }
+}
 
 static void add_step(int i) {
     ModelConfig config = shape_config(i);
-    double count = (double)(shapes[i].sequences * shapes[i].length);
-    Row *row = add_row("tensor", count * model_flops_per_token(&config, shapes[i].length), make_step, run_step);
-    snprintf(row->name, sizeof row->name, "step/%s/B%lld-T%lld", shapes[i].name, (long long)shapes[i].sequences,
-             (long long)shapes[i].length);
+    int64_t sequences = shape_sequences(i), length = shape_length(i);
+    Row *row = add_row("tensor", (double)(sequences * length) * model_flops_per_token(&config, length), make_step, run_step);
+    snprintf(row->name, sizeof row->name, "step/%s/B%lld-T%lld", shapes[i].name, (long long)sequences, (long long)length);
     row->model = i;
 }
 
@@ -380,9 +496,9 @@ static void list_rows(void) {
     add_rows("rmsnorm-backward", run_norm_backward, 16384, 4096, 8, NORM_RMS);
     add_rows("swiglu", run_gated, 16384, 8192, 3, 0);
     add_rows("sum-of-squares", run_squares, 16384, 8192, 2, 0);
-    Row *update = add_row("memory", 124475904.0 * (4 * 4 + 3 * 4 + 2), make_update, run_update);
-    snprintf(update->name, sizeof update->name, "update/adamw/124m");
-    update->a = 124475904;
+    // Bytes a parameter: what is read, then what is written.
+    add_update("adamw", make_update, run_update, (4 + 3 * 4) + (3 * 4 + 2));
+    add_update("adamw-small", make_update_small, run_update_small, (4 + 2 + 2) + (2 + 2) + 4.0 * 4 / MOMENT_BLOCK);
     for (int i = 0; i < (int)(sizeof shapes / sizeof *shapes); i++) {
         add_step(i);
     }
@@ -390,84 +506,189 @@ static void list_rows(void) {
 
 // ---- Measuring
 
-static Error *measure(Device *devices[2], const Row *row, double least, double *seconds) {
-    Work w = {.device = devices[row->cublas], .row = row};
-    Error *error = row->make(&w);
-    if (error == NULL) {
-        row->run(&w);
-        error = device_finish(w.device);
+// The works that are held, and what they run on: [0] with products of ours, [1] with cuBLASLt's, NULL where there is none.
+typedef struct Bench {
+    Device *devices[2];
+    Work held[MOST_HELD];
+} Bench;
+
+static void release_held(Bench *bench) {
+    for (int i = 0; i < MOST_HELD; i++) {
+        release(&bench->held[i]);
     }
-    double start = clock_seconds(), passed = 0;
-    int64_t runs = 0;
-    for (int64_t more = 1; error == NULL && passed < least; more = runs) {
-        for (int64_t i = 0; i < more; i++) {
-            row->run(&w);
+}
+
+// The work of a row, made where it is not held; where as many are held as there is room for, they are freed first.
+static Error *hold(Bench *bench, const Row *row, Work **out) {
+    Work *free_one = NULL;
+    for (int i = 0; i < MOST_HELD; i++) {
+        if (bench->held[i].row == row) {
+            *out = &bench->held[i];
+            return NULL;
         }
-        runs += more;
-        error = device_finish(w.device);
-        passed = clock_seconds() - start;
+        free_one = bench->held[i].row == NULL ? &bench->held[i] : free_one;
     }
-    *seconds = passed / (double)runs;
-    release(&w);
+    if (free_one == NULL) {
+        release_held(bench);
+        free_one = &bench->held[0];
+    }
+    Device *device = bench->devices[row->cublas];
+    if (device == NULL) {
+        return failure("a simulated card has no cuBLASLt");
+    }
+    *free_one = (Work){.device = device, .row = row};
+    Error *error = row->make(free_one);
+    if (error != NULL) {
+        release(free_one);
+    }
+    *out = free_one;
     return error;
 }
 
-static void answer(Device *devices[2], const char *name, double least) {
-    for (int i = 0; i < row_count; i++) {
-        if (strcmp(rows[i].name, name) == 0) {
-            double seconds;
-            Error *error = measure(devices, &rows[i], least, &seconds);
-            if (error == NULL) {
-                printf("%.9f\n", seconds);
-            } else {
-                printf("error: %s\n", error->message);
-                error_free(error);
-            }
-            return;
-        }
-    }
-    printf("error: there is no row %s\n", name);
+static void run_once(Work *w) {
+    w->row->run(w);
+    w->runs++;
 }
 
-static Error *open_devices(DeviceKind kind, Device *devices[2]) {
-    TRY(device_open_card(kind, 0, TYPE_BF16, 1, &devices[0]));
-    TRY(device_set_products(devices[0], "ours"));
-    TRY(device_open_card(kind, 0, TYPE_BF16, 1, &devices[1]));
-    return device_set_products(devices[1], "cublas");
+static Error *measure(Work *w, double least, double *seconds) {
+    for (int warm = w->runs == 0 ? 3 : 1; warm > 0; warm--) {  // a step runs, is recorded, and is repeated
+        run_once(w);
+    }
+    TRY(device_finish(w->device));
+    double start = clock_seconds(), passed = 0;
+    int64_t runs = 0;
+    for (int64_t more = 1; runs == 0 || passed < least; more = runs) {
+        for (int64_t i = 0; i < more; i++) {
+            run_once(w);
+        }
+        runs += more;
+        TRY(device_finish(w->device));
+        passed = clock_seconds() - start;
+    }
+    *seconds = passed / (double)runs;
+    if (w->model != NULL && model_control(w->model).skipped > 0) {
+        return failure("a step was skipped: its gradient is not finite");
+    }
+    return NULL;
+}
+
+// One line of answer. An error of a run is one of the device, which is of no use after it.
+static bool answer(Bench *bench, const char *name, double least) {
+    const Row *row = NULL;
+    for (int i = 0; i < row_count && row == NULL; i++) {
+        row = strcmp(rows[i].name, name) == 0 ? &rows[i] : NULL;
+    }
+    if (row == NULL) {
+        printf("absent: there is no row %s\n", name);
+        return true;
+    }
+    Work *w = NULL;
+    double seconds = 0;
+    Error *error = hold(bench, row, &w);
+    bool usable = true;
+    if (error != NULL) {
+        printf("absent: %s\n", error->message);
+    } else {
+        error = measure(w, least, &seconds);
+        error_keep(&error, w->failed);
+        w->failed = NULL;
+        usable = error == NULL;
+        if (usable) {
+            printf("%.9f\n", seconds);
+        } else {
+            printf("error: %s\n", error->message);
+        }
+    }
+    error_free(error);
+    return usable;
+}
+
+static Error *bench_open(Bench *bench) {
+    DeviceKind kind = rehearsal ? DEVICE_SIMULATED : DEVICE_CUDA;
+    int threads = threads_available();  // for initial weights
+    TRY(device_open_card(kind, 0, TYPE_BF16, threads, &bench->devices[0]));
+    TRY(device_set_products(bench->devices[0], "ours"));
+    if (!rehearsal) {
+        TRY(device_open_card(kind, 0, TYPE_BF16, 1, &bench->devices[1]));
+        TRY(device_set_products(bench->devices[1], "cublas"));
+    }
+    return NULL;
+}
+
+static void bench_close(Bench *bench) {
+    release_held(bench);
+    device_close(bench->devices[0]);
+    device_close(bench->devices[1]);
+}
+
+static void list(void) {
+    for (int i = 0; i < row_count; i++) {
+        const Row *row = &rows[i];
+        printf("%s %s %.9g", row->name, row->limit, row->work);
+        if (row->make == make_step) {
+            ModelConfig c = shape_config(row->model);
+            printf(
+                " layers=%lld width=%lld heads=%lld groups=%lld inner=%lld vocabulary=%lld sequences=%lld length=%lld state=%s",
+                (long long)c.layers, (long long)c.width, (long long)c.heads, (long long)c.groups, (long long)c.ffn_width,
+                (long long)c.vocabulary, (long long)shape_sequences(row->model), (long long)shape_length(row->model),
+                state_names[shapes[row->model].state]);
+        }
+        printf("\n");
+    }
+}
+
+// False where a run failed.
+static bool serve(Bench *bench) {
+    char line[512], name[128];
+    double least;
+    bool usable = true;
+    while (usable && fgets(line, sizeof line, stdin) != NULL) {
+        if (strcmp(line, "release\n") == 0) {
+            release_held(bench);
+            printf("released\n");
+        } else if (sscanf(line, "%127s %lf", name, &least) == 2) {
+            usable = answer(bench, name, least);
+        } else {
+            printf("absent: expected: NAME SECONDS, or: release\n");
+        }
+    }
+    return usable;
+}
+
+static bool measure_all(Bench *bench) {
+    bool usable = true;
+    for (int i = 0; i < row_count && usable; i++) {
+        printf("%-48s ", rows[i].name);
+        usable = answer(bench, rows[i].name, 0.2);
+        release_held(bench);
+    }
+    return usable;
 }
 
 int main(int count, char **arguments) {
-    const char *mode = count > 1 ? arguments[1] : "";
+    int at = 1;
+    rehearsal = at < count && strcmp(arguments[at], "--rehearse") == 0;
+    at += rehearsal;
+    const char *mode = at < count ? arguments[at] : "";
+    bool listing = strcmp(mode, "--list") == 0, serving = strcmp(mode, "--serve") == 0;
+    if (at + 1 < count || (*mode != 0 && !listing && !serving)) {
+        fprintf(stderr, "bench_gpu: expected: bench_gpu [--rehearse] [--list | --serve]\n");
+        return 1;
+    }
     list_rows();
-    if (strcmp(mode, "--list") == 0) {
-        for (int i = 0; i < row_count; i++) {
-            printf("%s %s %.6g\n", rows[i].name, rows[i].limit, rows[i].work);
-        }
+    if (listing) {
+        list();
         return 0;
     }
-    Device *devices[2];
-    Error *error = open_devices(DEVICE_CUDA, devices);
+    Bench bench = {0};
+    Error *error = bench_open(&bench);
     if (error != NULL) {
         fprintf(stderr, "bench_gpu: %s\n", error->message);
         return 1;
     }
-    fprintf(stderr, "%s\n", devices[0]->name);
+    fprintf(stderr, "%s\n", bench.devices[0]->name);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (strcmp(mode, "--serve") == 0) {
-        char line[256], name[128];
-        double least;
-        while (fgets(line, sizeof line, stdin) != NULL) {
-            if (sscanf(line, "%127s %lf", name, &least) == 2) {
-                answer(devices, name, least);
-            }
-        }
-    } else {
-        for (int i = 0; i < row_count; i++) {
-            printf("%-48s ", rows[i].name);
-            answer(devices, rows[i].name, 0.2);
-        }
-    }
-    device_close(devices[0]);
-    device_close(devices[1]);
-    return 0;
+    bool usable = serving ? serve(&bench) : measure_all(&bench);
+    bench_close(&bench);
+    return usable ? 0 : 1;
 }

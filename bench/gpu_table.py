@@ -1,278 +1,296 @@
 #!/usr/bin/env python3
 """Measures the rows of bench_gpu beside their limits and PyTorch, in turn, and writes the table: called by bench/gpu.
 
-    bench/gpu_table.py BENCH_GPU RESULTS COMMIT CHECKED PATTERN
+    bench/gpu_table.py [--rehearse] [--folder FOLDER] [--commit C] [--checked TEXT] [--rows PATTERN] [--seconds N] BENCH_GPU
 
-Each row is measured ROUNDS times, ours, cuBLASLt's and PyTorch's one after the other in each round, so that clocks and heat are
-the same for all; medians count. Tensor rows stand beside TENSOR_LIMIT, memory rows beside the copy row of the same run.
+A row is measured ROUNDS times; ours, cuBLASLt's and PyTorch's take turns, so that clocks and heat are the same for all; medians
+count. Of a step, whose peers would not fit into the card's memory together, first all rounds of ours, then all of PyTorch's.
+Tensor rows stand beside TENSOR_LIMIT, memory rows beside the copy row of the same run. Small rows come first, then steps from small
+to large; after N seconds no row is begun, and no peer is waited for (compiling a large model takes PyTorch minutes). The table is
+written after every row, as FOLDER/gpu-DATE.md.
+
+--rehearse runs all of this on the simulated card, with sizes that bench_gpu divides, and PyTorch on the CPU: it shows that every
+row and every line works, and its times mean nothing. A rehearsal's table says so and is not taken in bench/results.
 """
+import argparse
 import datetime
+import os
 import pathlib
 import re
+import select
 import statistics
 import subprocess
 import sys
 import time
 
-ROUNDS, SECONDS, BUDGET_SECONDS = 5, 0.05, 420
+ROUNDS, SECONDS = 5, 0.05
 TENSOR_LIMIT = 989.4e12  # dense bf16 of H100 and H200 SXM: boost clock times units; 790e12 is about what power allows
-
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-except ImportError:
-    torch = None
+ROW_SECONDS = 60  # one answer of a row that is no step
+STEP_SECONDS = 120  # one answer of a step of ours: initial weights of up to 8B parameters, and its first runs
+PEER_SECONDS = 180  # one answer of PyTorch's, which compiles first
+HEADER = ["| row | ours | of the limit | cuBLASLt | ours / cuBLASLt | PyTorch | ours / PyTorch |", "|---|---|---|---|---|---|---|"]
+HERE = pathlib.Path(__file__).resolve().parent
 
 
-class Ours:
-    def __init__(self, program):
-        self.process = subprocess.Popen([program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+class Absent(Exception):
+    """A row or a peer that cannot be measured here; says why."""
 
-    def seconds(self, name):
+
+class Server:
+    """A program that answers each line with one. It is started when it is first asked, and again after it ended."""
+
+    def __init__(self, name, command):
+        self.name, self.command, self.process, self.notes = name, command, None, {}
+
+    def ask(self, line, limit):
+        if self.process is None:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            self.process.stdin.write(f"{name} {SECONDS}\n")
-            line = self.process.stdout.readline().strip()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            sys.exit(f"bench/gpu: bench_gpu ended at row {name}")  # it said why
-        if line.startswith("error"):
-            raise RuntimeError(line)
-        return float(line)
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.stop()
+            raise Absent(f"{self.name} ended") from None
+        answer, until = b"", time.monotonic() + limit
+        while not answer.endswith(b"\n"):
+            if not select.select([self.process.stdout], [], [], max(0, until - time.monotonic()))[0]:
+                self.stop()
+                raise Absent(f"{self.name} took longer than {limit:.0f} s")
+            part = os.read(self.process.stdout.fileno(), 4096)
+            if not part:
+                code = self.stop()
+                raise Absent(f"{self.name} ended with exit code {code}")  # it said why
+            answer += part
+        text = answer.decode().strip()
+        if text.startswith("error: "):  # its last word
+            self.stop()
+            raise Absent(text.removeprefix("error: "))
+        return text
 
-
-def timed(run):
-    """Seconds of one run of a PyTorch function, as bench_gpu measures."""
-    run()
-    torch.cuda.synchronize()
-    start, runs, more = time.perf_counter(), 0, 1
-    while True:
-        for _ in range(more):
-            run()
-        runs += more
-        torch.cuda.synchronize()
-        passed = time.perf_counter() - start
-        if passed >= SECONDS:
-            return passed / runs
-        more = runs
-
-
-def normal(*shape):
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.5
-
-
-def product_peer(name):
-    form, _, shape = re.match(r"product/(\w+)/([^/]+)/([0-9x]+)$", name).groups()
-    rows, inner, outer = map(int, shape.split("x"))
-    x, w, dy = normal(rows, inner), normal(outer, inner), normal(rows, outer)
-    return {"forward": lambda: F.linear(x, w), "input": lambda: dy @ w, "weight": lambda: dy.t() @ x}[form]
-
-
-def attention_peer(name):
-    batch, length, heads, groups, width = map(int, re.findall(r"\d+", name.split("/")[2]))
-    q = normal(batch, heads, length, width).requires_grad_()
-    k, v = (normal(batch, groups, length, width).requires_grad_() for _ in range(2))
-
-    def with_backend(backend):
-        def forward():
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != groups)
-
-        if "/forward/" in name:
-            return torch.no_grad()(forward)
-        out = forward()
-        gradient = torch.randn_like(out)
-        return lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True)
-
-    # FlashAttention-2 and cuDNN, whichever is faster here.
-    best = None
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+    def seconds(self, row, rehearse, limit):
+        answer = self.ask(f"{row.name} {0 if rehearse else SECONDS} {row.words}", limit)
+        number, _, note = answer.partition(" ")
         try:
-            run = with_backend(backend)
-            seconds = timed(run)
-        except RuntimeError as error:
-            print(f"PyTorch, {name}, {backend}: {str(error).splitlines()[0]}", file=sys.stderr)
-            continue
-        best = (seconds, run) if best is None or seconds < best[0] else best
-    return best and best[1]
+            measured = float(number)
+        except ValueError:
+            raise Absent(answer.removeprefix("absent: ")) from None
+        if note:
+            self.notes[row.name] = note
+        return measured
 
-
-def update_peer(_):
-    parameter = torch.zeros(124475904, device="cuda", requires_grad=True)
-    parameter.grad = torch.randn_like(parameter)
-    optimizer = torch.optim.AdamW([parameter], fused=True)
-    return optimizer.step
-
-
-def norm_peer(name):
-    rows, width = map(int, name.split("/")[2].split("x"))
-    x, weight = normal(rows, width), normal(width)
-    kind = name.split("/")[1]
-    if kind == "layernorm":
-        return lambda: F.layer_norm(x, (width,), weight)
-    if kind == "rmsnorm":
-        return torch.compile(lambda: F.rms_norm(x, (width,), weight))
-    return None
-
-
-SHAPES = {  # layers, width, heads, groups, feed-forward, vocabulary
-    "gpt2-124m": (12, 768, 12, 12, 3072, 50304), "gpt2-350m": (24, 1024, 16, 16, 4096, 50304),
-    "gpt2-1.3b": (24, 2048, 16, 16, 8192, 50304), "llama-1b": (16, 2048, 32, 8, 8192, 128256),
-    "llama-3b": (28, 3072, 24, 8, 8192, 128256)}
-
-
-def model_peer(name):
-    """The same model in PyTorch: bf16 autocast over fp32 parameters, fused AdamW, torch.compile. Written for this comparison."""
-    nn = torch.nn
-    _, kind, place = name.split("/")
-    layers, width, heads, groups, inner, vocabulary = SHAPES[kind]
-    batch, length = map(int, re.findall(r"\d+", place))
-    llama, head = kind.startswith("llama"), width // heads
-    angles = torch.outer(torch.arange(length, device="cuda"), 10000.0 ** (-torch.arange(0, head, 2, device="cuda") / head))
-    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
-
-    def norm():
-        return nn.RMSNorm(width) if llama else nn.LayerNorm(width)
-
-    def turn(x):
-        a, b = x.chunk(2, -1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm1, self.norm2 = norm(), norm()
-            self.qkv = nn.Linear(width, (heads + 2 * groups) * head, bias=not llama)
-            self.out = nn.Linear(width, width, bias=not llama)
-            self.up = nn.Linear(width, 2 * inner if llama else inner, bias=not llama)
-            self.down = nn.Linear(inner, width, bias=not llama)
-
-        def forward(self, x):
-            qkv = self.qkv(self.norm1(x)).view(batch, length, heads + 2 * groups, head).transpose(1, 2)
-            q, k, v = qkv.split((heads, groups, groups), 1)
-            if llama:
-                q, k = turn(q), turn(k)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != groups)
-            x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))
-            h = self.up(self.norm2(x))
-            if llama:
-                gate, value = h.chunk(2, -1)
-                return x + self.down(F.silu(gate) * value)
-            return x + self.down(F.gelu(h, approximate="tanh"))
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.token = nn.Embedding(vocabulary, width)
-            self.position = None if llama else nn.Embedding(length, width)
-            self.blocks = nn.ModuleList(Block() for _ in range(layers))
-            self.norm = norm()
-            self.head = nn.Linear(width, vocabulary, bias=False)
-            if not llama:
-                self.head.weight = self.token.weight
-
-        def forward(self, tokens, targets):
-            x = self.token(tokens)
-            if self.position is not None:
-                x = x + self.position.weight
-            for block in self.blocks:
-                x = block(x)
-            return F.cross_entropy(self.head(self.norm(x)).view(-1, vocabulary), targets.view(-1))
-
-    with torch.device("cuda"):
-        model = Model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
-    tokens, targets = (torch.randint(vocabulary, (batch, length), device="cuda") for _ in range(2))
-    compiled = torch.compile(model)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = compiled(tokens, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
-
-
-PEERS = (("product/", product_peer), ("attention/", attention_peer), ("update/", update_peer), ("rows/", norm_peer),
-         ("step/", model_peer))
-
-
-def peer_of(name):
-    """A PyTorch function that does what the row does, or None."""
-    if torch is None or not torch.cuda.is_available():
-        return None
-    for prefix, make in PEERS:
-        if name.startswith(prefix):
+    def release(self):
+        if self.process is not None:
             try:
-                return make(name)
-            except Exception as error:  # a peer that cannot do a row is left out of it
-                print(f"PyTorch, {name}: {error}", file=sys.stderr)
-    return None
+                self.ask("release", ROW_SECONDS)
+            except Absent as error:
+                print(f"bench/gpu: {error}", file=sys.stderr)
+
+    def stop(self):
+        """Ends the program, gently if it has nothing to do; its exit code."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        try:
+            process.stdin.close()
+        except OSError:
+            pass
+        try:
+            return process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+        finally:
+            process.stdout.close()
 
 
-def describe_machine():
+class Row:
+    def __init__(self, line):
+        self.name, self.limit, work, *words = line.split()
+        self.work, self.step = float(work), self.name.startswith("step/")
+        family = [f"family={self.name.split('/')[1].split('-')[0]}"] if self.step else []
+        self.words = " ".join(words + family)
+
+
+def list_rows(command):
+    listed = subprocess.run(command + ["--list"], capture_output=True, text=True, check=True).stdout
+    return [Row(line) for line in listed.splitlines()]
+
+
+def describe_machine(rehearse):
+    if rehearse:
+        return "simulated card"
     try:
-        line = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"],
+        return subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"],
                               capture_output=True, text=True, check=True).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
-        line = "unknown card"
-    return line + (f"; PyTorch {torch.__version__}" if torch else "; no PyTorch")
+        return "unknown card"
+
+
+def some(names):
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class Table:
+    def __init__(self, options, rows):
+        self.options, self.deadline = options, time.monotonic() + options.seconds
+        program = [options.program] + (["--rehearse"] if options.rehearse else [])
+        peers = [sys.executable, str(HERE / "gpu_peers.py")] + (["--device", "cpu"] if options.rehearse else [])
+        self.ours, self.torch = Server("bench_gpu", program + ["--serve"]), Server("PyTorch", peers)
+        self.rows, self.bandwidth, self.lines, self.absent = rows, None, [], {}  # absent: rows by name and reason
+        self.rounds = 1 if options.rehearse else ROUNDS
+        # Without PyTorch there is one reason for all rows, and it is told once.
+        self.why_no_torch = self.look_for_torch()
+        if self.why_no_torch:
+            self.absent["PyTorch", self.why_no_torch] = ["every row"]
+
+    def look_for_torch(self):
+        try:
+            subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, text=True, check=True)
+            return None
+        except subprocess.CalledProcessError as error:
+            return (error.stderr.strip().splitlines() or ["import torch failed"])[-1]
+
+    def left(self, reserved=0):
+        return self.deadline - reserved - time.monotonic()
+
+    def within(self, seconds, reserved=0):
+        """How long an answer may be waited for."""
+        left = self.left(reserved)
+        if left < 1:
+            raise Absent("not measured: time was up")
+        return min(seconds, left)
+
+    def measure(self, row, library):
+        """Times by name. What a column lacks is put among the absent."""
+        times, lacks, rehearse = {"ours": []}, {}, self.options.rehearse
+
+        def measure_one(column, server, of, limit, reserved=0):
+            if column not in lacks:
+                try:
+                    times.setdefault(column, []).append(server.seconds(of, rehearse, self.within(limit, reserved)))
+                except Absent as error:
+                    lacks[column] = str(error)
+
+        # Time that later steps of ours need is not spent on this one's peer.
+        later = [r for r in self.rows if r.step]
+        later = len(later) - later.index(row) - 1 if row.step else len(later)
+        reserved = 0 if rehearse else 20 * later
+        row_limit, step_limit, peer_limit = (600, 600, 600) if rehearse else (ROW_SECONDS, STEP_SECONDS, PEER_SECONDS)
+        for turn in range(self.rounds):
+            measure_one("ours", self.ours, row, step_limit if row.step else row_limit)
+            if library:
+                measure_one("cublas", self.ours, library, row_limit)
+            if not row.step and not self.why_no_torch:
+                measure_one("torch", self.torch, row, peer_limit, reserved)
+        self.ours.release()
+        if row.step and not self.why_no_torch:
+            for turn in range(self.rounds):
+                measure_one("torch", self.torch, row, peer_limit, reserved)
+        self.torch.release()
+        for column, name in (("cublas", "cuBLASLt"), ("torch", "PyTorch")):
+            if column in lacks:
+                self.absent.setdefault((name, lacks[column]), []).append(row.name)
+        if "ours" in lacks:
+            raise Absent(lacks["ours"])
+        return {k: v for k, v in times.items() if v and k not in lacks}
+
+    def add(self, row, library):
+        try:
+            times = self.measure(row, library)
+        except Absent as error:
+            self.lines.append(f"| {row.name} | {str(error)[:200]} | | | | | |")
+            print(self.lines[-1], flush=True)
+            return
+        speed = {k: row.work / statistics.median(v) for k, v in times.items()}
+        if row.name.startswith("rows/copy/"):
+            self.bandwidth = speed["ours"]
+        ceiling = TENSOR_LIMIT if row.limit == "tensor" else self.bandwidth
+        unit, scale = ("TFLOP/s", 1e-12) if row.limit == "tensor" else ("GB/s", 1e-9)
+        digits = 6 if self.options.rehearse else 0
+        cells = [row.name, f"{speed['ours'] * scale:.{digits}f} {unit}", f"{100 * speed['ours'] / ceiling:.0f} %" if ceiling else ""]
+        for other in ("cublas", "torch"):
+            known = other in speed
+            cells += [f"{speed[other] * scale:.{digits}f}" if known else "", f"{speed['ours'] / speed[other]:.2f}" if known else ""]
+        self.lines.append("| " + " | ".join(cells) + " |")
+        print(self.lines[-1], flush=True)
+
+    def text(self):
+        o, date = self.options, datetime.date.today().isoformat()
+        if o.rehearse:
+            title = f"# A rehearsal on a simulated card, whose times mean nothing, {date}, commit {o.commit}"
+            told = "Sizes are divided; one round. Nothing here is a measurement of a card."
+        else:
+            title = f"# A card, {date}, commit {o.commit}"
+            told = (f"Medians of {ROUNDS} rounds in which ours and the peers take turns (steps: first ours, then PyTorch's); inputs are "
+                    f"normal random numbers. Limit of tensor rows: {TENSOR_LIMIT * 1e-12:.0f} TFLOP/s (dense bf16 of an H200 at its "
+                    "highest clock); of memory rows: the copy row. A step's flops: 6 for each weight of a matrix and token, and half of "
+                    "attention's square; what is computed again does not count. PyTorch's numbers are our row's work over its time.")
+        ran = {}
+        for name, note in self.torch.notes.items():
+            ran.setdefault(note, []).append(name)
+        peers = [f"- {note}: {some(rows)}" for note, rows in ran.items()]
+        absent = [f"- {name}, {reason}: {some(rows)}" for (name, reason), rows in self.absent.items()]
+        parts = [title, "", describe_machine(o.rehearse), "", f"Checks: {o.checked}.", "", told, "", *HEADER, *self.lines]
+        parts += ["", "What PyTorch ran:", "", *peers] if peers else []
+        parts += ["", "Absent:", "", *absent] if absent else []
+        return "\n".join(parts) + "\n"
+
+    def save(self):
+        if self.options.folder is None:
+            return None
+        name = "rehearsal" if self.options.rehearse else "gpu"
+        path = self.options.folder / f"{name}-{datetime.date.today().isoformat()}.md"
+        path.write_text(self.text(), encoding="utf-8")
+        return path
+
+
+def read_options():
+    parser = argparse.ArgumentParser(prog="gpu_table.py", description="Measures the rows of bench_gpu and writes a table.")
+    parser.add_argument("--rehearse", action="store_true", help="on the simulated card; times mean nothing")
+    parser.add_argument("--folder", type=pathlib.Path, help="where the table is written")
+    parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--checked", default="not checked in this run", help="what to say of the checks")
+    parser.add_argument("--rows", default=".", metavar="PATTERN", help="measure the rows that match")
+    parser.add_argument("--seconds", type=float, default=420, help="begin no row later than this")
+    parser.add_argument("program", metavar="BENCH_GPU")
+    options = parser.parse_args()
+    if options.rehearse and options.folder and options.folder.resolve() == HERE / "results":
+        sys.exit("bench/gpu: bench/results is for measurements: give a rehearsal another folder")
+    try:
+        options.pattern = re.compile(options.rows)
+    except re.error as error:
+        sys.exit(f"bench/gpu: ROWS is '{options.rows}', no regular expression: {error}")
+    if options.folder:
+        try:
+            options.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"bench/gpu: {error}")
+    return options
 
 
 def main():
-    program, results, commit, checked, pattern = sys.argv[1:]
-    listed = [line.split() for line in subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.splitlines()]
-    rows = {name: (limit, float(work)) for name, limit, work in listed}
-    chosen = [n for n in rows if re.search(pattern, n) and not n.endswith("/cublas")]
-    if torch:
-        torch.set_float32_matmul_precision("high")
-    ours, start, bandwidth = Ours(program), time.time(), None
-    lines = ["| row | ours | of the limit | cuBLASLt | ours / cuBLASLt | PyTorch | ours / PyTorch |", "|---|---|---|---|---|---|---|"]
-    copies = [n for n in rows if n.startswith("rows/copy/")]
-    for name in copies + [n for n in chosen if n not in copies]:
-        if time.time() - start > BUDGET_SECONDS:
-            lines.append(f"| {name} | not measured: time was up | | | | | |")
-            continue
-        limit, work = rows[name]
-        peer = peer_of(name)
-        times = {"ours": [], "cublas": [], "torch": []}
-        try:
-            for _ in range(ROUNDS):
-                times["ours"].append(ours.seconds(name))
-                if name + "/cublas" in rows:
-                    times["cublas"].append(ours.seconds(name + "/cublas"))
-                if peer:
-                    times["torch"].append(timed(peer))
-        except Exception as error:
-            lines.append(f"| {name} | {str(error)[:120]} | | | | | |")
-            continue
-        finally:
-            del peer
-            if torch and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        speed = {k: work / statistics.median(v) for k, v in times.items() if v}
-        if name in copies:
-            bandwidth = speed["ours"]
-        ceiling = TENSOR_LIMIT if limit == "tensor" else bandwidth
-        unit, scale = ("TFLOP/s", 1e-12) if limit == "tensor" else ("GB/s", 1e-9)
-        cells = [name, f"{speed['ours'] * scale:.0f} {unit}", f"{100 * speed['ours'] / ceiling:.0f} %" if ceiling else ""]
-        for other in ("cublas", "torch"):
-            known = other in speed
-            cells += [f"{speed[other] * scale:.0f}" if known else "", f"{speed['ours'] / speed[other]:.2f}" if known else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
-    ours.process.stdin.close()
-    date = datetime.date.today().isoformat()
-    text = [f"# A card, {date}, commit {commit}", "", describe_machine(), "", f"Checks: {checked}.", "",
-            f"Medians of {ROUNDS} rounds in which ours and the peers take turns; inputs are normal random numbers. Limit of tensor rows: "
-            f"{TENSOR_LIMIT * 1e-12:.0f} TFLOP/s (dense bf16 of an H200 at its highest clock); of memory rows: the copy row.", ""] + lines
-    path = pathlib.Path(results) / f"gpu-{date}.md"
-    path.write_text("\n".join(text) + "\n", encoding="utf-8")
-    print(f"saved as {path}")
+    options = read_options()
+    try:
+        rows = list_rows([options.program] + (["--rehearse"] if options.rehearse else []))
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"bench/gpu: {error}")
+    libraries = {row.name.removesuffix("/cublas"): row for row in rows if row.name.endswith("/cublas")}
+    chosen = [r for r in rows if not r.name.endswith("/cublas") and
+              (options.pattern.search(r.name) or r.name.startswith("rows/copy/"))]
+    # The copy first, for it is the limit of others; then as listed, which ends with the steps.
+    chosen.sort(key=lambda r: not r.name.startswith("rows/copy/"))
+    table, path = Table(options, chosen), None
+    print("\n".join(HEADER), flush=True)
+    try:
+        for row in chosen:
+            table.add(row, libraries.get(row.name))
+            path = table.save()
+    finally:
+        table.ours.stop()
+        table.torch.stop()
+    print(table.text()[table.text().rindex("|") + 1:].strip())
+    if path:
+        print(f"saved as {path}")
 
 
 if __name__ == "__main__":

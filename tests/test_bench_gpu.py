@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""bench/gpu without a card: a rehearsal on the simulated one runs every row, its table says what it is, and what goes wrong on a
+card (no memory, a program that ends or hangs, no time) costs a row and not the table.
+
+PyTorch takes part where this Python has it.
+"""
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(os.environ["ATHANOR_SOURCE"])
+BUILD = pathlib.Path(os.environ["ATHANOR_BUILD"])
+PROGRAM = BUILD / "bench_gpu"
+sys.path.insert(0, str(ROOT / "bench"))
+import gpu_table  # noqa: E402
+
+
+def listing(*flags):
+    return gpu_table.list_rows([str(PROGRAM), *flags])
+
+
+def bench_gpu(*arguments, given="", **environment):
+    return subprocess.run([PROGRAM, *arguments], input=given, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def table(*arguments, **environment):
+    return subprocess.run([sys.executable, ROOT / "bench/gpu_table.py", *map(str, arguments), PROGRAM], capture_output=True, text=True,
+                          env={**os.environ, **environment})
+
+
+def fake(code):
+    return gpu_table.Server("fake", [sys.executable, "-c", code])
+
+
+class Rows(unittest.TestCase):
+    def test_names(self):
+        for flags in ((), ("--rehearse",)):
+            names = [row.name for row in listing(*flags)]
+            self.assertEqual(len(names), len(set(names)))
+        kinds = {re.sub(r"\d.*", "", row.name.removesuffix("/cublas")) for row in listing()}
+        for kind in ("product/forward/", "product/input/", "product/weight/", "attention/forward/B", "attention/backward/B",
+                     "attention/deterministic/B", "rows/copy/", "rows/layernorm/", "update/adamw/", "update/adamw-small/", "step/gpt", "step/llama-"):
+            self.assertIn(kind, kinds)
+        # A rehearsal is the same rows with other sizes.
+        what = [[[re.sub(r"\d+", "", part) for part in row.name.split("/") if row.step or not part.isdigit()]
+                 for row in listing(*flags)] for flags in ((), ("--rehearse",))]
+        self.assertEqual(*what)
+
+    def test_flops(self):
+        """Work as the shapes give it: 2 a multiply-add, half of attention's square, thrice for a step (forward and backward)."""
+        for row in listing():
+            parts = row.name.removesuffix("/cublas").split("/")
+            if parts[0] == "product":
+                rows, inner, outer = map(int, parts[3].split("x"))
+                expected = 2 * rows * inner * outer
+            elif parts[0] == "attention":
+                batch, length, heads, _, width = map(int, re.findall(r"\d+", parts[2]))
+                expected = batch * heads * 2 * width * length * length * (1 if parts[1] == "forward" else 2.5)
+            elif parts[0] == "step":
+                w = {k: int(v) if v.isdigit() else v for k, v in (word.split("=") for word in row.words.split())}
+                head = w["width"] // w["heads"]
+                ups = 2 if w["family"] == "llama" else 1
+                layer = w["width"] * ((w["heads"] + 2 * w["groups"]) * head + w["width"] + (ups + 1) * w["inner"])
+                weights = w["layers"] * layer + w["vocabulary"] * w["width"]
+                attention = w["layers"] * w["heads"] * 2 * head * w["length"]  # a token, forward, half of the square
+                expected = w["sequences"] * w["length"] * (6 * weights + 3 * attention)
+            else:
+                continue
+            self.assertAlmostEqual(row.work / expected, 1, places=7, msg=row.name)
+        eight = next(row for row in listing() if "llama-8b" in row.name)
+        self.assertIn("layers=32 width=4096 heads=32 groups=8 inner=14336 vocabulary=128256", eight.words)
+        self.assertIn("state=small", eight.words)
+
+    def test_answers(self):
+        """The protocol: held rows, unknown ones, nonsense, and nothing that stops the program."""
+        copy = next(row.name for row in listing("--rehearse") if row.name.startswith("rows/copy/"))
+        library = next(row.name for row in listing("--rehearse") if row.name.endswith("/cublas"))
+        done = bench_gpu("--rehearse", "--serve", given=f"{copy} 0.01\n{copy} 0\nrelease\nno/row 0\nnonsense\n{library} 0\n{copy} 0\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = done.stdout.splitlines()
+        self.assertEqual(len(lines), 7)
+        for number in (0, 1, 6):
+            self.assertGreater(float(lines[number]), 0)
+        self.assertEqual(lines[2:6], ["released", "absent: there is no row no/row", "absent: expected: NAME SECONDS, or: release",
+                                      "absent: a simulated card has no cuBLASLt"])
+        self.assertEqual(bench_gpu("--what").returncode, 1)
+
+    def test_memory(self):
+        """A step that does not fit says how much is missing, and the next row is measured."""
+        rows = [row.name for row in listing("--rehearse") if "llama-8b" in row.name or row.name.startswith("rows/copy/")]
+        done = bench_gpu("--rehearse", "--serve", given="".join(f"{name} 0\n" for name in reversed(rows)),
+                         ATHANOR_SIMULATED_MEMORY="64Mi")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        step, copy = done.stdout.splitlines()
+        self.assertRegex(step, r"^absent: the step needs [0-9.]+ MiB of the card's memory, [0-9.]+ MiB more than the [0-9.]+ MiB that are free$")
+        self.assertGreater(float(copy), 0)
+
+
+class Rehearsal(unittest.TestCase):
+    def test_whole(self):
+        before = sorted((ROOT / "bench/results").iterdir())
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run([ROOT / "bench/gpu", "--rehearse", BUILD, "tables"], capture_output=True, text=True, cwd=folder,
+                                  env={**os.environ, "ATHANOR_TEST_OPERATION": "scale", "PYTHON": sys.executable})
+            self.assertEqual(done.returncode, 0, done.stderr)
+            (path,) = pathlib.Path(folder, "tables").iterdir()
+            text = path.read_text()
+        self.assertTrue(path.name.startswith("rehearsal-"))
+        self.assertRegex(text, r"\A# A rehearsal on a simulated card, whose times mean nothing, ")
+        self.assertIn("Checks: every row of tests/support/ops.c that is scale is within its bounds on the simulated card", text)
+        cells = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
+        for row in listing("--rehearse"):
+            if not row.name.endswith("/cublas"):
+                self.assertRegex(cells.get(row.name, f"{row.name} is not there"), r"\| [0-9.]+ (TFLOP/s|GB/s) \| \d+ % \|")
+        self.assertIn("- cuBLASLt, a simulated card has no cuBLASLt: ", text)
+        self.assertEqual(before, sorted((ROOT / "bench/results").iterdir()))
+
+    def test_never_among_results(self):
+        done = table("--rehearse", "--folder", ROOT / "bench/results")
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+        self.assertIn("bench/results is for measurements", done.stderr)
+
+    def test_no_time(self):
+        done = table("--rehearse", "--seconds", "0")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        rows = [row for row in listing("--rehearse") if not row.name.endswith("/cublas")]
+        self.assertEqual(done.stdout.count("not measured: time was up | | | | | |"), len(rows))
+
+    def test_arguments(self):
+        for arguments, part in ((["--rows", "("], "no regular expression"), (["--folder", "/dev/null/x"], "/dev/null")):
+            done = table("--rehearse", *arguments)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+            self.assertIn(part, done.stderr)
+        for arguments, part in ((["--what"], "unknown option"), (["--rehearse"], "name the folder"), (["--rehearse", "/"], "no //bench_gpu")):
+            done = subprocess.run([ROOT / "bench/gpu", *arguments], capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+            self.assertIn(part, done.stderr)
+
+
+class Servers(unittest.TestCase):
+    ROW = gpu_table.Row("rows/x/1x1 memory 1")
+
+    def fails(self, server, part, limit=20.0):
+        with self.assertRaises(gpu_table.Absent) as caught:
+            server.seconds(self.ROW, True, limit)
+        self.assertIn(part, str(caught.exception))
+
+    def test_hangs(self):
+        start = time.monotonic()
+        server = fake("import time; time.sleep(600)")
+        self.fails(server, "took longer than 1 s", 1)
+        self.assertLess(time.monotonic() - start, 60)
+        self.assertIsNone(server.process)
+
+    def test_ends(self):
+        self.fails(fake("import sys; sys.stdin.readline(); sys.exit(3)"), "ended with exit code 3")
+
+    def test_last_word(self):
+        """After an error, which is a program's last word, the next row gets a new one."""
+        with tempfile.TemporaryDirectory() as folder:
+            mark = os.path.join(folder, "mark")
+            server = fake(f"import os, sys; sys.stdin.readline(); new = not os.path.exists({mark!r}); open({mark!r}, 'w')\n"
+                          "print('error: the card failed' if new else '0.5 a note', flush=True); sys.stdin.readline()")
+            self.fails(server, "the card failed")
+            self.assertEqual(server.seconds(self.ROW, True, 20), 0.5)
+            self.assertEqual(server.notes, {self.ROW.name: "a note"})
+            self.assertEqual(server.stop(), 0)
+
+    def test_peers_without_torch(self):
+        """-S: without site-packages, where PyTorch would be."""
+        server = gpu_table.Server("PyTorch", [sys.executable, "-S", str(ROOT / "bench/gpu_peers.py")])
+        self.fails(server, "no PyTorch: No module named 'torch'")
+        self.assertEqual(server.ask("release", 20), "released")
+        self.assertEqual(server.stop(), 0)
+
+
+if __name__ == "__main__":
+    if not PROGRAM.exists() or "has no simulated card" in bench_gpu("--rehearse", "--serve").stderr:
+        print("skipped: this build has no bench_gpu with a simulated card")
+        sys.exit(77)
+    unittest.main()
