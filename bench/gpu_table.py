@@ -13,6 +13,7 @@ written after every row, as FOLDER/gpu-DATE.md.
 row and every line works, and its times mean nothing. A rehearsal's table says so and is not taken in bench/results.
 """
 import argparse
+import contextlib
 import datetime
 import os
 import pathlib
@@ -90,17 +91,17 @@ class Server:
         process, self.process = self.process, None
         if process is None:
             return 0
-        try:
+        code = None
+        with contextlib.suppress(OSError):
             process.stdin.close()
-        except OSError:
-            pass
         try:
-            return process.wait(2)
+            code = process.wait(2)
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.wait()
-        finally:
-            process.stdout.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # in a driver that does not answer; the table matters more
+                code = process.wait(20)
+        process.stdout.close()
+        return code
 
 
 class Row:
@@ -139,16 +140,11 @@ class Table:
         self.rows, self.bandwidth, self.lines, self.absent = rows, None, [], {}  # absent: rows by name and reason
         self.rounds = 1 if options.rehearse else ROUNDS
         # Without PyTorch there is one reason for all rows, and it is told once.
-        self.why_no_torch = self.look_for_torch()
-        if self.why_no_torch:
-            self.absent["PyTorch", self.why_no_torch] = ["every row"]
-
-    def look_for_torch(self):
-        try:
-            subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, text=True, check=True)
-            return None
-        except subprocess.CalledProcessError as error:
-            return (error.stderr.strip().splitlines() or ["import torch failed"])[-1]
+        looked = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+        self.has_torch = looked.returncode == 0
+        self.torch_version = looked.stdout.strip() if self.has_torch else "none"
+        if not self.has_torch:
+            self.absent["PyTorch", (looked.stderr.strip().splitlines() or ["import torch failed"])[-1]] = ["every row"]
 
     def left(self, reserved=0):
         return self.deadline - reserved - time.monotonic()
@@ -180,10 +176,10 @@ class Table:
             measure_one("ours", self.ours, row, step_limit if row.step else row_limit)
             if library:
                 measure_one("cublas", self.ours, library, row_limit)
-            if not row.step and not self.why_no_torch:
+            if not row.step and self.has_torch:
                 measure_one("torch", self.torch, row, peer_limit, reserved)
         self.ours.release()
-        if row.step and not self.why_no_torch:
+        if row.step and self.has_torch:
             for turn in range(self.rounds):
                 measure_one("torch", self.torch, row, peer_limit, reserved)
         self.torch.release()
@@ -230,7 +226,8 @@ class Table:
             ran.setdefault(note, []).append(name)
         peers = [f"- {note}: {some(rows)}" for note, rows in ran.items()]
         absent = [f"- {name}, {reason}: {some(rows)}" for (name, reason), rows in self.absent.items()]
-        parts = [title, "", describe_machine(o.rehearse), "", f"Checks: {o.checked}.", "", told, "", *HEADER, *self.lines]
+        machine = f"{describe_machine(o.rehearse)}; PyTorch {self.torch_version}"
+        parts = [title, "", machine, "", f"Checks: {o.checked}.", "", told, "", *HEADER, *self.lines]
         parts += ["", "What PyTorch ran:", "", *peers] if peers else []
         parts += ["", "Absent:", "", *absent] if absent else []
         return "\n".join(parts) + "\n"

@@ -142,6 +142,35 @@ class Rehearsal(unittest.TestCase):
             self.assertIn(part, done.stderr)
 
 
+class Peers(unittest.TestCase):
+    """The columns of peers, with programs that answer what they are told to."""
+
+    def test_columns(self):
+        rows = [gpu_table.Row(line) for line in (
+            "rows/copy/1x1 memory 1e9", "product/forward/x/1x1x1 tensor 1e12", "product/forward/x/1x1x1/cublas tensor 1e12",
+            "step/llama-x/B1-T1 tensor 4e12 layers=1", "rows/add/1x1 memory 1e9")]
+        names = "seconds = {'rows/copy/1x1': 0.001, 'product/forward/x/1x1x1/cublas': 0.02, 'rows/add/1x1': 0.002}"
+        ours = (f"import sys; {names}\nfor line in sys.stdin: print('released' if line == 'release\\n' else "
+                "seconds.get(line.split()[0], 0.01), flush=True)")
+        torch = ("import sys\nfor line in sys.stdin: print('released' if line == 'release\\n' else 'absent: none such' if 'rows' in line "
+                 "else '0.04 ' + ' '.join(line.split()[2:]) + '!', flush=True)")
+        sys.argv = ["gpu_table.py", "--rows", "x", "unused"]
+        table = gpu_table.Table(gpu_table.read_options(), [row for row in rows if "cublas" not in row.name])
+        table.has_torch, table.ours, table.torch, table.absent = True, fake(ours), fake(torch), {}
+        for row in table.rows:
+            table.add(row, rows[2] if row is rows[1] else None)
+        self.assertEqual((table.ours.stop(), table.torch.stop()), (0, 0))
+        self.assertEqual(table.lines, [
+            "| rows/copy/1x1 | 1000 GB/s | 100 % |  |  |  |  |",
+            "| product/forward/x/1x1x1 | 100 TFLOP/s | 10 % | 50 | 2.00 | 25 | 4.00 |",
+            "| step/llama-x/B1-T1 | 400 TFLOP/s | 40 % |  |  | 100 | 4.00 |",
+            "| rows/add/1x1 | 500 GB/s | 50 % |  |  |  |  |"])
+        text = table.text()
+        self.assertIn("- layers=1 family=llama!: step/llama-x/B1-T1\n", text)
+        self.assertIn("- PyTorch, none such: rows/copy/1x1, rows/add/1x1\n", text)
+        self.assertRegex(text, r"\A# A card, ")
+
+
 class Servers(unittest.TestCase):
     ROW = gpu_table.Row("rows/x/1x1 memory 1")
 
