@@ -28,6 +28,7 @@ ROUNDS, SECONDS = 5, 0.05
 TENSOR_LIMIT = 989.4e12  # dense bf16 of H100 and H200 SXM: boost clock times units; 790e12 is about what power allows
 ROW_SECONDS = 60  # one answer of a row that is no step
 STEP_SECONDS = 120  # one answer of a step of ours: initial weights of up to 8B parameters, and its first runs
+STEP_LEAST, STEP_RATE = 5, 8e12  # what is set aside for a step of ours: 24 s more for 8B, mostly its initial weights
 PEER_SECONDS = 180  # one answer of PyTorch's, which compiles first
 HEADER = ["| row | ours | of the limit | cuBLASLt | ours / cuBLASLt | PyTorch | ours / PyTorch |", "|---|---|---|---|---|---|---|"]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -168,9 +169,8 @@ class Table:
                     lacks[column] = str(error)
 
         # Time that later steps of ours need is not spent on this one's peer.
-        later = [r for r in self.rows if r.step]
-        later = len(later) - later.index(row) - 1 if row.step else len(later)
-        reserved = 0 if rehearse else 20 * later
+        later = self.rows[self.rows.index(row) + 1:]
+        reserved = 0 if rehearse else sum(STEP_LEAST + r.work / STEP_RATE for r in later if r.step)
         row_limit, step_limit, peer_limit = (600, 600, 600) if rehearse else (ROW_SECONDS, STEP_SECONDS, PEER_SECONDS)
         for turn in range(self.rounds):
             measure_one("ours", self.ours, row, step_limit if row.step else row_limit)
