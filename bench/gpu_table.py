@@ -194,7 +194,7 @@ class Table:
         try:
             times = self.measure(row, library)
         except Absent as error:
-            self.lines.append(f"| {row.name} | {str(error)[:200]} | | | | | |")
+            self.lines.append(f"| {row.name} | {str(error)[:200].replace('|', '/')} | | | | | |")
             print(self.lines[-1], flush=True)
             return
         speed = {k: row.work / statistics.median(v) for k, v in times.items()}
@@ -221,16 +221,18 @@ class Table:
                     f"normal random numbers. Limit of tensor rows: {TENSOR_LIMIT * 1e-12:.0f} TFLOP/s (dense bf16 of an H200 at its "
                     "highest clock); of memory rows: the copy row. A step's flops: 6 for each weight of a matrix and token, and half of "
                     "attention's square; what is computed again does not count. PyTorch's numbers are our row's work over its time.")
+        machine = f"{describe_machine(o.rehearse)}; PyTorch {self.torch_version}"
+        parts = [title, "", machine, "", f"Checks: {o.checked}.", "", told, "", *HEADER, *self.lines, *self.remarks()]
+        return "\n".join(parts) + "\n"
+
+    def remarks(self):
+        """What stands below the table: what ran as a peer, and what could not."""
         ran = {}
         for name, note in self.torch.notes.items():
             ran.setdefault(note, []).append(name)
         peers = [f"- {note}: {some(rows)}" for note, rows in ran.items()]
         absent = [f"- {name}, {reason}: {some(rows)}" for (name, reason), rows in self.absent.items()]
-        machine = f"{describe_machine(o.rehearse)}; PyTorch {self.torch_version}"
-        parts = [title, "", machine, "", f"Checks: {o.checked}.", "", told, "", *HEADER, *self.lines]
-        parts += ["", "What PyTorch ran:", "", *peers] if peers else []
-        parts += ["", "Absent:", "", *absent] if absent else []
-        return "\n".join(parts) + "\n"
+        return (["", "What PyTorch ran:", "", *peers] if peers else []) + (["", "Absent:", "", *absent] if absent else [])
 
     def save(self):
         if self.options.folder is None:
@@ -285,7 +287,7 @@ def main():
     finally:
         table.ours.stop()
         table.torch.stop()
-    print(table.text()[table.text().rindex("|") + 1:].strip())
+    print("\n".join(table.remarks()))
     if path:
         print(f"saved as {path}")
 

@@ -4,6 +4,8 @@ card (no memory, a program that ends or hangs, no time) costs a row and not the 
 
 PyTorch takes part where this Python has it.
 """
+import contextlib
+import io
 import os
 import pathlib
 import re
@@ -136,6 +138,9 @@ class Rehearsal(unittest.TestCase):
             done = table("--rehearse", *arguments)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
             self.assertIn(part, done.stderr)
+        done = subprocess.run([sys.executable, ROOT / "bench/gpu_table.py", "/no/bench_gpu"], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+        self.assertIn("/no/bench_gpu", done.stderr)
         for arguments, part in ((["--what"], "unknown option"), (["--rehearse"], "name the folder"), (["--rehearse", "/"], "no //bench_gpu")):
             done = subprocess.run([ROOT / "bench/gpu", *arguments], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
@@ -188,6 +193,17 @@ class Servers(unittest.TestCase):
 
     def test_ends(self):
         self.fails(fake("import sys; sys.stdin.readline(); sys.exit(3)"), "ended with exit code 3")
+
+    def test_ended_between(self):
+        """A program that ended after its last answer costs one row; that it does not release either is only told."""
+        server = fake("import sys; sys.stdin.readline(); print('0.5', flush=True)")
+        self.assertEqual(server.seconds(self.ROW, True, 20), 0.5)
+        server.process.wait(20)
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            server.release()
+        self.assertEqual(told.getvalue(), "bench/gpu: fake ended\n")
+        self.assertEqual(server.seconds(self.ROW, True, 20), 0.5)
+        server.stop()
 
     def test_last_word(self):
         """After an error, which is a program's last word, the next row gets a new one."""
