@@ -7,7 +7,7 @@
 // can be loaded. Each number is the median over repeats, in brackets the best one; percent are of the measured peak. The
 // libraries' products are bare; ours include bias, activation and residual where the row says so.
 #include "bench/measure.h"
-#include "core/options.h"
+#include "bench/program.h"
 #include "kernels/device.h"
 
 #include <dlfcn.h>
@@ -307,7 +307,8 @@ static void print_row(Device *device, const Row *r, const Settings *s, double pe
     arrays_free(&arrays, r);
 }
 
-static Error *bench(const Settings *s, int part_count, char **parts) {
+static Error *bench(const void *given, int part_count, char **parts) {
+    const Settings *s = given;
     int threads = s->threads > 0 ? (int)s->threads : threads_available();
     Device *device;
     TRY(device_open_cpu(threads, s->variant, &device));
@@ -337,19 +338,5 @@ static Error *bench(const Settings *s, int part_count, char **parts) {
 
 int main(int argc, char **argv) {
     Settings settings = {0};
-    keys_defaults(flags, FLAG_COUNT, &settings);
-    char **rest = memory_new((size_t)argc, sizeof *rest);
-    int rest_count = 0;
-    Error *error = options_parse(flags, FLAG_COUNT, &settings, argc - 1, argv + 1, rest, &rest_count);
-    if (error == NULL) {
-        error = bench(&settings, rest_count, rest);
-    }
-    if (error != NULL) {
-        fprintf(stderr, "bench_cpu: %s\n", error->message);
-    }
-    int code = error != NULL;
-    error_free(error);
-    keys_free(flags, FLAG_COUNT, &settings);
-    free(rest);
-    return code;
+    return program_main("bench_cpu", flags, FLAG_COUNT, &settings, bench, argc, argv);
 }

@@ -7,9 +7,9 @@
 // best one in brackets. Each row names what bounds it and the share that it reaches: reading is bounded by decompression and by
 // scanning JSON from memory, one after the other in one thread; building by that many encoders at once. Files come from the
 // page cache.
+#include "bench/program.h"
 #include "core/clock.h"
 #include "core/durable.h"
-#include "core/options.h"
 #include "core/text.h"
 #include "core/threads.h"
 #include "data/build.h"
@@ -294,32 +294,24 @@ static Error *measure_all(Bench *bench) {
     return folder_remove(bench->out);
 }
 
+static Error *bench(const void *given, int rest_count, char **rest) {
+    const Settings *settings = given;
+    if (settings->inputs.count == 0 && settings->sets.count == 0) {
+        return usage_error("give --input (and --tokenizer) or --set; the head of bench/bench_data.c shows how");
+    }
+    Bench all = {.settings = settings};
+    all.out = memory_format("%s/athanor-bench-data-%d", settings->folder, (int)getpid());
+    Error *error = measure_all(&all);
+    strings_free(&all.shards);
+    buffer_free(&all.lines);
+    buffer_free(&all.text);
+    free(all.ends);
+    free(all.out);
+    tokenizer_free(all.tokenizer);
+    return error;
+}
+
 int main(int argc, char **argv) {
     Settings settings = {0};
-    char **rest = memory_new((size_t)argc + 1, sizeof *rest);
-    int count = 0;
-    keys_defaults(flags, FLAG_COUNT, &settings);
-    Error *error = options_parse(flags, FLAG_COUNT, &settings, argc - 1, argv + 1, rest, &count);
-    if (error == NULL && settings.inputs.count == 0 && settings.sets.count == 0) {
-        error = usage_error("give --input (and --tokenizer) or --set; the head of bench/bench_data.c shows how");
-    }
-    if (error == NULL) {
-        Bench bench = {.settings = &settings};
-        bench.out = memory_format("%s/athanor-bench-data-%d", settings.folder, (int)getpid());
-        error = measure_all(&bench);
-        strings_free(&bench.shards);
-        buffer_free(&bench.lines);
-        buffer_free(&bench.text);
-        free(bench.ends);
-        free(bench.out);
-        tokenizer_free(bench.tokenizer);
-    }
-    int code = error != NULL;
-    if (error != NULL) {
-        fprintf(stderr, "bench_data: %s\n", error->message);
-        error_free(error);
-    }
-    keys_free(flags, FLAG_COUNT, &settings);
-    free(rest);
-    return code;
+    return program_main("bench_data", flags, FLAG_COUNT, &settings, bench, argc, argv);
 }

@@ -8,7 +8,7 @@
 // more than 100% is possible there. Attention counts the multiply-adds of what a causal mask leaves (4 D per query and key
 // forward, 10 D backward), beside the peak.
 #include "bench/measure.h"
-#include "core/options.h"
+#include "bench/program.h"
 #include "kernels/device.h"
 
 #include <stdio.h>
@@ -272,7 +272,8 @@ static void group(Device *device, const Kind *kinds, int kind_count, const Shape
 
 #define COUNT(array) (int)(sizeof(array) / sizeof *(array))
 
-static Error *bench(const Settings *s, int part_count, char **parts) {
+static Error *bench(const void *given, int part_count, char **parts) {
+    const Settings *s = given;
     int threads = s->threads > 0 ? (int)s->threads : threads_available();
     Device *device;
     TRY(device_open_cpu(threads, s->variant, &device));
@@ -289,19 +290,5 @@ static Error *bench(const Settings *s, int part_count, char **parts) {
 
 int main(int argc, char **argv) {
     Settings settings = {0};
-    keys_defaults(flags, FLAG_COUNT, &settings);
-    char **rest = memory_new((size_t)argc, sizeof *rest);
-    int rest_count = 0;
-    Error *error = options_parse(flags, FLAG_COUNT, &settings, argc - 1, argv + 1, rest, &rest_count);
-    if (error == NULL) {
-        error = bench(&settings, rest_count, rest);
-    }
-    if (error != NULL) {
-        fprintf(stderr, "bench_ops: %s\n", error->message);
-    }
-    int code = error != NULL;
-    error_free(error);
-    keys_free(flags, FLAG_COUNT, &settings);
-    free(rest);
-    return code;
+    return program_main("bench_ops", flags, FLAG_COUNT, &settings, bench, argc, argv);
 }

@@ -10,7 +10,7 @@
 // best that plain streams or our own update over arrays of the same size reach. So the limit is below
 // what any program could reach.
 #include "bench/measure.h"
-#include "core/options.h"
+#include "bench/program.h"
 #include "core/philox.h"
 #include "core/text.h"
 #include "train/model/model.h"
@@ -349,7 +349,8 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
     return NULL;
 }
 
-static Error *bench(const Settings *settings, int part_count, char **parts) {
+static Error *bench(const void *given, int part_count, char **parts) {
+    const Settings *settings = given;
     Device *device;
     int threads = settings->threads > 0 ? (int)settings->threads : threads_available();
     cpu_time = settings->cpu_time;
@@ -385,19 +386,5 @@ static Error *bench(const Settings *settings, int part_count, char **parts) {
 
 int main(int argc, char **argv) {
     Settings settings = {0};
-    keys_defaults(flags, FLAG_COUNT, &settings);
-    char **rest = memory_new((size_t)argc, sizeof *rest);
-    int rest_count = 0;
-    Error *error = options_parse(flags, FLAG_COUNT, &settings, argc - 1, argv + 1, rest, &rest_count);
-    if (error == NULL) {
-        error = bench(&settings, rest_count, rest);
-    }
-    if (error != NULL) {
-        fprintf(stderr, "bench_step: %s\n", error->message);
-    }
-    int code = error != NULL;
-    error_free(error);
-    keys_free(flags, FLAG_COUNT, &settings);
-    free(rest);
-    return code;
+    return program_main("bench_step", flags, FLAG_COUNT, &settings, bench, argc, argv);
 }

@@ -6,9 +6,9 @@
 // building a corpus. Rates are medians over the repeats of 10^6 bytes of text per second of this thread's processor time, so
 // that a busy machine disturbs them little. "first pass" starts with an empty word cache, "again" goes over the text once more.
 // bench/peer_tokenizer.py measures other libraries in the same way.
+#include "bench/program.h"
 #include "core/clock.h"
 #include "core/durable.h"
-#include "core/options.h"
 #include "core/philox.h"
 #include "core/text.h"
 #include "data/tokenizer_parts.h"
@@ -27,6 +27,7 @@ static const Key flags[] = {
     {"repeats", KEY_INT, offsetof(Settings, repeats), "5", 1, REPEATS_MOST, .help = "Runs of which the median counts."},
     {"adversarial", KEY_BOOL, offsetof(Settings, adversarial), "false", .help = "Measure texts made to be slow, too."},
 };
+enum { FLAG_COUNT = sizeof flags / sizeof *flags };
 
 static double thread_seconds(void) {
     struct timespec now;
@@ -144,7 +145,8 @@ static void measure_adversarial(const Tokenizer *tokenizer, int64_t repeats) {
     buffer_free(&text);
 }
 
-static Error *measure(const Settings *settings, int count, char **arguments) {
+static Error *measure(const void *given, int count, char **arguments) {
+    const Settings *settings = given;
     if (count < 1) {
         return usage_error("usage: bench_tokenizer [--repeats N] [--adversarial] TOKENIZER TEXT ...");
     }
@@ -173,18 +175,5 @@ static Error *measure(const Settings *settings, int count, char **arguments) {
 
 int main(int argc, char **argv) {
     Settings settings = {0};
-    int count = 0;
-    char **rest = memory_new((size_t)argc, sizeof *rest);
-    keys_defaults(flags, 2, &settings);
-    Error *error = options_parse(flags, 2, &settings, argc - 1, argv + 1, rest, &count);
-    if (error == NULL) {
-        error = measure(&settings, count, rest);
-    }
-    if (error != NULL) {
-        fprintf(stderr, "bench_tokenizer: %s\n", error->message);
-    }
-    int code = error == NULL ? 0 : error->kind == ERROR_USAGE ? 2 : 1;
-    error_free(error);
-    free(rest);
-    return code;
+    return program_main("bench_tokenizer", flags, FLAG_COUNT, &settings, measure, argc, argv);
 }

@@ -12,43 +12,19 @@
 
 namespace BACKEND {
 
-template <Activation A, typename T, int N> static __device__ __forceinline__ void activate(Unit<T, N> &x) {
+template <Activation A> struct Activating {
+    template <typename T, int N> __device__ __forceinline__ void operator()(Unit<T, N> &x, int64_t i) const {
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-        x.at[j] = from_float<T>(activation_value(A, to_float(x.at[j])));
-    }
-}
-
-template <Activation A, typename T>
-static __device__ __forceinline__ void activate_some(int64_t count, int64_t packs, const T *x, T *y) {
-    const int N = Pack<T>::COUNT;
-    Unit<T, N> some[FLAT_UNITS];
-#pragma unroll
-    for (int u = 0; u < FLAT_UNITS; u++) {
-        int64_t i = flat_unit(u);
-        if (i < packs) {
-            some[u] = load_unit<N>(x + i * N);
+        for (int j = 0; j < N; j++) {
+            x.at[j] = from_float<T>(activation_value(A, to_float(x.at[j])));
         }
     }
-#pragma unroll
-    for (int u = 0; u < FLAT_UNITS; u++) {
-        int64_t i = flat_unit(u);
-        if (i < packs) {
-            activate<A>(some[u]);
-            store_unit(y + i * N, some[u]);
-        }
-    }
-    for (int64_t i = flat_rest(packs * N); i < count; i += flat_rest_step()) {
-        Unit<T, 1> one = load_unit<1>(x + i);
-        activate<A>(one);
-        store_unit(y + i, one);
-    }
-}
+};
 
 template <typename T>
 static __global__ void __launch_bounds__(FLAT_THREADS)
     activation_kernel(Activation activation, int64_t count, int64_t packs, const T *x, T *y) {
-    WITH_ACTIVATION(activation, A, activate_some<A>(count, packs, x, y))
+    WITH_ACTIVATION(activation, A, flat_map(count, packs, x, y, Activating<A>{}))
 }
 
 void activation_forward(Device *device, const ActivationForward *a) {

@@ -12,44 +12,31 @@ struct Draws {
     uint64_t seed, stream, first;  // first: the counter of element 0
     uint32_t threshold;
     float scale;
-};
 
-template <typename T> static __device__ __forceinline__ T kept(T x, uint32_t word, const Draws &draws) {
-    return from_float<T>(word >= draws.threshold ? to_float(x) * draws.scale : 0.0f);
-}
+    template <typename T> __device__ __forceinline__ T kept(T x, uint32_t word) const {
+        return from_float<T>(word >= threshold ? to_float(x) * scale : 0.0f);
+    }
+    template <typename T, int N> __device__ __forceinline__ void operator()(Unit<T, N> &x, int64_t i) const {
+#pragma unroll
+        for (int j = 0; j < N; j += 4) {
+            Philox r = philox(seed, stream, first + (uint64_t)(i * (N / 4) + j / 4));
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                x.at[j + k] = kept(x.at[j + k], r.word[k]);
+            }
+        }
+    }
+    template <typename T> __device__ __forceinline__ void operator()(Unit<T, 1> &x, int64_t i) const {
+        Philox r = philox(seed, stream, first + (uint64_t)(i / 4));
+        // Not r.word[i % 4]: an array indexed at run time lies in local memory.
+        uint32_t low = i % 2 == 0 ? r.word[0] : r.word[1], high = i % 2 == 0 ? r.word[2] : r.word[3];
+        x.at[0] = kept(x.at[0], i % 4 < 2 ? low : high);
+    }
+};
 
 template <typename T>
 static __global__ void __launch_bounds__(FLAT_THREADS) dropout_kernel(int64_t count, int64_t packs, Draws draws, T *x) {
-    const int N = Pack<T>::COUNT;
-    Pack<T> some[FLAT_UNITS];
-#pragma unroll
-    for (int u = 0; u < FLAT_UNITS; u++) {
-        int64_t i = flat_unit(u);
-        if (i < packs) {
-            some[u] = load_pack(x + i * N);
-        }
-    }
-#pragma unroll
-    for (int u = 0; u < FLAT_UNITS; u++) {
-        int64_t i = flat_unit(u);
-        if (i < packs) {
-#pragma unroll
-            for (int j = 0; j < N; j += 4) {
-                Philox r = philox(draws.seed, draws.stream, draws.first + (uint64_t)(i * (N / 4) + j / 4));
-#pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    some[u].at[j + k] = kept(some[u].at[j + k], r.word[k], draws);
-                }
-            }
-            store_pack(x + i * N, some[u]);
-        }
-    }
-    for (int64_t i = flat_rest(packs * N); i < count; i += flat_rest_step()) {
-        Philox r = philox(draws.seed, draws.stream, draws.first + (uint64_t)(i / 4));
-        // Not r.word[i % 4]: an array indexed at run time lies in local memory.
-        uint32_t low = i % 2 == 0 ? r.word[0] : r.word[1], high = i % 2 == 0 ? r.word[2] : r.word[3];
-        x[i] = kept(x[i], i % 4 < 2 ? low : high, draws);
-    }
+    flat_map(count, packs, x, x, draws);
 }
 
 void dropout(Device *device, const Dropout *a) {

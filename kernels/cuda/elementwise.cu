@@ -55,30 +55,18 @@ void zero(Device *device, int64_t bytes, void *x) {
     }
 }
 
+struct Scaling {
+    float factor;
+    template <int N> __device__ __forceinline__ void operator()(Unit<float, N> &x, int64_t i) const {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            x.at[j] *= factor;
+        }
+    }
+};
+
 static __global__ void __launch_bounds__(FLAT_THREADS) scale_kernel(int64_t count, int64_t packs, float factor, float *x) {
-    const int N = Pack<float>::COUNT;
-    Pack<float> some[FLAT_UNITS];
-#pragma unroll
-    for (int u = 0; u < FLAT_UNITS; u++) {
-        int64_t i = flat_unit(u);
-        if (i < packs) {
-            some[u] = load_pack(x + i * N);
-        }
-    }
-#pragma unroll
-    for (int u = 0; u < FLAT_UNITS; u++) {
-        int64_t i = flat_unit(u);
-        if (i < packs) {
-#pragma unroll
-            for (int j = 0; j < N; j++) {
-                some[u].at[j] *= factor;
-            }
-            store_pack(x + i * N, some[u]);
-        }
-    }
-    for (int64_t i = flat_rest(packs * N); i < count; i += flat_rest_step()) {
-        x[i] *= factor;
-    }
+    flat_map(count, packs, x, x, Scaling{factor});
 }
 
 void scale(Device *device, int64_t count, float factor, float *x) {

@@ -94,6 +94,33 @@ __device__ __forceinline__ int64_t flat_rest_step() {
     return (int64_t)gridDim.x * FLAT_THREADS;
 }
 
+// y = change of x, which may be y: change(unit, i) changes unit number i of its size in place, Unit<T, COUNT> or Unit<T, 1>.
+template <typename T, typename Change>
+__device__ __forceinline__ void flat_map(int64_t count, int64_t packs, const T *x, T *y, Change change) {
+    const int N = Pack<T>::COUNT;
+    Unit<T, N> some[FLAT_UNITS];
+#pragma unroll
+    for (int u = 0; u < FLAT_UNITS; u++) {
+        int64_t i = flat_unit(u);
+        if (i < packs) {
+            some[u] = load_unit<N>(x + i * N);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < FLAT_UNITS; u++) {
+        int64_t i = flat_unit(u);
+        if (i < packs) {
+            change(some[u], i);
+            store_unit(y + i * N, some[u]);
+        }
+    }
+    for (int64_t i = flat_rest(packs * N); i < count; i += flat_rest_step()) {
+        Unit<T, 1> one = load_unit<1>(x + i);
+        change(one, i);
+        store_unit(y + i, one);
+    }
+}
+
 // ---- Rows of `units` units each, counted through
 
 // Whether rows of `width` elements can be walked in packs; every pointer and every offset into a row has to allow it too.
