@@ -672,6 +672,9 @@ static void test_stores(void) {
             tile.at[row][two + 1] = 0.25f;
             fence_async();
             __syncthreads();
+            if (blockIdx.x == 1 && threadIdx.x < 8) {
+                add_float4((float4 *)sums + 8 + threadIdx.x, float4{1, 2, 3, (float)threadIdx.x});
+            }
             if (threadIdx.x == 0) {
                 tma_store_wait<0>();
                 tma_add_3d(&plain, shared_address(&tile), 0, 0, first);
@@ -688,7 +691,7 @@ static void test_stores(void) {
             }
         }
         for (int i = 0; i < 64; i++) {
-            wrong += sums[i] != (i < 32 ? (i % 2 == 0 ? 1.5f : 0.75f) : 0);
+            wrong += sums[i] != (i < 32 ? (i % 2 == 0 ? 1.5f : 0.75f) : (float)(i % 4 < 3 ? i % 4 + 1 : i / 4 - 8));
         }
         CHECK_I64(wrong, 0);
     });

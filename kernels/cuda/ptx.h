@@ -32,6 +32,9 @@ __device__ __forceinline__ void fence_async();
 // between looks.
 __device__ __forceinline__ int load_acquire(const int *word);
 __device__ __forceinline__ void add_release(int *word, int value);
+// Adds to four fp32 in global memory, aligned to 16; does not wait ("red", .v4.f32, sm_90). Not deterministic unless the
+// callers order themselves.
+__device__ __forceinline__ void add_float4(float4 *to, float4 value);
 __device__ __forceinline__ void nap();
 
 // ---- Arithmetic
@@ -124,6 +127,11 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
     return (uint64_t)((address & 0x3FFFF) >> 4) | (uint64_t)((leading & 0x3FFFF) >> 4) << 16 |
            (uint64_t)((stride & 0x3FFFF) >> 4) << 32 | (uint64_t)1 << 62;
 }
+// The same tile `bytes` further on, a multiple of 16: one addition, where a descriptor anew is several instructions, and
+// registers if the compiler keeps it.
+__device__ __forceinline__ uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) {
+    return (descriptor & 0xFFFFFFFF00000000) | (uint32_t)((uint32_t)descriptor + bytes / 16);
+}
 // Byte offset of 16-byte chunk `chunk` of row `row` (of 128 bytes) in a tile with the 128-byte swizzle.
 __device__ __forceinline__ uint32_t swizzle_128(uint32_t row, uint32_t chunk) {
     return row * 128 + ((chunk ^ (row & 7)) << 4);
@@ -136,6 +144,9 @@ __device__ __forceinline__ void wgmma_commit();
 template <int N> __device__ __forceinline__ void wgmma_wait();
 // Tells the compiler that the registers change here, so that it moves no use of them across.
 template <int COUNT> __device__ __forceinline__ void registers_fence(float (&d)[COUNT]);
+// x, of which the compiler does not know that it is x: what it computes of the result it computes behind this, and keeps none
+// of it in registers from before, as it likes to with the descriptors of a loop's tiles.
+__device__ __forceinline__ uint32_t computed_anew(uint32_t x);
 
 // d[64,N] = (accumulate ? d : 0) + a[64,16] b[16,N], asynchronous. Warp w, lane l holds rows 16 w + l / 4 and + 8; for each
 // group j of 8 columns d[4 j ..] = (row, 8 j + 2 (l % 4)), (row, +1), (row + 8, same), (row + 8, +1). TRANS: the operand is
@@ -184,6 +195,11 @@ __device__ __forceinline__ int load_acquire(const int *word) {
 }
 __device__ __forceinline__ void add_release(int *word, int value) {
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+__device__ __forceinline__ void add_float4(float4 *to, float4 value) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(value.x), "f"(value.y),
+                 "f"(value.z), "f"(value.w)
+                 : "memory");
 }
 __device__ __forceinline__ void nap() {
     asm volatile("nanosleep.u32 64;" ::: "memory");
@@ -364,6 +380,11 @@ template <int COUNT> __device__ __forceinline__ void registers_fence(float (&d)[
     for (int i = 0; i < COUNT; i++) {
         asm volatile("" : "+f"(d[i])::"memory");
     }
+}
+
+__device__ __forceinline__ uint32_t computed_anew(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 // clang-format off

@@ -372,6 +372,29 @@ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {
     store_begin(store);
 }
 
+void adds_finish(Thread *thread) {
+    for (const Add &add : thread->adds) {
+        for (int i = 0; i < 4; i++) {
+            add.global[i] += add.value[i];
+        }
+    }
+    thread->adds.clear();
+}
+
+void add_float4(float *global, float x, float y, float z, float w) {
+    Thread *thread = engine.thread;
+    need_sm90("add_float4");
+    check_global(global, "add_float4");
+    thread->adds.push_back({global, {x, y, z, w}});
+    if (done_at_once()) {
+        adds_finish(thread);
+    }
+}
+
+void adds_perform() {
+    adds_finish(engine.thread);
+}
+
 void tma_store_commit() {
     engine.thread->stores.group++;
 }

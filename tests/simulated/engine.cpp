@@ -475,6 +475,7 @@ static void cluster_end(Cluster *cluster) {
 static void block_end(Block *block) {
     for (Thread &thread : block->threads) {
         stores_finish(&thread);
+        adds_finish(&thread);
     }
     loads_check(block->cluster, block);
     for (size_t i = 0; i + 128 <= block->threads.size(); i += 128) {
@@ -506,6 +507,7 @@ static void barrier_end(Block *block, Barrier &barrier) {
 // An arrival of the running thread; true: it was the last one. `expected`: UINT32_MAX for all that have not ended.
 static bool barrier_come(Barrier &barrier, const char *name, unsigned expected, bool yes) {
     Block *block = engine.thread->block;
+    adds_finish(engine.thread);
     if (barrier.arrived == 0) {
         barrier.expected = expected;
         barrier.name = name;

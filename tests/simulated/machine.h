@@ -51,6 +51,10 @@ struct AsyncStore {  // TMA from shared to global memory
     unsigned group;
 };
 
+struct Add {  // of four registers to global memory
+    float *global, value[4];
+};
+
 struct Product {  // wgmma
     WgmmaShape shape;
     float *d;
@@ -105,6 +109,7 @@ struct Thread {
 
     Queue<AsyncCopy> copies;
     Queue<AsyncStore> stores;
+    std::vector<Add> adds;
     Queue<Product> products;
     std::vector<float> accumulators;  // of products under way: their content
     bool products_fenced;
@@ -232,6 +237,7 @@ bool load_finish_one(Cluster *cluster);
 void loads_check(Cluster *cluster, Block *block);
 void copies_finish(Thread *thread, unsigned groups_before);
 void stores_finish(Thread *thread);
+void adds_finish(Thread *thread);
 
 // ---- wgmma.cpp
 

@@ -40,6 +40,9 @@ void tma_prefetch(const CUtensorMap_st *map);
 void tma_load(int rank, uint32_t shared, const CUtensorMap_st *map, uint32_t barrier, unsigned blocks, const int *coordinates);
 void tma_store(int rank, const CUtensorMap_st *map, uint32_t shared, bool add, const int *coordinates);
 void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier);
+// Done when a barrier, a release or the thread's end must show them to others, or at once: Timing.
+void add_float4(float *global, float x, float y, float z, float w);
+void adds_perform();
 void bulk_add_float(float *global, uint32_t shared, uint32_t bytes);
 void tma_store_commit();
 void tma_store_wait(unsigned groups, bool read_only);

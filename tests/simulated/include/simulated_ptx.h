@@ -30,7 +30,11 @@ inline int load_acquire(const int *word) {
     return *(const volatile int *)word;
 }
 inline void add_release(int *word, int value) {
+    simulator::adds_perform();
     atomicAdd(word, value);
+}
+inline void add_float4(float4 *to, float4 value) {
+    simulator::add_float4(&to->x, value.x, value.y, value.z, value.w);
 }
 inline void nap() {
     simulator::thread_nap();
@@ -161,6 +165,9 @@ template <int N> inline void wgmma_wait() {
 }
 template <int COUNT> inline void registers_fence(float (&d)[COUNT]) {
     __asm__ volatile("" : : "r"(d) : "memory");
+}
+inline uint32_t computed_anew(uint32_t x) {
+    return x;
 }
 template <int N, typename T, int TRANS_A, int TRANS_B>
 inline void wgmma_shared(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
