@@ -7,9 +7,9 @@
 // Three kernels: `prepare` computes delta, the log-sum-exp in units of log2 and the last query that sees each key, and clears
 // the sum of dQ; `main` does the five products; `finish` rounds dQ from its fp32 sum.
 //
-// main: a block of threads has 128 keys of a group, whose K and V stay in shared memory, and walks the group's query heads and
-// their blocks of queries (64, or 128 where D = 64). Everything is transposed, [keys, queries], so that P^T and dS^T come out
-// of the accumulators as A operands in registers:
+// main: a block of threads has 128 keys of a group (64 where D > 128), whose K and V stay in shared memory, and walks the
+// group's query heads and their blocks of queries (64, or 128 where D = 64). Everything is transposed, [keys, queries], so that
+// P^T and dS^T come out of the accumulators as A operands in registers:
 //
 //     producer warp    one thread copies Q, lse and dO, delta of the next blocks of queries by TMA
 //     dQ warp          adds the block's part of dQ to its sum in global memory, in order
@@ -23,18 +23,38 @@
 //     dQ = dS K                         wgmma, each consumer a half of it (of its columns; of its rows where D = 64)
 //     dK += dS^T Q                      wgmma, dS^T in registers; meanwhile dQ goes to shared memory, and to the dQ warp
 //
-//   shared memory of a block, in KiB          D = 64   128
-//     K, V   128 keys                             32    64
-//     Q, dO  2 stages of a block of queries       64    64
-//     dS     2, so that one is written while the other is still read     64    32
-//     dQ     2 halves of 64 x 64 fp32             32    32
-//     lse, delta   2 stages                        2     1
-//                                                194   193
+//   shared memory of a block, in KiB          D = 64   128   192   256
+//     K, V   128 keys, or 64                      32    64    48    64
+//     Q, dO  2 stages of a block of queries       64    64    96   128
+//     dS     2, so that one is written while the other is still read     64    32    16    16
+//     P      the same                              -     -    16    16
+//     dQ     2 halves of 64 x 64 fp32             32    32     -     -
+//     lse, delta   2 stages                        2     1     1     1
+//                                                194   193   177   225
+//
+// Wide heads (D > 128, padded to 192 or 256): dK and dV of 64 keys are all that the registers hold, and a consumer has one of
+// them whole. P and dS are made by halves and go to both through shared memory; with the next block of queries' S and dP under
+// way behind the sums of this one, little but the tensor cores' work is left to wait for:
+//
+//     -- both consumers have written P and dS of block m --
+//     dV += P^T dO, or dK += dS^T Q     wgmma, consumer 0 dV, consumer 1 dK
+//     S^T = K Q^T of block m + 1        wgmma, each consumer 32 of the queries
+//     dQ = dS K                         wgmma, 64 of its columns
+//     dP^T = V dO^T of block m + 1      wgmma, 32 of the queries
+//     P^T = exp2(S^T - lse)             while dQ and dP are computed; to shared memory
+//     dQ                                added to its sum in global memory, by the consumer itself: the dQ warp tells its turn
+//     dQ = dS K                         wgmma, the next 64 columns (of D = 192 consumer 1 has 64 alone)
+//     dS^T = P^T (dP^T - delta)         meanwhile; to shared memory
+//     dQ                                added
+//
+// The consumers add to dQ from their registers because shared memory has no room for it, nor bandwidth to spare: the operands
+// of 64 x 64 products alone are all that it can deliver in their time (128 bytes a clock).
 //
 //   who waits for whom
 //     producer    -- keys_full -->  consumers                                      (K and V, once)
 //     producer    -- q_full[stage], o_full[stage] -->  consumers  -- q_empty[stage], o_empty[stage] -->  producer
-//     consumer w  -- QUERY_FULL + w -->  dQ warp  -- QUERY_EMPTY + w -->  consumer w        (named barriers)
+//     consumer w  -- QUERY_FULL + w -->  dQ warp  -- QUERY_EMPTY + w -->  consumer w        (named barriers; wide heads: it has
+//                                                                     added, it may add)
 //     dQ warp of the block with the next keys  -- turns[head, block of queries] -->  dQ warp of this block
 //
 // Determinism: a sum in fp32 depends on its order, so the blocks of keys add to a block of queries in one order: from its
@@ -46,34 +66,40 @@
 //
 // Registers of a thread: the launch gives 168; the producer's warpgroup gives back all but 40, the consumers take 232. Of them
 // the accumulators are dK 64 + dV 64 + S 32 + dP 32 (then P 16 + dS 16 + dQ 32) at D = 128, at
-// D = 64 dK 32 + dV 32 + S 64 + dP 64 (then P 32 + dS 32 + dQ 32).
+// D = 64 dK 32 + dV 32 + S 64 + dP 64 (then P 32 + dS 32 + dQ 32), at D = 256 dK or dV 128 + S 16 + dP 16 + dQ 32.
 #include "kernels/cuda/attention_sm90.h"
 
 namespace BACKEND {
 
-enum { BACKWARD_CONSUMERS = 2, BACKWARD_KEYS = 64 * BACKWARD_CONSUMERS };
+enum { BACKWARD_CONSUMERS = 2 };
 enum { BACKWARD_THREADS = WARPGROUP * (1 + BACKWARD_CONSUMERS), BACKWARD_PADDING = 128 };
 
 // Named barriers; 0 is that of the block.
 enum { BOTH_CONSUMERS = 1, ONE_CONSUMER = 2, QUERY_FULL = 4, QUERY_EMPTY = 6, QUERY_THREADS = WARPGROUP + 32 };
 
-// A consumer's part of the gradient of a block of queries: 64 x 64, in the order in which the accumulator's threads hold it.
+// A part of the gradient of a block of queries: 64 x 64, in the order in which the accumulator's threads hold it.
 enum { PART_FLOATS = 64 * 64, PART_BYTES = PART_FLOATS * 4 };
 
 template <int D> struct BackwardTile {
+    static const bool WIDE = D > 128;
     static const int ROWS = D == 64 ? 128 : 64;  // of queries
+    static const int KEYS = WIDE ? 64 : 64 * BACKWARD_CONSUMERS;
     static const int PANELS = D / PANEL_COLUMNS;
-    static const uint32_t KEY_PANEL = (uint32_t)BACKWARD_KEYS * PANEL_ROW_BYTES, KEY_BYTES = PANELS * KEY_PANEL;
+    static const int PARTS = ROWS * D / PART_FLOATS;  // of dQ, a block of queries
+    static const int LANES = D == 192 ? 32 : D / 8;   // that prepare a query
+    static const uint32_t KEY_PANEL = (uint32_t)KEYS * PANEL_ROW_BYTES, KEY_BYTES = PANELS * KEY_PANEL;
     static const uint32_t ROW_PANEL = ROWS * PANEL_ROW_BYTES, ROW_BYTES = PANELS * ROW_PANEL;
     static const uint32_t STAT_BYTES = ROWS * 4;
-    // dS^T: panels of 64 queries, 128 keys each.
+    // dS^T, and P^T where it goes through shared memory: panels of 64 queries, KEYS rows each.
     static const uint32_t SLOPE_BYTES = ROWS / PANEL_COLUMNS * KEY_PANEL;
     // Places in shared memory.
     static const uint32_t KEY = 0, VALUE = KEY + KEY_BYTES, QUERY = VALUE + KEY_BYTES;
     static const uint32_t OUT = QUERY + RING_STAGES * ROW_BYTES, SLOPE = OUT + RING_STAGES * ROW_BYTES;
-    static const uint32_t PART = SLOPE + 2 * SLOPE_BYTES, LSE = PART + (uint32_t)BACKWARD_CONSUMERS * PART_BYTES;
+    static const uint32_t PROBABILITY = SLOPE + 2 * SLOPE_BYTES, PART = PROBABILITY + (WIDE ? 2 * SLOPE_BYTES : 0);
+    static const uint32_t LSE = PART + (WIDE ? 0 : (uint32_t)BACKWARD_CONSUMERS * PART_BYTES);
     static const uint32_t DELTA = LSE + RING_STAGES * STAT_BYTES, BARRIERS = DELTA + RING_STAGES * STAT_BYTES;
     static const uint32_t TICKET = BARRIERS + 120, BYTES = BARRIERS + 128;
+    static_assert(BYTES <= 232448, "more shared memory than a block has");
 };
 
 // The addresses of the mbarriers, from BackwardTile::BARRIERS on.
@@ -106,7 +132,7 @@ struct BackwardWork {
     int *until;        // [B,T]: the last query that sees a key
     float *lse;        // [B,H,T'] in units of log2, infinity from T on
     float *delta;      // [B,H,T'], 0 from T on
-    float *dq;         // [B,H,T'/ROWS][2][64 x 64]
+    float *dq;         // [B,H,T'/ROWS][PARTS][64 x 64]
 };
 
 // ---- Before: delta, lse, who sees whom; and zeros
@@ -116,11 +142,11 @@ template <typename T> struct BackwardInputs {
     const float *lse;
 };
 
-// D / 8 lanes a row of [B,H,T'].
+// LANES lanes a row of [B,H,T'], 8 elements each.
 template <typename T, int D>
 __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs<T> in, BackwardWork work) {
     const AttentionPlan &plan = work.plan;
-    const int LANES = D / 8;
+    const int LANES = BackwardTile<D>::LANES;
     int64_t index = (int64_t)blockIdx.x * 256 + threadIdx.x, row = index / LANES;
     int64_t pairs = (int64_t)plan.batch * plan.heads, rows = pairs * work.padded;
     if (index < (int64_t)plan.batch * plan.length) {
@@ -161,23 +187,25 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
         work.delta[row] = sum;
         work.lse[row] = query < plan.length ? in.lse[pair * plan.length + query] * 1.4426950408889634f : INFINITY;
     }
-    float4 zero = {0, 0, 0, 0};
-    float4 *clear = (float4 *)(work.dq + index * 8);
-    clear[0] = zero;
-    clear[1] = zero;
+    if (lane * 8 < D) {
+        float4 zero = {0, 0, 0, 0};
+        float4 *clear = (float4 *)(work.dq + row * D + lane * 8);
+        clear[0] = zero;
+        clear[1] = zero;
+    }
 }
 
 // ---- Which blocks of queries a block of keys meets
 
 // begin .. end - 1; from whole_begin to whole_end - 1 (perhaps none) without a mask.
 template <int D> __device__ __forceinline__ AttentionBlocks backward_blocks(const BackwardWork &work, int b, int key) {
-    const int ROWS = BackwardTile<D>::ROWS;
-    int length = work.plan.length, last = key + BACKWARD_KEYS < length ? key + BACKWARD_KEYS - 1 : length - 1;
+    const int ROWS = BackwardTile<D>::ROWS, KEYS = BackwardTile<D>::KEYS;
+    int length = work.plan.length, last = key + KEYS < length ? key + KEYS - 1 : length - 1;
     const int *until = work.until + (int64_t)b * length;
     AttentionBlocks blocks;
     blocks.begin = key / ROWS;
     blocks.end = until[last] / ROWS + 1;
-    blocks.whole_begin = (key + BACKWARD_KEYS - 1 + ROWS - 1) / ROWS;
+    blocks.whole_begin = (key + KEYS - 1 + ROWS - 1) / ROWS;
     blocks.whole_end = (until[key] + 1) / ROWS;
     return blocks;
 }
@@ -198,7 +226,7 @@ __device__ __forceinline__ void backward_produce(const BackwardWork &work, Backw
                                                  const CUtensorMap *out_map) {
     typedef BackwardTile<D> Tile;
     const AttentionPlan &plan = work.plan;
-    int key = place.block * BACKWARD_KEYS;
+    int key = place.block * Tile::KEYS;
     mbarrier_expect(barriers.keys_full(), 2 * Tile::KEY_BYTES);
     for (int i = 0; i < Tile::PANELS; i++) {
         tma_load_4d(shared + Tile::KEY + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.keys_full(), i * PANEL_COLUMNS,
@@ -236,16 +264,16 @@ __device__ __forceinline__ void backward_produce(const BackwardWork &work, Backw
     }
 }
 
-// ---- The dQ warp
+// ---- The dQ warp. With wide heads the consumers add, and it tells them when.
 
 template <int D>
 __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, uint32_t shared, AttentionPlace place) {
     typedef BackwardTile<D> Tile;
     const AttentionPlan &plan = work.plan;
     bool elected = threadIdx.x % 32 == 0;
-    AttentionBlocks blocks = backward_blocks<D>(work, place.b, place.block * BACKWARD_KEYS);
+    AttentionBlocks blocks = backward_blocks<D>(work, place.b, place.block * Tile::KEYS);
     int steps = plan.share * (blocks.end - blocks.begin);
-    for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
+    for (int w = 0; w < BACKWARD_CONSUMERS && !Tile::WIDE; w++) {
         barrier_arrive(QUERY_EMPTY + w, QUERY_THREADS);
     }
     for (int i = 0; i < plan.share; i++) {
@@ -253,16 +281,19 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
 #pragma unroll 1
         for (int m = blocks.begin; m < blocks.end; m++) {
             int *turn = work.turns + first + m;
-            int before = m * Tile::ROWS / BACKWARD_KEYS - place.block;  // blocks of keys from the diagonal down to this one
+            int before = m * Tile::ROWS / Tile::KEYS - place.block;  // blocks of keys from the diagonal down to this one
             if (elected) {
                 while (load_acquire(turn) != before) {
                     nap();
                 }
             }
             __syncwarp();
+            for (int w = 0; w < BACKWARD_CONSUMERS && Tile::WIDE; w++) {
+                barrier_arrive(QUERY_EMPTY + w, QUERY_THREADS);
+            }
             for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
                 barrier_sync(QUERY_FULL + w, QUERY_THREADS);
-                if (elected) {
+                if (elected && !Tile::WIDE) {
                     bulk_add_float(work.dq + ((first + m) * BACKWARD_CONSUMERS + w) * PART_FLOATS,
                                    shared + Tile::PART + (uint32_t)w * PART_BYTES, PART_BYTES);
                     tma_store_commit();
@@ -273,7 +304,7 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
             }
             __syncwarp();
             steps--;
-            if (steps > 0) {
+            if (steps > 0 && !Tile::WIDE) {
                 for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
                     barrier_arrive(QUERY_EMPTY + w, QUERY_THREADS);
                 }
@@ -319,18 +350,14 @@ __device__ __forceinline__ void issue_gradient(float (&d)[D / 2], const uint32_t
     wgmma_commit();
 }
 
-// d[64, 64] = a consumer's part of dS K, asynchronous. D = 64: its 64 queries (a panel of dS); D = 128: its 64 columns (a panel
-// of K).
-template <typename T, int D>
-__device__ __forceinline__ void issue_queries(float (&d)[32], uint32_t slopes, uint32_t keys, int w) {
+// d[64 queries, 64] = a part of dS K, asynchronous: of a panel of dS^T and one of K.
+template <typename T, int D> __device__ __forceinline__ void issue_queries(float (&d)[32], uint32_t slopes, uint32_t keys) {
     typedef BackwardTile<D> Tile;
-    uint32_t a = slopes + (D == 64 ? (uint32_t)w * Tile::KEY_PANEL : 0);
-    uint32_t b = keys + (D == 64 ? 0 : (uint32_t)w * Tile::KEY_PANEL);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < BACKWARD_KEYS / 16; i++) {
-        wgmma_shared<64, T, 1, 1>(d, operand_along_rows(a, Tile::KEY_PANEL, i), operand_along_rows(b, Tile::KEY_PANEL, i),
-                                  i > 0);
+    for (int i = 0; i < Tile::KEYS / 16; i++) {
+        wgmma_shared<64, T, 1, 1>(d, operand_along_rows(slopes, Tile::KEY_PANEL, i),
+                                  operand_along_rows(keys, Tile::KEY_PANEL, i), i > 0);
     }
     wgmma_commit();
 }
@@ -392,7 +419,7 @@ __device__ __forceinline__ void score_gradients(const float (&p)[N / 2], float (
     }
 }
 
-// ---- A consumer
+// ---- A consumer of narrow heads
 
 template <typename T, int D, bool MODIFIED>
 __device__ __forceinline__ void backward_consume(const BackwardWork &work, BackwardBarriers barriers, unsigned char *memory,
@@ -404,7 +431,7 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
     uint32_t shared = shared_address(memory);
     int thread = (int)threadIdx.x % WARPGROUP, lane = thread % 32, column = lane % 4 * 2;
     bool elected = thread == 0;
-    int first_key = place.block * BACKWARD_KEYS;
+    int first_key = place.block * Tile::KEYS;
     AttentionBlocks blocks = backward_blocks<D>(work, place.b, first_key);
     BackwardKeys keys;
 #pragma unroll
@@ -475,7 +502,9 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
             fence_async();
             barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
             float dq[32];
-            issue_queries<T, D>(dq, slopes, shared + Tile::KEY, w);
+            // Its 64 queries, or its 64 columns.
+            uint32_t part = (uint32_t)w * Tile::KEY_PANEL;
+            issue_queries<T, D>(dq, slopes + (D == 64 ? part : 0), shared + Tile::KEY + (D == 64 ? 0 : part));
             registers_fence(dk);
             issue_gradient<T, D>(dk, ds, query);
             wgmma_wait<2>();
@@ -506,11 +535,209 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
     }
     // V's rows were this consumer's alone, but K was read by both. The place is worked out anew: registers are scarce above.
     place = backward_place<D>(work, memory);
-    int row = place.block * BACKWARD_KEYS + w * 64, head = plan.heads + place.head;
+    int row = place.block * Tile::KEYS + w * 64, head = plan.heads + place.head;
     store_rows<T, D>(dv, shared + Tile::VALUE + own, Tile::KEY_PANEL, gradient_map, 0, head + plan.groups, row, place.b,
                      ONE_CONSUMER + w);
     barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
     store_rows<T, D>(dk, shared + Tile::KEY + own, Tile::KEY_PANEL, gradient_map, 0, head, row, place.b, ONE_CONSUMER + w);
+    if (elected) {
+        tma_store_wait<0>();
+    }
+}
+
+// ---- A consumer of wide heads
+
+// d[64 keys, D] += a[64 keys, 64 queries] rows[64 queries, D], asynchronous: dV or dK, P^T or dS^T in shared memory.
+template <typename T, int D> __device__ __forceinline__ void issue_sum(float (&d)[D / 2], uint32_t a, uint32_t rows) {
+    typedef BackwardTile<D> Tile;
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Tile::ROWS / 16; i++) {
+        wgmma_shared<D, T, 0, 1>(d, operand_along_width(a, Tile::KEY_PANEL, i), operand_along_rows(rows, Tile::ROW_PANEL, i),
+                                 true);
+    }
+    wgmma_commit();
+}
+
+// Adds a part to the sum of dQ, of which `to` is this thread's place.
+__device__ __forceinline__ void add_part(float4 *to, const float (&dq)[32]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        add_float4(to + j * WARPGROUP, make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]));
+    }
+}
+
+// A consumer's half of P^T or dS^T, 64 keys x N queries, into the tile of both.
+template <typename T, int N> __device__ __forceinline__ void store_half(uint32_t tile, const float (&d)[N / 2], int w) {
+    uint32_t a[N / 16][4];
+    pack_operand<T, N>(a, d);
+    store_operand<N>(tile, 0, a, (uint32_t)(w * N / 8));
+}
+
+// The products s of consumer w with block m of the queries become P, which also goes to shared memory.
+template <typename T, int D>
+__device__ __forceinline__ void wide_probabilities(unsigned char *memory, float (&s)[BackwardTile<D>::ROWS / 4],
+                                                   const AttentionPlan &plan, const BackwardKeys &keys,
+                                                   const AttentionBlocks &blocks, int stage, int m, int w) {
+    typedef BackwardTile<D> Tile;
+    const int N = Tile::ROWS / BACKWARD_CONSUMERS;
+    int column = w * N + (int)threadIdx.x % 4 * 2;
+    if (m < blocks.whole_begin || m >= blocks.whole_end) {
+        mask_transposed<N>(s, keys, m * Tile::ROWS + column);
+    }
+    probabilities<N>(s, plan.scale_log2, (const float *)(memory + Tile::LSE + (uint32_t)stage * Tile::STAT_BYTES) + column);
+    store_half<T, N>(shared_address(memory) + Tile::PROBABILITY + (uint32_t)stage * Tile::SLOPE_BYTES, s, w);
+}
+
+// dp becomes dS, which also goes to shared memory. MODIFIED: s, until here the products, becomes P.
+template <typename T, int D, bool MODIFIED>
+__device__ __forceinline__ void wide_gradients(unsigned char *memory, float (&s)[BackwardTile<D>::ROWS / 4],
+                                               float (&dp)[BackwardTile<D>::ROWS / 4], const AttentionPlan &plan, float slope,
+                                               const BackwardKeys &keys, const AttentionBlocks &blocks, int stage, int m,
+                                               int w) {
+    typedef BackwardTile<D> Tile;
+    const int N = Tile::ROWS / BACKWARD_CONSUMERS;
+    int column = w * N + (int)threadIdx.x % 4 * 2, query = m * Tile::ROWS + column;
+    const float *lse = (const float *)(memory + Tile::LSE + (uint32_t)stage * Tile::STAT_BYTES) + column;
+    const float *delta = (const float *)(memory + Tile::DELTA + (uint32_t)stage * Tile::STAT_BYTES) + column;
+    uint32_t tile = shared_address(memory) + (uint32_t)stage * Tile::SLOPE_BYTES;
+    if (MODIFIED) {
+        bool masked = m < blocks.whole_begin || m >= blocks.whole_end;
+        if (plan.cap > 0) {
+            modified_probabilities<N, true>(s, dp, plan, slope, keys, masked, query, lse, delta);
+        } else {
+            modified_probabilities<N, false>(s, dp, plan, slope, keys, masked, query, lse, delta);
+        }
+        store_half<T, N>(tile + Tile::PROBABILITY, s, w);
+    } else {
+        score_gradients<N>(s, dp, delta);
+    }
+    store_half<T, N>(tile + Tile::SLOPE, dp, w);
+}
+
+// Consumer 0 sums dV, consumer 1 dK; of a block of queries each makes P and dS of a half, and dQ of two panels of columns (of
+// one: consumer 1 where D = 192).
+template <typename T, int D, bool MODIFIED>
+__device__ __forceinline__ void backward_consume_wide(const BackwardWork &work, BackwardBarriers barriers,
+                                                      unsigned char *memory, AttentionPlace place,
+                                                      const CUtensorMap *gradient_map, int w) {
+    typedef BackwardTile<D> Tile;
+    const int N = Tile::ROWS / BACKWARD_CONSUMERS;
+    const AttentionPlan &plan = work.plan;
+    uint32_t shared = computed_anew(shared_address(memory));
+    int thread = (int)threadIdx.x % WARPGROUP, lane = thread % 32;
+    bool elected = thread == 0, two_parts = Tile::PANELS == 4 || w == 0;
+    AttentionBlocks blocks = backward_blocks<D>(work, place.b, place.block * Tile::KEYS);
+    BackwardKeys keys;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int key = place.block * Tile::KEYS + thread / 32 * 16 + lane / 4 + 8 * r;
+        keys.key[r] = key;
+        keys.seen[r] = key < plan.length ? (unsigned)(work.until[(int64_t)place.b * plan.length + key] - key + 1) : 0;
+    }
+    uint32_t half = (uint32_t)(w * N) * PANEL_ROW_BYTES;  // its queries, in each panel of Q and dO
+    int first_head = place.head * plan.share, head = first_head, m = blocks.begin;
+    float slope = MODIFIED ? attention_slope(plan, head) : 0;
+    float sum[D / 2], s[N / 2], dp[N / 2];
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) {
+        sum[i] = 0;
+    }
+    Ring ring = {0, 0};
+    mbarrier_wait(barriers.keys_full(), 0);
+    mbarrier_wait(barriers.q_full(0), 0);
+    issue_transposed<T, D, N>(s, shared + Tile::KEY, shared + Tile::QUERY + half);
+    mbarrier_wait(barriers.o_full(0), 0);
+    issue_transposed<T, D, N>(dp, shared + Tile::VALUE, shared + Tile::OUT + half);
+    wgmma_wait<0>();
+    registers_fence(s);
+    registers_fence(dp);
+    if (!MODIFIED) {
+        wide_probabilities<T, D>(memory, s, plan, keys, blocks, ring.stage, m, w);
+    }
+    wide_gradients<T, D, MODIFIED>(memory, s, dp, plan, slope, keys, blocks, ring.stage, m, w);
+    for (;;) {
+        // P and dS of block m of head `head` lie in shared memory, at ring.stage, once both consumers are here.
+        shared = computed_anew(shared);
+        uint32_t stage = (uint32_t)ring.stage, slopes = shared + Tile::SLOPE + stage * Tile::SLOPE_BYTES;
+        uint32_t panel = shared + Tile::KEY + (uint32_t)w * 2 * Tile::KEY_PANEL;
+        int64_t block = ((int64_t)place.b * plan.heads + head) * (work.padded / Tile::ROWS) + m;
+        float4 *to = (float4 *)(work.dq + (block * Tile::PARTS + 2 * w) * PART_FLOATS) + thread;
+        float dq[32];
+        fence_async();
+        barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
+        registers_fence(sum);
+        issue_sum<T, D>(sum, w == 0 ? shared + Tile::PROBABILITY + stage * Tile::SLOPE_BYTES : slopes,
+                        shared + (w == 0 ? Tile::OUT : Tile::QUERY) + stage * Tile::ROW_BYTES);
+        Ring before = ring;
+        m++;
+        if (m == blocks.end) {
+            m = blocks.begin;
+            head++;
+            if (head == first_head + plan.share) {
+                issue_queries<T, D>(dq, slopes, panel);
+                wgmma_wait<0>();
+                registers_fence(sum);
+                registers_fence(dq);
+                barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
+                add_part(to, dq);
+                if (two_parts) {
+                    issue_queries<T, D>(dq, slopes, panel + Tile::KEY_PANEL);
+                    wgmma_wait<0>();
+                    registers_fence(dq);
+                    add_part(to + PART_FLOATS / 4, dq);
+                }
+                barrier_arrive(QUERY_FULL + w, QUERY_THREADS);
+                break;
+            }
+            slope = MODIFIED ? attention_slope(plan, head) : 0;
+        }
+        ring.advance();
+        mbarrier_wait(barriers.q_full(ring.stage), ring.parity);
+        issue_transposed<T, D, N>(s, shared + Tile::KEY, shared + Tile::QUERY + (uint32_t)ring.stage * Tile::ROW_BYTES + half);
+        issue_queries<T, D>(dq, slopes, panel);
+        mbarrier_wait(barriers.o_full(ring.stage), ring.parity);
+        issue_transposed<T, D, N>(dp, shared + Tile::VALUE, shared + Tile::OUT + (uint32_t)ring.stage * Tile::ROW_BYTES + half);
+        wgmma_wait<3>();
+        registers_fence(sum);
+        if (elected) {
+            mbarrier_arrive(barriers.q_empty(before.stage));
+            mbarrier_arrive(barriers.o_empty(before.stage));
+        }
+        wgmma_wait<2>();
+        registers_fence(s);
+        if (!MODIFIED) {
+            wide_probabilities<T, D>(memory, s, plan, keys, blocks, ring.stage, m, w);
+            keep_before(s);  // dQ and dP hide the exponentials
+        }
+        wgmma_wait<1>();
+        registers_fence(dq);
+        barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
+        add_part(to, dq);
+        if (two_parts) {
+            issue_queries<T, D>(dq, slopes, panel + Tile::KEY_PANEL);
+            wgmma_wait<1>();
+        } else {
+            wgmma_wait<0>();
+        }
+        registers_fence(dp);
+        wide_gradients<T, D, MODIFIED>(memory, s, dp, plan, slope, keys, blocks, ring.stage, m, w);
+        wgmma_wait<0>();
+        registers_fence(dq);
+        if (two_parts) {
+            add_part(to + PART_FLOATS / 4, dq);
+        }
+        barrier_arrive(QUERY_FULL + w, QUERY_THREADS);
+    }
+    float unit = w == 0 ? 1 : plan.scale;
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) {
+        sum[i] *= unit;
+    }
+    barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);  // K was read by both
+    place = backward_place<D>(work, memory);
+    store_rows<T, D>(sum, shared + (w == 0 ? Tile::VALUE : Tile::KEY), Tile::KEY_PANEL, gradient_map, 0,
+                     plan.heads + place.head + (w == 0 ? plan.groups : 0), place.block * Tile::KEYS, place.b, ONE_CONSUMER + w);
     if (elected) {
         tma_store_wait<0>();
     }
@@ -548,7 +775,11 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
         }
     } else {
         registers_grow<232>();
-        backward_consume<T, D, MODIFIED>(work, barriers, memory, place, &gradient_map, warp / 4 - 1);
+        if constexpr (Tile::WIDE) {
+            backward_consume_wide<T, D, MODIFIED>(work, barriers, memory, place, &gradient_map, warp / 4 - 1);
+        } else {
+            backward_consume<T, D, MODIFIED>(work, barriers, memory, place, &gradient_map, warp / 4 - 1);
+        }
     }
 }
 
@@ -559,9 +790,9 @@ __global__ void __launch_bounds__(WARPGROUP)
     attention_backward_finish(const __grid_constant__ CUtensorMap gradient_map, const __grid_constant__ BackwardWork work) {
     DYNAMIC_SHARED(memory);
     const int ROWS = BackwardTile<D>::ROWS;
-    int blocks = work.padded / ROWS, w = (int)(blockIdx.x % BACKWARD_CONSUMERS),
-        m = (int)(blockIdx.x / BACKWARD_CONSUMERS) % blocks;
-    int64_t pair = blockIdx.x / BACKWARD_CONSUMERS / (unsigned)blocks;
+    const unsigned PARTS = (unsigned)BackwardTile<D>::PARTS;
+    int blocks = work.padded / ROWS, w = (int)(blockIdx.x % PARTS), m = (int)(blockIdx.x / PARTS) % blocks;
+    int64_t pair = blockIdx.x / PARTS / (unsigned)blocks;
     const float4 *part = (const float4 *)(work.dq + (int64_t)blockIdx.x * PART_FLOATS) + threadIdx.x;
     float dq[32];
 #pragma unroll
@@ -606,7 +837,7 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     const AttentionShape *s = &a->shape;
     CUtensorMap key_map, query_map, out_map, gradient_map;
     int64_t parts = s->heads + 2 * s->groups;
-    if (!heads_map(card, a->qkv, s, parts, BACKWARD_KEYS, &key_map) ||
+    if (!heads_map(card, a->qkv, s, parts, Tile::KEYS, &key_map) ||
         !heads_map(card, a->qkv, s, parts, Tile::ROWS, &query_map) ||
         !heads_map(card, a->dout, s, s->heads, Tile::ROWS, &out_map) ||
         !heads_map(card, a->dqkv, s, parts, STORE_ROWS, &gradient_map)) {
@@ -615,9 +846,9 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     BackwardWork work = {};
     work.plan = plan;
     work.padded = (int)divide_up(s->length, BACKWARD_PADDING) * BACKWARD_PADDING;
-    work.blocks = (int)divide_up(s->length, BACKWARD_KEYS);
+    work.blocks = (int)divide_up(s->length, Tile::KEYS);
     int64_t tiles = (int64_t)work.blocks * s->batch * s->groups, rows = s->batch * s->heads * (int64_t)work.padded;
-    int64_t prepare = divide_up(rows * (D / 8), 256), finish = rows / Tile::ROWS * BACKWARD_CONSUMERS;
+    int64_t prepare = divide_up(rows * Tile::LANES, 256), finish = rows / Tile::ROWS * Tile::PARTS;
     if (tiles > INT32_MAX || prepare > INT32_MAX || finish > INT32_MAX) {
         return false;
     }
@@ -642,14 +873,20 @@ template <typename T> static bool backward_widths(Card *card, const AttentionBac
     if (plan.width <= 64) {
         return plan.modified ? backward_launch<T, 64, true>(card, a, plan) : backward_launch<T, 64, false>(card, a, plan);
     }
-    return plan.modified ? backward_launch<T, 128, true>(card, a, plan) : backward_launch<T, 128, false>(card, a, plan);
+    if (plan.width <= 128) {
+        return plan.modified ? backward_launch<T, 128, true>(card, a, plan) : backward_launch<T, 128, false>(card, a, plan);
+    }
+    if (plan.width <= 192) {
+        return plan.modified ? backward_launch<T, 192, true>(card, a, plan) : backward_launch<T, 192, false>(card, a, plan);
+    }
+    return plan.modified ? backward_launch<T, 256, true>(card, a, plan) : backward_launch<T, 256, false>(card, a, plan);
 }
 
-// Takes bf16 and fp16 without dropout, head widths that are multiples of 8 up to 128.
+// Takes bf16 and fp16 without dropout, head widths that are multiples of 8 up to 256.
 bool attention_backward_sm90(Card *card, const AttentionBackward *a) {
     const AttentionShape *s = &a->shape;
     DataType type = card->device.type;
-    if (type == TYPE_FP32 || s->dropout > 0 || s->head_width % 8 != 0 || s->head_width > 128 || s->batch * s->length == 0 ||
+    if (type == TYPE_FP32 || s->dropout > 0 || s->head_width % 8 != 0 || s->head_width > 256 || s->batch * s->length == 0 ||
         !aligned_16(a->out)) {
         return false;
     }

@@ -38,11 +38,11 @@ struct Ring {
 
 // Step `i` (16 elements) along d of `rows` rows; `panel` is the number of bytes from panel to panel.
 __device__ __forceinline__ uint64_t operand_along_width(uint32_t tile, uint32_t panel, int i) {
-    return wgmma_descriptor(tile + (uint32_t)(i / 4) * panel + (uint32_t)(i % 4) * 32, 16, 8 * PANEL_ROW_BYTES);
+    return wgmma_advance(wgmma_descriptor(tile, 16, 8 * PANEL_ROW_BYTES), (uint32_t)(i / 4) * panel + (uint32_t)(i % 4) * 32);
 }
 // Step `i` (16 rows) along the rows of a tile: the transposed operand.
 __device__ __forceinline__ uint64_t operand_along_rows(uint32_t tile, uint32_t panel, int i) {
-    return wgmma_descriptor(tile + (uint32_t)i * 16 * PANEL_ROW_BYTES, panel, 8 * PANEL_ROW_BYTES);
+    return wgmma_advance(wgmma_descriptor(tile, panel, 8 * PANEL_ROW_BYTES), (uint32_t)i * 16 * PANEL_ROW_BYTES);
 }
 
 // All of x, which is not negative, is computed before what stands below. The assembler would put a wait for a product before
@@ -70,12 +70,15 @@ template <typename T, int N> __device__ __forceinline__ void pack_operand(uint32
     }
 }
 
-// Writes packed accumulators of 64 x N into a tile of 64 rows whose panels lie `panel` bytes apart. All of a warpgroup.
-template <int N> __device__ __forceinline__ void store_operand(uint32_t tile, uint32_t panel, const uint32_t (&a)[N / 16][4]) {
+// Writes packed accumulators of 64 x N into a tile of 64 rows whose panels lie `panel` bytes apart, from column 8 `chunk` of
+// the first panel on (not past its end, but for chunk 0). All of a warpgroup.
+template <int N>
+__device__ __forceinline__ void store_operand(uint32_t tile, uint32_t panel, const uint32_t (&a)[N / 16][4],
+                                              uint32_t chunk = 0) {
     uint32_t thread = threadIdx.x % WARPGROUP, lane = thread % 32, row = thread / 32 * 16 + lane % 16;
 #pragma unroll
     for (int i = 0; i < N / 16; i++) {
-        stmatrix_x4(tile + (uint32_t)(i / 4) * panel + swizzle_128(row, (uint32_t)(i % 4) * 2 + lane / 16), a[i]);
+        stmatrix_x4(tile + (uint32_t)(i / 4) * panel + swizzle_128(row, chunk + (uint32_t)(i % 4) * 2 + lane / 16), a[i]);
     }
 }
 
