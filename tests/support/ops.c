@@ -22,7 +22,11 @@ static const float with_slopes, with_add;
 static int attention_forward_tensors(const OpCase *c, OpTensor *t) {
     const AttentionShape *s = &c->attention_forward.shape;
     t[0] = (OpTensor){.name = "qkv", OP_INPUT, OP_COMPUTE, qkv_count(s)};
+    // Documents are about 24 tokens long, or a sequence is one: then blocks meet many others.
     t[1] = (OpTensor){.name = "first", OP_INPUT, OP_INT32, s->batch * s->length, OP_FIRST, s->length};
+    if (c->bare) {
+        t[1].fill = OP_INDEX, t[1].limit = 1;
+    }
     t[2] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, s->slopes != NULL ? s->heads : 0, OP_POSITIVE, .deviation = 0.5};
     t[3] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, out_count(s)};
     t[4] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->length};
@@ -372,6 +376,11 @@ KIND(copy_rows);
     {.kind = &attention_forward, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                              \
         .kind = &attention_backward, .attention_backward = {.shape = {B, T, H, G, D, __VA_ARGS__} }                            \
     }
+// The same of one document a sequence.
+#define ATTENTION_WHOLE(B, T, H, G, D, ...)                                                                                    \
+    {.kind = &attention_forward, .bare = true, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                \
+        .kind = &attention_backward, .bare = true, .attention_backward = {.shape = {B, T, H, G, D, __VA_ARGS__} }              \
+    }
 #define DECODE(B, N, H, G, D, ...)                                                                                             \
     {                                                                                                                          \
         .kind = &attention_decode, .attention_decode = { B, N, H, G, D, 0.3f, .q_stride = (H + 2 * G) * D, __VA_ARGS__ }       \
@@ -462,6 +471,19 @@ const OpCase op_cases[] = {
     ATTENTION(1, 64, 2, 1, 256, 0.0625f, .dropout = 0.2f, .seed = 3),
     ATTENTION(1, 33, 2, 2, 192, 0.07f),
     ATTENTION(1, 1, 2, 1, 64, 0.125f, .softcap = 30.0f),
+    ATTENTION_WHOLE(1, 389, 2, 1, 64, 0.125f),
+    ATTENTION_WHOLE(2, 263, 2, 2, 128, 0.0883883f, .softcap = 8.0f),
+    ATTENTION_WHOLE(1, 193, 6, 2, 96, 0.1f, .window = 150, .slopes = &with_slopes),
+    ATTENTION_WHOLE(1, 257, 2, 1, 256, 0.0625f),  // wide heads
+    ATTENTION_WHOLE(2, 127, 2, 2, 192, 0.07f, .softcap = 5.0f),
+    ATTENTION_WHOLE(1, 193, 3, 1, 160, 0.08f, .window = 101),
+    ATTENTION_WHOLE(1, 129, 4, 2, 248, 0.06f, .slopes = &with_slopes, .window = 128),
+    ATTENTION(2, 131, 4, 1, 136, 0.09f),
+    ATTENTION(1, 128, 2, 1, 256, 0.0625f, .softcap = 20.0f, .slopes = &with_slopes, .window = 70),
+    ATTENTION(1, 65, 2, 2, 160, 0.5f),
+    ATTENTION(1, 1, 2, 1, 256, 0.0625f),
+    ATTENTION(1, 2, 2, 1, 192, 0.07f, .slopes = &with_slopes),
+    ATTENTION(1, 64, 1, 1, 200, 0.07f, .window = 1),
     ATTENTION(0, 5, 2, 1, 8, 1.0f),
     ATTENTION(2, 0, 2, 1, 8, 1.0f),
     DECODE(0, 4, 2, 1, 8),
