@@ -8,8 +8,8 @@
 //     row 1  ...        row 1  ...                    d x rows   "MN-major", the product runs along the rows
 //     ...               ...
 //
-// Head widths are padded to 64, 128 or 256 columns by TMA itself: what lies outside of a head or of a sequence reads as zero
-// and is not written.
+// Head widths are padded to 64, 128, 192 (backward) or 256 columns by TMA itself: what lies outside of a head or of a sequence
+// reads as zero and is not written.
 #pragma once
 
 #include "kernels/cuda/attention.h"
