@@ -286,6 +286,7 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
                 while (load_acquire(turn) != before) {
                     nap();
                 }
+                fence_async_global();  // the blocks before have added; now the bulk additions below may
             }
             __syncwarp();
             for (int w = 0; w < BACKWARD_CONSUMERS && Tile::WIDE; w++) {
@@ -751,7 +752,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
                                    const __grid_constant__ BackwardWork work) {
     DYNAMIC_SHARED(memory);
     typedef BackwardTile<D> Tile;
-    BackwardBarriers barriers = {shared_address(memory) + Tile::BARRIERS};
+    BackwardBarriers barriers = {shared_address_swizzled(memory) + Tile::BARRIERS};
     if (threadIdx.x == 0) {
         *(volatile int *)(memory + Tile::TICKET) = atomicAdd(work.ticket, 1);
         mbarrier_init(barriers.keys_full(), 1);

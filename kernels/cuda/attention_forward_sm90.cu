@@ -339,8 +339,8 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             pack_operand<T, KEYS>(p, s);
             scale_rows<D>(o, shrink);
         }
-        if (Tile::OUT_APART && elected) {
-            mbarrier_arrive(barriers.q_empty(w));
+        if (Tile::OUT_APART && lane == 0) {
+            mbarrier_arrive(barriers.q_empty(w));  // every warp has read its tile's number
         }
         mbarrier_wait(barriers.v_full(ring.stage), ring.parity);
         registers_fence(o);
@@ -372,8 +372,8 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             barrier_sync(FORWARD_STORE + w, WARPGROUP);
         }
         store_rows<T, D>(o, out, STORE_PANEL, out_map, 0, place.head, row, place.b, FORWARD_STORE + w);
-        if (!Tile::OUT_APART && elected) {
-            tma_store_wait_read<0>();
+        if (!Tile::OUT_APART && lane == 0) {
+            tma_store_wait_read<0>();  // of the one thread that has stored
             mbarrier_arrive(barriers.q_empty(w));
         }
     }
@@ -391,13 +391,13 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 1)
                                   const __grid_constant__ CUtensorMap out_map, const __grid_constant__ ForwardWork work) {
     DYNAMIC_SHARED(memory);
     typedef ForwardTile<D> Tile;
-    uint32_t shared = shared_address(memory);
+    uint32_t shared = shared_address_swizzled(memory);
     ForwardBarriers barriers = {shared + Tile::BARRIERS};
     volatile int *tile_of = (volatile int *)(memory + Tile::BARRIERS + FORWARD_BARRIERS * 8);
     if (threadIdx.x == 0) {
         for (int w = 0; w < FORWARD_CONSUMERS; w++) {
             mbarrier_init(barriers.q_full(w), 1);
-            mbarrier_init(barriers.q_empty(w), 1);
+            mbarrier_init(barriers.q_empty(w), WARPGROUP / 32);
         }
         for (int stage = 0; stage < FORWARD_STAGES; stage++) {
             mbarrier_init(barriers.k_full(stage), 1);

@@ -27,6 +27,8 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads);
 
 // Makes this thread's writes to shared memory visible to the asynchronous proxy (TMA, wgmma) ("fence.proxy.async").
 __device__ __forceinline__ void fence_async();
+// Orders what this thread has seen of global memory before its asynchronous copies and additions to it.
+__device__ __forceinline__ void fence_async_global();
 
 // A word in global memory that blocks hand to each other: load with acquire, add with release, at the device's scope; nap
 // between looks.
@@ -187,6 +189,9 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
 }
 __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void fence_async_global() {
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 __device__ __forceinline__ int load_acquire(const int *word) {
     int value;
@@ -439,71 +444,46 @@ __device__ __forceinline__ uint32_t computed_anew(uint32_t x) {
 #define WGMMA_OPERANDS_256 WGMMA_OPERANDS_192, WGMMA_O12, WGMMA_O13, WGMMA_O14, WGMMA_O15
 // clang-format on
 
-#define WGMMA_SHARED(n, type, names, operands, a_, b_, p_, ta_, tb_)                                                           \
+#define WGMMA_SHARED(n, type, a_, b_, p_, ta_, tb_)                                                                            \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_ ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type         \
-                 "." type " {" names "}, %" #a_ ", %" #b_ ", p, 1, 1, %" #ta_ ", %" #tb_ ";\n}"                                \
-                 : operands                                                                                                    \
+                 "." type " {" WGMMA_NAMES_##n "}, %" #a_ ", %" #b_ ", p, 1, 1, %" #ta_ ", %" #tb_ ";\n}"                      \
+                 : WGMMA_OPERANDS_##n                                                                                          \
                  : "l"(a), "l"(b), "r"((int)accumulate), "n"(TRANS_A), "n"(TRANS_B)                                            \
                  : "memory")
-#define WGMMA_REGISTERS(n, type, names, operands, a0_, a1_, a2_, a3_, b_, p_, tb_)                                             \
+#define WGMMA_REGISTERS(n, type, a0_, a1_, a2_, a3_, b_, p_, tb_)                                                              \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p_ ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type         \
-                 "." type " {" names "}, {%" #a0_ ", %" #a1_ ", %" #a2_ ", %" #a3_ "}, %" #b_ ", p, 1, 1, %" #tb_ ";\n}"       \
-                 : operands                                                                                                    \
+                 "." type " {" WGMMA_NAMES_##n "}, {%" #a0_ ", %" #a1_ ", %" #a2_ ", %" #a3_ "}, %" #b_ ", p, 1, 1, %" #tb_    \
+                                               ";\n}"                                                                          \
+                 : WGMMA_OPERANDS_##n                                                                                          \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(TRANS_B)                      \
                  : "memory")
+#define WGMMA_EITHER(form, n, ...)                                                                                             \
+    if constexpr (IS_BF16<T>) {                                                                                                \
+        form(n, "bf16", __VA_ARGS__);                                                                                          \
+    } else {                                                                                                                   \
+        form(n, "f16", __VA_ARGS__);                                                                                           \
+    }
 template <typename T> constexpr bool IS_BF16 = false;
 template <> constexpr bool IS_BF16<bf16> = true;
 
 template <int N, typename T, int TRANS_A, int TRANS_B>
 __device__ __forceinline__ void wgmma_shared(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
     if constexpr (N == 32) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(32, "bf16", WGMMA_NAMES_32, WGMMA_OPERANDS_32, 16, 17, 18, 19, 20);
-        } else {
-            WGMMA_SHARED(32, "f16", WGMMA_NAMES_32, WGMMA_OPERANDS_32, 16, 17, 18, 19, 20);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 32, 16, 17, 18, 19, 20);
     } else if constexpr (N == 64) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(64, "bf16", WGMMA_NAMES_64, WGMMA_OPERANDS_64, 32, 33, 34, 35, 36);
-        } else {
-            WGMMA_SHARED(64, "f16", WGMMA_NAMES_64, WGMMA_OPERANDS_64, 32, 33, 34, 35, 36);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 64, 32, 33, 34, 35, 36);
     } else if constexpr (N == 80) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(80, "bf16", WGMMA_NAMES_80, WGMMA_OPERANDS_80, 40, 41, 42, 43, 44);
-        } else {
-            WGMMA_SHARED(80, "f16", WGMMA_NAMES_80, WGMMA_OPERANDS_80, 40, 41, 42, 43, 44);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 80, 40, 41, 42, 43, 44);
     } else if constexpr (N == 96) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(96, "bf16", WGMMA_NAMES_96, WGMMA_OPERANDS_96, 48, 49, 50, 51, 52);
-        } else {
-            WGMMA_SHARED(96, "f16", WGMMA_NAMES_96, WGMMA_OPERANDS_96, 48, 49, 50, 51, 52);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 96, 48, 49, 50, 51, 52);
     } else if constexpr (N == 128) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(128, "bf16", WGMMA_NAMES_128, WGMMA_OPERANDS_128, 64, 65, 66, 67, 68);
-        } else {
-            WGMMA_SHARED(128, "f16", WGMMA_NAMES_128, WGMMA_OPERANDS_128, 64, 65, 66, 67, 68);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 128, 64, 65, 66, 67, 68);
     } else if constexpr (N == 160) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(160, "bf16", WGMMA_NAMES_160, WGMMA_OPERANDS_160, 80, 81, 82, 83, 84);
-        } else {
-            WGMMA_SHARED(160, "f16", WGMMA_NAMES_160, WGMMA_OPERANDS_160, 80, 81, 82, 83, 84);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 160, 80, 81, 82, 83, 84);
     } else if constexpr (N == 192) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(192, "bf16", WGMMA_NAMES_192, WGMMA_OPERANDS_192, 96, 97, 98, 99, 100);
-        } else {
-            WGMMA_SHARED(192, "f16", WGMMA_NAMES_192, WGMMA_OPERANDS_192, 96, 97, 98, 99, 100);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 192, 96, 97, 98, 99, 100);
     } else if constexpr (N == 256) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_SHARED(256, "bf16", WGMMA_NAMES_256, WGMMA_OPERANDS_256, 128, 129, 130, 131, 132);
-        } else {
-            WGMMA_SHARED(256, "f16", WGMMA_NAMES_256, WGMMA_OPERANDS_256, 128, 129, 130, 131, 132);
-        }
+        WGMMA_EITHER(WGMMA_SHARED, 256, 128, 129, 130, 131, 132);
     } else {
         static_assert(N == 32, "no such wgmma here");
     }
@@ -512,53 +492,21 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[N / 2], uint64_t a, uint
 template <int N, typename T, int TRANS_B>
 __device__ __forceinline__ void wgmma_registers(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     if constexpr (N == 32) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(32, "bf16", WGMMA_NAMES_32, WGMMA_OPERANDS_32, 16, 17, 18, 19, 20, 21, 22);
-        } else {
-            WGMMA_REGISTERS(32, "f16", WGMMA_NAMES_32, WGMMA_OPERANDS_32, 16, 17, 18, 19, 20, 21, 22);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 32, 16, 17, 18, 19, 20, 21, 22);
     } else if constexpr (N == 64) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(64, "bf16", WGMMA_NAMES_64, WGMMA_OPERANDS_64, 32, 33, 34, 35, 36, 37, 38);
-        } else {
-            WGMMA_REGISTERS(64, "f16", WGMMA_NAMES_64, WGMMA_OPERANDS_64, 32, 33, 34, 35, 36, 37, 38);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 64, 32, 33, 34, 35, 36, 37, 38);
     } else if constexpr (N == 80) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(80, "bf16", WGMMA_NAMES_80, WGMMA_OPERANDS_80, 40, 41, 42, 43, 44, 45, 46);
-        } else {
-            WGMMA_REGISTERS(80, "f16", WGMMA_NAMES_80, WGMMA_OPERANDS_80, 40, 41, 42, 43, 44, 45, 46);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 80, 40, 41, 42, 43, 44, 45, 46);
     } else if constexpr (N == 96) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(96, "bf16", WGMMA_NAMES_96, WGMMA_OPERANDS_96, 48, 49, 50, 51, 52, 53, 54);
-        } else {
-            WGMMA_REGISTERS(96, "f16", WGMMA_NAMES_96, WGMMA_OPERANDS_96, 48, 49, 50, 51, 52, 53, 54);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 96, 48, 49, 50, 51, 52, 53, 54);
     } else if constexpr (N == 128) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(128, "bf16", WGMMA_NAMES_128, WGMMA_OPERANDS_128, 64, 65, 66, 67, 68, 69, 70);
-        } else {
-            WGMMA_REGISTERS(128, "f16", WGMMA_NAMES_128, WGMMA_OPERANDS_128, 64, 65, 66, 67, 68, 69, 70);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 128, 64, 65, 66, 67, 68, 69, 70);
     } else if constexpr (N == 160) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(160, "bf16", WGMMA_NAMES_160, WGMMA_OPERANDS_160, 80, 81, 82, 83, 84, 85, 86);
-        } else {
-            WGMMA_REGISTERS(160, "f16", WGMMA_NAMES_160, WGMMA_OPERANDS_160, 80, 81, 82, 83, 84, 85, 86);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 160, 80, 81, 82, 83, 84, 85, 86);
     } else if constexpr (N == 192) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(192, "bf16", WGMMA_NAMES_192, WGMMA_OPERANDS_192, 96, 97, 98, 99, 100, 101, 102);
-        } else {
-            WGMMA_REGISTERS(192, "f16", WGMMA_NAMES_192, WGMMA_OPERANDS_192, 96, 97, 98, 99, 100, 101, 102);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 192, 96, 97, 98, 99, 100, 101, 102);
     } else if constexpr (N == 256) {
-        if constexpr (IS_BF16<T>) {
-            WGMMA_REGISTERS(256, "bf16", WGMMA_NAMES_256, WGMMA_OPERANDS_256, 128, 129, 130, 131, 132, 133, 134);
-        } else {
-            WGMMA_REGISTERS(256, "f16", WGMMA_NAMES_256, WGMMA_OPERANDS_256, 128, 129, 130, 131, 132, 133, 134);
-        }
+        WGMMA_EITHER(WGMMA_REGISTERS, 256, 128, 129, 130, 131, 132, 133, 134);
     } else {
         static_assert(N == 32, "no such wgmma here");
     }

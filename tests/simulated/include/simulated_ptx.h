@@ -25,6 +25,8 @@ inline void barrier_arrive(int id, int threads) {
 inline void fence_async() {
     simulator::fence_async();
 }
+inline void fence_async_global() {
+}
 inline int load_acquire(const int *word) {
     simulator::thread_poll();
     return *(const volatile int *)word;
