@@ -1119,6 +1119,32 @@ static void test_missing_barriers(void) {
         });
         return wrong;
     });
+    // Between blocks: each adds in the order of its ticket, step after step, and the sum depends on the order.
+    CHECK_SHOWS([](bool mistake) {
+        int ticket = 0, turns[6] = {};
+        unsigned sums[6] = {}, expected = 0;
+        start(dim3(3), dim3(32), 0, [&] {
+            int mine = __shfl_sync(0xFFFFFFFFu, threadIdx.x == 0 ? atomicAdd(&ticket, 1) : 0, 0);
+            for (int i = 0; i < 6; i++) {
+                if (threadIdx.x == 0) {
+                    while (!mistake && load_acquire(&turns[i]) != mine) {
+                        nap();
+                    }
+                    sums[i] = sums[i] * 10 + (unsigned)mine + 1;
+                    add_release(&turns[i], 1);
+                }
+                __syncwarp();
+            }
+        });
+        int wrong = 0;
+        for (int i = 0; i < 3; i++) {
+            expected = expected * 10 + (unsigned)i + 1;
+        }
+        for (unsigned sum : sums) {
+            wrong += sum != expected;
+        }
+        return wrong;
+    });
     // Within a warp.
     CHECK_SHOWS([](bool mistake) {
         int wrong = 0;

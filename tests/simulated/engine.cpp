@@ -238,20 +238,30 @@ static Thread *take_warp(Block *block) {
     return take_lane(&block->warps[((unsigned)__builtin_ctz(turned) + turn) % 32]);
 }
 
+// With a seed, blocks take turns at random, and now and then one falls far behind the others: what they hand to each other
+// must be right then too.
 static Block *ready_block(Block *now) {
     bool change = engine.settings.seed != 0 && engine.resident.size() > 1 && random_next() % 8 == 0;
     if (now != NULL && now->ready_warps != 0 && !change) {
         return now;
     }
     size_t count = engine.resident.size(), first = engine.settings.seed != 0 && count > 0 ? random_next() % count : 0;
+    Block *last = NULL;
     for (size_t i = 0; i < count; i++) {
         for (Block *block : engine.resident[(first + i) % count]->blocks) {
-            if (block->ready_warps != 0) {
+            if (block->ready_warps != 0 && block->late == 0) {
+                if (change && random_next() % 16 == 0) {
+                    block->late = 1u << random_next() % 10;
+                }
                 return block;
+            }
+            if (block->ready_warps != 0) {
+                block->late--;
+                last = block;
             }
         }
     }
-    return NULL;
+    return last;
 }
 
 static void wake_nappers() {
@@ -321,7 +331,9 @@ static void resume(Thread *next) {
 
 static void yield() {
     Warp *warp = engine.thread->warp;
-    resume(warp->ready != 0 ? take_lane(warp) : choose(warp->block));
+    // Mostly the lanes of a warp go on together; where blocks run side by side, other ones may come between.
+    bool stay = warp->ready != 0 && (engine.settings.seed == 0 || engine.resident.size() == 1 || random_next() % 16 != 0);
+    resume(stay ? take_lane(warp) : choose(warp->block));
 }
 
 void thread_wait(Wait why) {
@@ -413,6 +425,7 @@ static Block *block_begin(Cluster *cluster, unsigned rank, uint3 index) {
     block->threads.resize(threads);
     block->warps.resize(warps);
     block->mbarriers.clear();
+    block->late = 0;
     block->free_registers = 0;
     block->async_fenced = false;
     memset(block->gathered, 0, sizeof block->gathered);

@@ -157,6 +157,7 @@ struct Block {
     unsigned alive;
     uint32_t ready_warps;
     bool backwards;  // lanes in falling order
+    unsigned late;   // how often another block goes first, where one can
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Barrier barriers[16];
