@@ -108,8 +108,10 @@ static void choice_add(struct MatmulChoices *choices, const ProductChoice *choic
 
 #ifndef ATHANOR_SIMULATED
 
-// Several products between two events, so that the card does not wait for the host.
-enum { TRIAL_REPEATS = 7, TRIAL_PRODUCTS = 8 };
+// Where a product is short, several between two events, so that the card does not wait for the host.
+enum { TRIAL_REPEATS = 7 };
+static const int TRIAL_MOST = 8;
+static const float TRIAL_SECONDS = 200e-6f;  // between two events, about
 
 static float median(float *x, int count) {
     for (int i = 1; i < count; i++) {
@@ -147,10 +149,11 @@ static bool trial(Card *card, const Product *p, ProductChoice *choice) {
     cudaEventCreate(&end);
     float times[2][TRIAL_REPEATS];
     bool library = true;
+    int products = TRIAL_MOST;
     for (int repeat = -1; repeat < TRIAL_REPEATS && library; repeat++) {  // the first warms up
         for (int body = 0; body < 2; body++) {
             cudaEventRecord(begin, card->stream);
-            for (int i = 0; i < TRIAL_PRODUCTS && library; i++) {
+            for (int i = 0; i < products && library; i++) {
                 if (body == 0) {
                     choice->body = run_ours(card, &q, false);
                 } else {
@@ -161,8 +164,11 @@ static bool trial(Card *card, const Product *p, ProductChoice *choice) {
             float ms = 0;
             card_failed(card, "matmul trial", cudaEventSynchronize(end));
             cudaEventElapsedTime(&ms, begin, end);
+            float seconds = ms * 1e-3f / (float)products;
             if (repeat >= 0) {
-                times[body][repeat] = ms * 1e-3f / TRIAL_PRODUCTS;
+                times[body][repeat] = seconds;
+            } else if (body == 1) {
+                products = seconds < TRIAL_SECONDS / TRIAL_MOST ? TRIAL_MOST : 1 + (int)(TRIAL_SECONDS / seconds);
             }
         }
     }
