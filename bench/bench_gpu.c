@@ -209,17 +209,24 @@ static Error *make_attention_backward(Work *w) {
     run_attention(w);
     return device_finish(w->device);
 }
-static void run_attention_backward(Work *w) {
+static void attention_backward(Work *w, bool any_order) {
     w->device->op->attention_backward(w->device, &(AttentionBackward){.shape = attention_shape(w->row),
                                                                       .qkv = w->buffers[0],
                                                                       .out = w->buffers[1],
                                                                       .dout = w->buffers[3],
                                                                       .lse = w->buffers[2],
                                                                       .first = w->buffers[5],
-                                                                      .dqkv = w->buffers[4]});
+                                                                      .dqkv = w->buffers[4],
+                                                                      .any_order = any_order});
+}
+static void run_attention_backward(Work *w) {
+    attention_backward(w, true);
+}
+static void run_attention_deterministic(Work *w) {
+    attention_backward(w, false);
 }
 
-// Backward is deterministic as it is: the third row is the same measurement, beside peers that are asked to be.
+// Backward in any order, and as it is by default.
 static void add_attention(int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t width) {
     static const char *const names[] = {"forward", "backward", "deterministic"};
     batch = part(batch, 16), length = part(length, 32), heads = part(heads, groups), groups = part(groups, groups);
@@ -227,7 +234,9 @@ static void add_attention(int64_t batch, int64_t length, int64_t heads, int64_t 
     for (int i = 0; i < 3; i++) {
         bool back = i > 0;
         Row *row = add_row("tensor", (back ? 5 : 2) * product, back ? make_attention_backward : make_attention,
-                           back ? run_attention_backward : run_attention);
+                           i == 0   ? run_attention
+                           : i == 1 ? run_attention_backward
+                                    : run_attention_deterministic);
         snprintf(row->name, sizeof row->name, "attention/%s/B%lld-T%lld-H%lld-G%lld-D%lld", names[i], (long long)batch,
                  (long long)length, (long long)heads, (long long)groups, (long long)width);
         row->a = batch, row->b = length, row->c = heads, row->d = groups, row->e = width;

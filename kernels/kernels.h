@@ -117,7 +117,8 @@ typedef struct AttentionBackward {
     const void *qkv, *out, *dout;
     const float *lse;
     const int32_t *first;
-    void *dqkv;  // = [B,T,(H+2G)D]
+    void *dqkv;      // = [B,T,(H+2G)D]
+    bool any_order;  // parts of a sum may be added as they come: other bits each time, faster where a body makes use of it
 } AttentionBackward;
 
 // One new token per sequence against a cache: out[B, H D] = attention of q over keys 0 .. lengths[b] - 1.

@@ -116,6 +116,7 @@ static Error *make_model(Trainer *t) {
                             .head_rows = config->train.head_rows,
                             .batches = t->micro_batches,
                             .no_masters = !config->train.masters,
+                            .any_order = !config->train.deterministic,
                             .moments = (MomentType)config->optimizer.moments,
                             .weight_decay = config->optimizer.weight_decay};
     TRY(check_size(t, &options));

@@ -64,6 +64,9 @@ static const Key own_keys[] = {
              "less."},
     {"train.graph", KEY_BOOL, AT(train.graph), "true",
      .help = "Record a card's step once and repeat it as a whole; not with dropout."},
+    {"train.deterministic", KEY_BOOL, AT(train.deterministic), "true",
+     .help = "Same bits each time. false: attention's backward pass on Hopper adds in any order, and a resumed run is not the "
+             "same to the bit."},
 
     {"optimizer.kind", KEY_CHOICE, AT(optimizer.kind), "adamw", .choices = optimizer_names, .help = "The optimizer."},
     {"optimizer.moments", KEY_CHOICE, AT(optimizer.moments), "fp32", .choices = moment_names,

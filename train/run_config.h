@@ -41,7 +41,7 @@ typedef struct RunConfig {
         int64_t head_rows;
         double z_loss;
         int type;  // RunType
-        bool masters, graph;
+        bool masters, graph, deterministic;
     } train;
 
     struct {

@@ -127,6 +127,7 @@ struct BackwardWork {
     AttentionPlan plan;
     int padded;        // T'
     int blocks, near;  // blocks of keys of a sequence; groups worked on at a time
+    bool any_order;    // nobody waits for a turn
     int *ticket;       // 0 at first
     int *turns;        // [B,H,T'/ROWS]: how many blocks of keys have added to dq
     int *until;        // [B,T]: the last query that sees a key
@@ -282,7 +283,7 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
         for (int m = blocks.begin; m < blocks.end; m++) {
             int *turn = work.turns + first + m;
             int before = m * Tile::ROWS / Tile::KEYS - place.block;  // blocks of keys from the diagonal down to this one
-            if (elected) {
+            if (elected && !work.any_order) {
                 while (load_acquire(turn) != before) {
                     nap();
                 }
@@ -312,7 +313,9 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
             }
             if (elected) {
                 tma_store_wait<0>();
-                add_release(turn, 1);
+                if (!work.any_order) {
+                    add_release(turn, 1);
+                }
             }
         }
     }
@@ -846,6 +849,7 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     }
     BackwardWork work = {};
     work.plan = plan;
+    work.any_order = a->any_order;
     work.padded = (int)divide_up(s->length, BACKWARD_PADDING) * BACKWARD_PADDING;
     work.blocks = (int)divide_up(s->length, Tile::KEYS);
     int64_t tiles = (int64_t)work.blocks * s->batch * s->groups, rows = s->batch * s->heads * (int64_t)work.padded;

@@ -322,7 +322,7 @@ static void draw(const OpDevices *devices, DataType type, const OpCase *c, uint6
             for (int i = 0; i < count && d == 0; i++) {
                 memcpy(v[i].result, v[i].guarded + GUARD, v[i].bytes);
             }
-            if (!CHECK(same_results(v, count))) {
+            if (!c->loose && !CHECK(same_results(v, count))) {
                 fprintf(stderr, "%s, %s, row %d: other bits with %d threads, run %d\n", twins->label, c->kind->name, number,
                         d / 2 + 1, d % 2);
             }

@@ -48,6 +48,7 @@ static int attention_backward_tensors(const OpCase *c, OpTensor *t) {
 static void attention_backward_run(Device *device, const OpCase *c, void **t) {
     AttentionBackward a = c->attention_backward;
     a.qkv = t[0], a.first = t[1], a.shape.slopes = t[2], a.out = t[3], a.lse = t[4], a.dout = t[5], a.dqkv = t[6];
+    a.any_order = c->loose;
     device->op->attention_backward(device, &a);
 }
 static long double attention_objective(const OpCase *c, double **t) {
@@ -573,5 +574,12 @@ const OpCase op_cases[] = {
     COPY_ROWS(5, 2064, 4096, 2064),
     COPY_ROWS(131, 20, 24, 28),
     COPY_ROWS(3, 0, 16, 4),
+    // Sums in any order.
+    {.kind = &attention_backward, .bare = true, .loose = true, .attention_backward = {.shape = {1, 325, 2, 1, 64, 0.125f}}},
+    {.kind = &attention_backward,
+     .bare = true,
+     .loose = true,
+     .attention_backward = {.shape = {1, 193, 3, 1, 128, 0.0883883f, .window = 150}}},
+    {.kind = &attention_backward, .bare = true, .loose = true, .attention_backward = {.shape = {1, 129, 2, 1, 256, 0.0625f}}},
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;

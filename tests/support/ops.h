@@ -35,6 +35,7 @@ typedef struct OpKind OpKind;
 typedef struct OpCase {
     const OpKind *kind;
     bool bare;   // tensors that may be NULL are NULL; of attention: one document a sequence
+    bool loose;  // bits may differ from run to run: attention_backward's any_order
     bool alias;  // the output shares memory with the input that it may alias
     union {
         AttentionForward attention_forward;

@@ -27,6 +27,7 @@ typedef struct ModelOptions {
     int64_t batches;    // micro-batches that a card holds at once; 0: one
     // Where the compute type is not fp32: no fp32 copy of the parameters, updates are rounded stochastically.
     bool no_masters;
+    bool any_order;  // AttentionBackward's: gradients are no longer the same bits each time
     double weight_decay;
     MomentType moments;
 } ModelOptions;
