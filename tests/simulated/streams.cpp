@@ -590,13 +590,16 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
             other->last_nodes.clear();
         }
     }
+    // Events that were recorded keep the recording, but what it holds belongs to the graph alone.
+    SimulatedGraph recorded = std::move(capture->graph);
+    capture->graph.nodes.clear();
     if (sticky != cudaSuccess || capture->invalid) {
         return note(sticky != cudaSuccess ? sticky : cudaErrorStreamCaptureInvalidated);
     }
     if (std::find(joined.begin(), joined.end(), false) != joined.end()) {
         return note(cudaErrorStreamCaptureUnjoined);
     }
-    *graph = new SimulatedGraph(capture->graph);
+    *graph = new SimulatedGraph(std::move(recorded));
     return cudaSuccess;
 }
 
