@@ -80,8 +80,36 @@ def test_ranks():
     check(course("two") == course("two-again"), "two ranks: the same bits again")
 
 
+def test_choices():
+    """The record of kernels: kept, added to, obeyed unless a body is forced; what is damaged is one line."""
+    def record():
+        return open("chosen/kernels.txt").read()
+
+    config = configure("chosen", kind="bf16")
+    run("train", config, "train.steps=2")
+    first = record()
+    check(first.count("\n") > 10, "a line a product")
+    run("train", config, "train.steps=3", "train.micro_batch=1")
+    both = record()
+    check(both.startswith(first) and len(both) > len(first), "products that are new are added")
+    run("train", config, "train.steps=4")
+    check(record() == both, "what is known stays as it is")
+    for text, part in ((first[:200], "is no choice of a kernel"), (first.replace("m=", "m=-", 1), "line 1 is no choice"), ("\0" * 3000, "no text"),
+                       ("\x1b[2J\n", "line 1 is no choice of a kernel: '?[2J'")):
+        write("chosen/kernels.txt", text)
+        run("train", config, "train.steps=5", code=1, part=part)
+        check(record() == text, "a damaged record is left as it is")
+    run("train", config, "train.steps=5", "products=sm80")
+    check(" : sm80 by rule\n" in record() and " : sm90" not in record(), "a forced body does not ask the record")
+    write("chosen/kernels.txt", "")
+    run("train", config, "train.steps=6")
+    check(record() == first, "an empty record is filled")
+
+
 def test_errors():
     run("train", configure("bad", kind="bf16", device="cpu"), code=1, part="the CPU computes in fp32")
+    run("train", configure("bad"), "products=fast", code=1, part="must be one of: auto, ours, cublas, sm80")
+    run("train", configure("bad", device="cpu"), "products=fast", code=1, part="must be one of: auto, ours, cublas, sm80")
     run("train", configure("bad"), "card=63", code=1, part="no card 63" if DEVICE == "cuda" else "card")
     if DEVICE == "cuda":
         return
@@ -102,7 +130,7 @@ def main():
         if "has no simulated card" in told.stderr or "has no CUDA" in told.stderr:
             print("skipped: this build has no such card")
             sys.exit(77)
-        for test in (test_types, test_again, test_ranks, test_errors):
+        for test in (test_types, test_again, test_ranks, test_choices, test_errors):
             start = time.time()
             test()
             print(f"{test.__name__:20} {'ok' if test_train.failures == 0 else 'FAILED'}  {time.time() - start:.1f} s")

@@ -4,8 +4,11 @@
 #include "core/config.h"
 #include "train/model/plan.h"
 
+#include <stdio.h>
+
 const char *const run_device_names[] = {"auto", "cpu", "cuda", "simulated", NULL};
 const char *const run_type_names[] = {"auto", "fp32", "bf16", "fp16", NULL};
+const char *const run_products_names[] = {"auto", "ours", "cublas", "sm80", NULL};
 static const char *const moment_names[] = {"fp32", "8bit", NULL};
 static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
 static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
@@ -21,7 +24,7 @@ static const Key own_keys[] = {
     {"threads", KEY_INT, AT(threads), "0", 0, 4096, .help = "Threads of each rank; 0 shares the host's cores among its ranks."},
     {"instruction_set", KEY_TEXT, AT(instruction_set), "auto",
      .help = "Instruction set of the CPU kernels: auto, or one that athanor doctor lists."},
-    {"products", KEY_TEXT, AT(products), "auto",
+    {"products", KEY_CHOICE, AT(products), "auto", .choices = run_products_names,
      .help = "Matrix products of a card: ours, cublas, sm80 (our portable ones), or auto: the faster by trial for each shape, "
              "kept in the run folder so that a run goes on with the same."},
 
@@ -195,10 +198,15 @@ Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data
     *batch = *batch > 0 ? *batch : round;
     if (*batch % round != 0) {
         int64_t below = *batch / round * round;
-        return failure("%s: train.batch_tokens is %lld, no multiple of %d ranks x %lld sequences x %lld tokens = %lld; %lld or "
-                       "%lld would do",
-                       where, (long long)*batch, data_ranks, (long long)config->train.micro_batch, (long long)*length,
-                       (long long)round, (long long)(below > 0 ? below : round), (long long)(below + round));
+        char less[32] = "";
+        if (below > 0) {
+            snprintf(less, sizeof less, "%lld or ", (long long)below);
+        }
+        return failure("%s: train.batch_tokens is %lld, no multiple of %d %s x %lld sequences x %lld tokens = %lld; %s%lld "
+                       "would do",
+                       where, (long long)*batch, data_ranks, data_ranks == 1 ? "rank" : "ranks",
+                       (long long)config->train.micro_batch, (long long)*length, (long long)round, less,
+                       (long long)(below + round));
     }
     if (config->train.steps == 0) {
         config->train.steps = (config->train.tokens + *batch - 1) / *batch;

@@ -11,7 +11,7 @@
 
 typedef enum RunDevice { RUN_DEVICE_AUTO, RUN_DEVICE_CPU, RUN_DEVICE_CUDA, RUN_DEVICE_SIMULATED } RunDevice;
 typedef enum RunType { RUN_TYPE_AUTO, RUN_TYPE_FP32, RUN_TYPE_BF16, RUN_TYPE_FP16 } RunType;
-extern const char *const run_device_names[], *const run_type_names[];
+extern const char *const run_device_names[], *const run_type_names[], *const run_products_names[];
 
 typedef struct RunConfig {
     char *folder;
@@ -20,7 +20,7 @@ typedef struct RunConfig {
     int device;       // RunDevice
     int64_t card;     // -1: dealt to the host's ranks in turn
     char *instruction_set;
-    char *products;
+    int products;  // of run_products_names, the first is auto
 
     ModelConfig model;
     bool model_seen[64];  // which of model_keys were given

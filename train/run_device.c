@@ -38,5 +38,5 @@ Error *run_device_open(const RunConfig *config, int host_rank, int host_size, De
     int card = config->card >= 0 ? (int)config->card : host_rank % cards;
     DataType element = type == RUN_TYPE_FP32 ? TYPE_FP32 : type == RUN_TYPE_FP16 ? TYPE_FP16 : TYPE_BF16;
     TRY(device_open_card(kind, card, element, threads, out));
-    return device_set_products(*out, config->products);
+    return device_set_products(*out, run_products_names[config->products]);
 }

@@ -344,11 +344,27 @@ static bool parse_choice(const char *line, const char *end, ProductChoice *choic
     return body >= 0;
 }
 
+// The line as a message may show it: not too long, and nothing that a terminal would obey.
+static const char *show_line(const char *line, const char *end, char out[80]) {
+    int size = 0;
+    while (size < 79 && line + size < end) {
+        out[size] = line[size] >= ' ' && line[size] <= '~' ? line[size] : '?';
+        size++;
+    }
+    if (line + size < end) {
+        memcpy(out + size - 3, "...", 3);
+    }
+    out[size] = 0;
+    return out;
+}
+
 Error *matmul_load_choices(Device *device, const char *text) {
     Card *card = card_of(device);
     struct MatmulChoices *choices = choices_of(card);
     const char *next;
+    int number = 0;
     for (const char *line = text; *line != 0; line = next) {
+        number++;
         const char *end = strchr(line, '\n');
         next = end != NULL ? end + 1 : line + strlen(line);
         end = end != NULL ? end : next;
@@ -357,12 +373,16 @@ Error *matmul_load_choices(Device *device, const char *text) {
         }
         ProductChoice choice = {};
         if (!parse_choice(line, end, &choice)) {
-            return damaged("not a choice of a kernel: '%.*s'", (int)(end - line), line);
+            char shown[80];
+            return damaged("line %d is no choice of a kernel: '%s': remove it, and its product is chosen anew; results then "
+                           "differ in their last bits",
+                           number, show_line(line, end, shown));
         }
         if ((choice.body == BODY_CUBLAS && !HAVE_CUBLAS) || (choice.body == BODY_SM90 && card->architecture != 90)) {
-            return failure("%s has no kernel for '%.*s', chosen earlier: without that line it chooses anew, and results "
-                           "differ in their last bits",
-                           device->name, (int)(end - line), line);
+            char shown[80];
+            return failure("%s lacks the kernel of line %d, '%s', chosen on another card or by another build: go on there, or "
+                           "remove the file, and all are chosen anew; results then differ in their last bits",
+                           device->name, number, show_line(line, end, shown));
         }
         ProductChoice *known = choice_find(choices, &choice.shape);
         if (known == NULL) {
