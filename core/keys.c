@@ -15,8 +15,9 @@ static bool limited(const Key *key) {
 
 static Error *check_range(const Key *key, double value, const char *where) {
     if (limited(key) && !(value >= key->least && value <= key->most)) {
-        return failure("%s: %s is %g, it must be between %g and %g%s%s", where, key->name, value, key->least, key->most,
-                       key->unit ? " " : "", key->unit ? key->unit : "");
+        int digits = key->type == KEY_INT ? 17 : 6;  // whole numbers in full
+        return failure("%s: %s is %.*g, it must be between %.*g and %.*g%s%s", where, key->name, digits, value, digits,
+                       key->least, digits, key->most, key->unit ? " " : "", key->unit ? key->unit : "");
     }
     return NULL;
 }

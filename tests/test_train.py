@@ -210,6 +210,19 @@ def test_damage():
     check(course("damaged") == course("one"), "the damaged run ends the same")
 
 
+def test_full_disk():
+    """Files may not grow beyond 100 KiB: saves on the way fail with a warning, the last one, or that of a stop, fails the run."""
+    write("full.yaml", CONFIG.format(folder="full"))
+    limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 200; exec \"$@\"", "sh", ATHANOR, "train", "full.yaml", "train.steps=7"]
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=600)
+    told = [l for l in result.stderr.splitlines() if l.startswith("athanor: ")]
+    check(result.returncode == 1 and len(told) == 1 and "of step 7, could not be saved" in told[0], f"full disk: {result.returncode}, {told}")
+    check("warning: the checkpoint of step 7 was not saved" in result.stderr, "full disk: the warning says why")
+    check(len(records("full")) == 7 and not glob.glob("full/checkpoints/step-*"), "full disk: the record is whole, nothing half-written is left")
+    run("train", "full.yaml", "train.steps=7")
+    check(newest_step("full") == 7, "with room again the run is done")
+
+
 def test_use():
     text = run("generate", "--checkpoint", "one", "--prompt", "static ", "--max-tokens", "60", "--seed", "3")
     check(text.startswith("static ") and len(text) > 20, "a text")
@@ -231,6 +244,9 @@ def test_bad_input():
         (["model.heads=5"], "heads"),
         (["model.groups=3"], "groups"),
         (["train.batch_tokens=100"], "64 or 128 would do"),
+        (["train.batch_tokens=32"], "= 64; 64 would do"),
+        (["train.micro_batch=1048577"], "is 1048577, it must be between 1 and 1048576"),
+        (["folder=lion", "optimizer.kind=adamw", "train.steps=4"], "no moments for this optimizer.kind"),
         (["train.steps=0"], "train.steps or train.tokens"),
         (["train.stpes=3"], "did you mean train.steps?"),
         (["optimizer.kind=adam"], "one of: adamw, lion, sgd"),
@@ -245,6 +261,7 @@ def test_bad_input():
         (["folder="], "folder is missing"),
     ]
     write("bad.yaml", base)
+    run("train", "bad.yaml", "folder=lion", "optimizer.kind=lion", "train.steps=2")
     for overrides, part in cases:
         run("train", "bad.yaml", *overrides, code=1, part=part)
         check(not os.path.exists("bad"), f"{overrides} left a run folder")
@@ -276,7 +293,7 @@ def main():
     os.chdir(folder)
     try:
         make_corpus()
-        for test in (test_ranks, test_kills, test_stop, test_damage, test_use, test_bad_input):
+        for test in (test_ranks, test_kills, test_stop, test_damage, test_full_disk, test_use, test_bad_input):
             before = failures
             start = time.time()
             test()

@@ -194,8 +194,18 @@ void trainer_begin_checkpoint(Trainer *t) {
     json_decref(state);
 }
 
-Error *trainer_finish_checkpoint(Trainer *t) {
+Error *trainer_finish_checkpoint(Trainer *t, bool needed) {
     CheckpointEvent event = CHECKPOINT_NOTHING;
     TRY(checkpoint_writer_wait(t->writer, t->world, &event));
-    return NULL;
+    if (!needed || event != CHECKPOINT_FAILED) {
+        return NULL;
+    }
+    Error *told = failure("%s: its last checkpoint, of step %lld, could not be saved, as the warning tells: mend that and give "
+                          "the same command again, which goes on from the newest one",
+                          t->config->folder, (long long)t->step);
+    if (t->world->rank != 0) {
+        error_free(told);
+        told = NULL;
+    }
+    return comm_agree(t->world, told);
 }

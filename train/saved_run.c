@@ -30,6 +30,11 @@ Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments)
         for (int64_t begin = 0; begin < elements && model_has(model, (ModelArray)kind) && error == NULL; begin += PART) {
             int64_t end = begin + PART < elements ? begin + PART : elements;
             error = read_part(checkpoint, &model->table, (SliceKind)kind, begin, end, values);
+            if (error != NULL && kind != SLICE_WEIGHT) {
+                error =
+                    error_wrap(error, "no moments for this optimizer.kind: set it back if it was another, or choose another "
+                                      "folder");
+            }
             if (error == NULL) {
                 model_write(model, (ModelArray)kind, begin, end - begin, values);
             }

@@ -238,7 +238,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         if (save || *stopped) {
             // An earlier save that still writes is waited for only where this one must not be left out.
             if (last || *stopped) {
-                TRY(trainer_finish_checkpoint(t));
+                TRY(trainer_finish_checkpoint(t, false));
             }
             if (checkpoint_writer_idle(t->writer)) {
                 trainer_begin_checkpoint(t);
@@ -247,7 +247,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
             }
         }
     }
-    return trainer_finish_checkpoint(t);
+    return trainer_finish_checkpoint(t, true);
 }
 
 // ---- The whole

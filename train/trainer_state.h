@@ -55,8 +55,9 @@ LoaderOptions trainer_loader_options(const Trainer *t);
 Error *trainer_make_writer(Trainer *t) MUST_CHECK;
 Error *trainer_resume(Trainer *t) MUST_CHECK;
 Error *trainer_write_files(Trainer *t) MUST_CHECK;
-void trainer_begin_checkpoint(Trainer *t);                // the results of all steps must be known
-Error *trainer_finish_checkpoint(Trainer *t) MUST_CHECK;  // collective
+void trainer_begin_checkpoint(Trainer *t);  // the results of all steps must be known
+// Waits for the save under way; that a needed one failed is an error. Collective.
+Error *trainer_finish_checkpoint(Trainer *t, bool needed) MUST_CHECK;
 
 // rehearse.c: chooses kernels and sizes scratch on a card. Collective.
 Error *trainer_rehearse(Trainer *t) MUST_CHECK;

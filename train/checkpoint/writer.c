@@ -552,7 +552,7 @@ void checkpoint_writer_flags(CheckpointWriter *w, double flags[CHECKPOINT_FLAGS]
 // Says why this rank's part of the save failed, once.
 static void report_failure(CheckpointWriter *w) {
     if (w->error != NULL) {
-        log_warning("the checkpoint of step %" PRId64 " was not saved, training goes on: %s", w->step, w->error->message);
+        log_warning("the checkpoint of step %" PRId64 " was not saved: %s", w->step, w->error->message);
         error_free(w->error);
         w->error = NULL;
     }
