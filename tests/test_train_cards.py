@@ -118,6 +118,11 @@ def test_errors():
         os.environ[name] = value
         run("train", configure("bad"), code=1, part=part)
         del os.environ[name]
+    # A kernel goes wrong: before the first step, in a recorded step, in a later one.
+    for fail, more in (("0", []), ("200", []), ("600", ["train.graph=false"])):
+        os.environ["ATHANOR_SIMULATED_FAIL"] = fail
+        run("train", configure("broken"), *more, code=1, part="an illegal memory access was encountered")
+        del os.environ["ATHANOR_SIMULATED_FAIL"]
     check(not os.path.exists("bad/checkpoints"), "nothing was begun")
 
 

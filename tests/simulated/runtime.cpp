@@ -10,7 +10,8 @@
 // Not caught: the host reading or writing device memory through a plain pointer.
 //
 // Environment: ATHANOR_SIMULATED_CARDS (8), _MEMORY (bytes a card), _DRIVER (13000; 0: none), _CAPABILITY (what properties say
-// of the compute capability, such as 75; otherwise the engine's architecture), and the engine's settings.
+// of the compute capability, such as 75; otherwise the engine's architecture), _FAIL (how many launches go well before one ends
+// in an illegal address), and the engine's settings.
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>

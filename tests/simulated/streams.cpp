@@ -59,7 +59,8 @@ namespace {
 std::vector<cudaStream_t> streams;
 std::map<const void *, int> shared_allowed;
 std::string launch_name;
-int fail_after = -1;
+// How many launches still go well; -1: all.
+int fail_after = getenv("ATHANOR_SIMULATED_FAIL") != NULL ? atoi(getenv("ATHANOR_SIMULATED_FAIL")) : -1;
 uint64_t random_state, random_seed = ~0ull;
 
 uint64_t next_random() {
