@@ -4,6 +4,7 @@ same to the bit, and what can go wrong with a card is one line.
 
 With ATHANOR_TEST_DEVICE=cuda the first real card instead (one rank).
 """
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,21 @@ def test_ranks():
     check(course("two") == course("two-again"), "two ranks: the same bits again")
 
 
+def test_other_types():
+    """A run goes on in another type; the loss scale is fp16's alone."""
+    def scale(folder, step):
+        return json.load(open(f"{folder}/checkpoints/step-{step:08d}/manifest.json"))["state"]["loss_scale"]
+
+    run("train", configure("steady", device="cpu"), "schedule.kind=constant")
+    for first, then in (("fp16", "bf16"), ("bf16", "fp16"), ("fp16", "fp16")):
+        name = f"{first}-{then}"
+        config = configure(name)
+        run("train", config, "schedule.kind=constant", "train.steps=4", f"train.type={first}")
+        run("train", config, "schedule.kind=constant", f"train.type={then}")
+        check([scale(name, step) for step in (4, 8)] == [65536 if kind == "fp16" else 1 for kind in (first, then)], f"{name}: loss scales")
+        check(worst("steady", name) < 5e-3, f"{name}: losses are off by {worst('steady', name):.2e}")
+
+
 def test_choices():
     """The record of kernels: kept, added to, obeyed unless a body is forced; what is damaged is one line."""
     def record():
@@ -135,7 +151,7 @@ def main():
         if "has no simulated card" in told.stderr or "has no CUDA" in told.stderr:
             print("skipped: this build has no such card")
             sys.exit(77)
-        for test in (test_types, test_again, test_ranks, test_choices, test_errors):
+        for test in (test_types, test_again, test_ranks, test_other_types, test_choices, test_errors):
             start = time.time()
             test()
             print(f"{test.__name__:20} {'ok' if test_train.failures == 0 else 'FAILED'}  {time.time() - start:.1f} s")

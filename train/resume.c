@@ -3,6 +3,9 @@
 
 #include "core/durable.h"
 #include "core/log.h"
+#include "train/run_device.h"
+
+#include <float.h>
 
 // ---- The run folder and resuming
 // --------------------------------------------------------------------------------------------------------
@@ -54,12 +57,13 @@ static Error *other_model(const Trainer *t, const char *checkpoint) {
 // What a checkpoint says of the run beside its weights.
 static json_t *make_state(const Trainer *t) {
     const StepControl *control = &t->control;
-    return json_pack("{s:I, s:I, s:I, s:o, s:o, s:i, s:i, s:I, s:f, s:i}", "samples",
-                     (json_int_t)(t->step * (t->config->train.batch_tokens / t->config->data.sequence_length)), "batch_tokens",
-                     (json_int_t)t->config->train.batch_tokens, "sequence_length", (json_int_t)t->config->data.sequence_length,
-                     "corpus", json_hex64(t->corpus.fingerprint), "order", json_hex64(order_fingerprint(t->order)), "skipped",
-                     control->skipped, "skipped_in_a_row", control->skipped_in_a_row, "updates", (json_int_t)control->updates,
-                     "loss_scale", (double)control->loss_scale, "good_steps", control->good_steps);
+    return json_pack("{s:s, s:I, s:I, s:I, s:o, s:o, s:i, s:i, s:I, s:f, s:i}", "type", data_type_name(t->device->type),
+                     "samples", (json_int_t)(t->step * (t->config->train.batch_tokens / t->config->data.sequence_length)),
+                     "batch_tokens", (json_int_t)t->config->train.batch_tokens, "sequence_length",
+                     (json_int_t)t->config->data.sequence_length, "corpus", json_hex64(t->corpus.fingerprint), "order",
+                     json_hex64(order_fingerprint(t->order)), "skipped", control->skipped, "skipped_in_a_row",
+                     control->skipped_in_a_row, "updates", (json_int_t)control->updates, "loss_scale",
+                     (double)control->loss_scale, "good_steps", control->good_steps);
 }
 
 // The run goes on only where everything that decides its course is the same.
@@ -78,7 +82,16 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     t->control.skipped = (int32_t)skipped;
     t->control.skipped_in_a_row = (int32_t)in_a_row;
     t->control.good_steps = (int32_t)good;
+    if (!(loss_scale > 0 && loss_scale < FLT_MAX)) {
+        return damaged("%s: loss_scale is %g, it must be positive", path, loss_scale);
+    }
     t->control.loss_scale = (float)loss_scale;
+    // The loss scale is fp16's: where the run was of another type, it begins anew.
+    const char *type = json_string_value(json_object_get(info->state, "type"));
+    if (type == NULL || strcmp(type, data_type_name(t->device->type)) != 0) {
+        t->control.loss_scale = model_control(t->model).loss_scale;
+        t->control.good_steps = 0;
+    }
     TRY(json_field_hex64(info->state, path, "corpus", &corpus));
     TRY(json_field_hex64(info->state, path, "order", &order));
     if (info->model != model_config_hash(&t->config->model)) {
