@@ -554,7 +554,8 @@ static void test_card_choices(void) {
     CHECK_OK(device_load_choices(device, ""));
     CHECK_OK(device_load_choices(device, "\nmatmul forward fp16 m=9 n=8 k=7 : few"));
     if (kind == DEVICE_SIMULATED) {
-        CHECK_FAILS(device_load_choices(device, "matmul forward fp16 m=4 n=32 k=64 gated pre : cublas\n"), "lacks the kernel of line 1");
+        CHECK_FAILS(device_load_choices(device, "matmul forward fp16 m=4 n=32 k=64 gated pre : cublas\n"),
+                    "lacks the kernel of line 1");
     }
     CHECK_FAILS(device_load_choices(device, "matmul forward bf16 m=4 n=32 k=64 : warp\n"), "line 1 is no choice of a kernel");
     CHECK_FAILS(device_load_choices(device, "matmul forward bf16 m=4 n=32 k=-1 : few\n"), "line 1 is no choice of a kernel");
