@@ -301,7 +301,7 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
                     tma_store_commit();
                 }
             }
-            if (elected) {
+            if (elected && !Tile::WIDE) {
                 tma_store_wait_read<0>();
             }
             __syncwarp();
@@ -312,7 +312,9 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
                 }
             }
             if (elected) {
-                tma_store_wait<0>();
+                if (!Tile::WIDE) {
+                    tma_store_wait<0>();
+                }
                 if (!work.any_order) {
                     add_release(turn, 1);
                 }

@@ -142,10 +142,11 @@ __device__ __forceinline__ void sm90_load_b(const CUtensorMap *b, uint32_t to, u
 // What the end of a tile reads (of 16-bit tensors) is asked for when its loads begin, so that it comes from L2 when it is
 // needed. All of the first warp.
 __device__ __forceinline__ void sm90_prefetch_rows(const void *tensor, int64_t at, int64_t stride, int rows, int columns) {
-    const char *from = (const char *)tensor + at * 2;
-#pragma unroll 1
     for (int i = (int)threadIdx.x; i < rows; i += 32) {
-        prefetch_bytes(from + i * stride * 2, (uint32_t)(columns * 2));
+        const char *from = (const char *)tensor + (at + i * stride) * 2, *end = from + columns * 2;
+        for (const char *line = from - (uintptr_t)from % 128; line < end; line += 128) {
+            prefetch_line(line);
+        }
     }
 }
 
@@ -205,6 +206,11 @@ __device__ __forceinline__ void sm90_load(const Sm90Maps &maps, const Product &p
         }
         __syncwarp();
     }
+    // The other block's warps tell this one's barriers until they have read the last stages: it must be there for that.
+    for (int i = 0; plan.cluster == 2 && threadIdx.x == 0 && i < Sm90Shared<COLUMNS>::STAGES; i++) {
+        mbarrier_wait(ring.empty(ring.stage), ring.parity ^ 1);
+        ring.next();
+    }
 }
 
 // ---- Multiplying: a warpgroup
@@ -253,11 +259,12 @@ __device__ __forceinline__ void sm90_multiply(float (&sum)[COLUMNS / 2], Sm90Rin
 //   in    fetched one box ahead in runs of 16 bytes, 4 rows of 128 bytes an access; read as fragments with ldmatrix
 //   out   written as fragments with stmatrix, stored by TMA, which leaves out what lies beyond C
 // The piece is two boxes: one is written while TMA reads the other. fp32 sums that C accumulates are added by TMA, in L2: no
-// other product adds to C meanwhile and each element has one addition, so that the result has one value.
+// other product adds to C meanwhile and each element has one addition, so that the result has one value. (The instruction may
+// take fp32 numbers below 2^-126 for 0.)
 
 typedef struct Sm90Part {
     unsigned char *piece;  // SM90_PIECE_BYTES of shared memory
-    uint32_t box;          // address of the one of its boxes that is written next
+    uint32_t shared, box;  // its address there; the offset of the one of its boxes that is written next
     int lane;
     int row_count;     // rows of C here: at most 16, none where not positive
     int column_count;  // columns of C in this tile
@@ -297,7 +304,7 @@ template <typename T> __device__ __forceinline__ void pack_sums(uint32_t (&four)
 
 // The address that this lane gives to ldmatrix and stmatrix for 16 columns of a box.
 __device__ __forceinline__ uint32_t sm90_fragments(const Sm90Part &part, int sixteen) {
-    return part.box + (swizzle_128(part.lane % 16, part.lane / 16) ^ (uint32_t)(sixteen * 32));
+    return part.shared + part.box + (swizzle_128(part.lane % 16, part.lane / 16) ^ (uint32_t)(sixteen * 32));
 }
 
 // Before a box is written: TMA has read what was in it.
@@ -312,9 +319,9 @@ template <bool ADD> __device__ __forceinline__ void sm90_send_box(Sm90Part &part
     __syncwarp();
     if (part.lane == 0) {
         if (ADD) {
-            tma_add_3d(to, part.box, part.column + column, slab, part.row);
+            tma_add_3d(to, part.shared + part.box, part.column + column, slab, part.row);
         } else {
-            tma_store_3d(to, part.box, part.column + column, slab, part.row);
+            tma_store_3d(to, part.shared + part.box, part.column + column, slab, part.row);
         }
         tma_store_commit();
     }
@@ -338,7 +345,7 @@ __device__ __forceinline__ void sm90_fetch(Sm90Runs &runs, const Sm90Part &part,
 
 // What was fetched, into the box.
 __device__ __forceinline__ void sm90_stage(const Sm90Runs &runs, const Sm90Part &part) {
-    uint32_t at = part.box - shared_address(part.piece) + swizzle_128(part.lane / 8, part.lane % 8);
+    uint32_t at = part.box + swizzle_128(part.lane / 8, part.lane % 8);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         *(uint4 *)(part.piece + (at ^ (uint32_t)(i % 2 * 64)) + i * 512) = runs.at[i];
@@ -535,7 +542,7 @@ __device__ __forceinline__ void sm90_finish_float(const float (&sum)[COLUMNS / 2
     for (int column = 0; column < COLUMNS; column += 32) {
         if (column < part.column_count) {
             sm90_take_box();
-            unsigned char *to = part.piece + (part.box - shared_address(part.piece));
+            unsigned char *to = part.piece + part.box;
 #pragma unroll
             for (int i = 0; i < 8; i++) {  // 8 columns and half of the rows
                 int even = column / 2 + i / 2 * 4 + i % 2 * 2, at = column / 2 + (i / 2 ^ 2) * 4 + i % 2 * 2;
@@ -626,7 +633,8 @@ __device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product
     Sm90Part part;
     part.lane = lane;
     part.piece = memory + Sm90Shared<COLUMNS>::PIECES + warp * SM90_PIECE_BYTES;
-    part.box = shared_address(part.piece);
+    part.shared = shared_address(part.piece);
+    part.box = 0;
     Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
     for (int index = (int)blockIdx.x >> more; index < plan.works; index += (int)gridDim.x >> more) {
         Sm90Work work = sm90_work(plan, index, rank);

@@ -105,14 +105,16 @@ __device__ __forceinline__ void tma_load_2d_multicast(uint32_t shared, const CUt
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap *map, uint32_t shared, int c0, int c1);
 __device__ __forceinline__ void tma_store_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2);
 __device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2, int c3);
-// Adds a box of fp32 to global memory. Not deterministic unless the callers order themselves.
+// Adds a box of fp32 to global memory. Not deterministic unless the callers order themselves. Numbers below 2^-126 may count as
+// 0, in bulk_add_float and add_float4 too.
 __device__ __forceinline__ void tma_add_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2);
-// Adds `bytes` (a multiple of 16) of fp32 to global memory ("cp.reduce.async.bulk").
+// The same for `bytes` (a multiple of 16) of fp32 ("cp.reduce.async.bulk").
 __device__ __forceinline__ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes);
 // `bytes` (a multiple of 16) from global to shared memory; they arrive at `barrier` ("cp.async.bulk").
 __device__ __forceinline__ void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier);
-// Begins to bring `bytes` (a multiple of 16, of memory aligned to 16) into the second-level cache ("cp.async.bulk.prefetch").
-__device__ __forceinline__ void prefetch_bytes(const void *global, uint32_t bytes);
+// Begins to bring the 128 bytes around an address into the second-level cache ("prefetch"). (The bulk form takes one address
+// for all lanes.)
+__device__ __forceinline__ void prefetch_line(const void *global);
 __device__ __forceinline__ void tma_store_commit();
 // Until at most N committed groups of stores have not read their shared memory; for tma_store_wait: are not complete.
 template <int N> __device__ __forceinline__ void tma_store_wait_read();
@@ -358,8 +360,8 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void *global, u
                  "l"(global), "r"(bytes), "r"(barrier)
                  : "memory");
 }
-__device__ __forceinline__ void prefetch_bytes(const void *global, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+__device__ __forceinline__ void prefetch_line(const void *global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global) : "memory");
 }
 __device__ __forceinline__ void tma_store_commit() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");

@@ -141,10 +141,8 @@ inline void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {
 inline void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier) {
     simulator::bulk_load(shared, global, bytes, barrier);
 }
-inline void prefetch_bytes(const void *global, uint32_t bytes) {
-    ensure((uintptr_t)global % 16 == 0 && bytes % 16 == 0 && bytes > 0, "prefetch_bytes of %u bytes at %p", bytes, global);
-    const volatile unsigned char *from = (const volatile unsigned char *)global;
-    (void)from[0], (void)from[bytes - 1];  // must be memory
+inline void prefetch_line(const void *global) {
+    (void)*(const volatile unsigned char *)global;  // must be memory
 }
 inline void tma_store_commit() {
     simulator::tma_store_commit();
