@@ -3,8 +3,8 @@
 // One pass over a batch of padding runs every operation of a step once. Matrix products choose their bodies by trial there, and
 // workspaces grow to their size, so that no step that counts is slow, allocates or finds the device changed under its record.
 // The choices of rank 0 are everybody's: they are kept as RUN/kernels.txt, and a run that goes on loads them, because another
-// body would add in another order and the run would no longer be the same to the bit. Products that are new to the record (other
-// micro-batches, another type) are added to it.
+// body would add in another order and the run would no longer be the same to the bit. Products that are new to the record
+// (other micro-batches, another type) are added to it.
 #include "train/trainer_state.h"
 
 #include "core/durable.h"

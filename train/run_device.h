@@ -5,7 +5,8 @@
 #include "train/run_config.h"
 
 // Opens the device of a configuration for rank `host_rank` of `host_size` ranks on this host. "auto" is a card where this build
-// and this host have one, else the CPU; why cards that should be there cannot be used is said by rank 0 of the host. Cards are dealt to ranks in turn unless `card` is given.
+// and this host have one, else the CPU; why cards that should be there cannot be used is said by rank 0 of the host. Cards are
+// dealt to ranks in turn unless `card` is given.
 Error *run_device_open(const RunConfig *config, int host_rank, int host_size, Device **out) MUST_CHECK;
 
 // "fp32", "bf16", "fp16".
