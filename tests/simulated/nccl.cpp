@@ -19,6 +19,7 @@ struct SimulatedNccl {
     int rank, size;
     ncclResult_t broken;  // the asynchronous error
     bool aborted;
+    bool connected;                 // by an operation before
     std::shared_ptr<int> recorded;  // shared by the operations that streams and graphs hold
 };
 
@@ -174,6 +175,12 @@ ncclResult_t put(ncclComm_t comm, cudaStream_t stream, const char *name, Start s
             return std::make_unique<NothingPending>();
         };
     }
+    cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(stream, &recording);
+    if (comm->size > 1 && !comm->connected && recording != cudaStreamCaptureStatusNone) {
+        die("the first operation of a group is recorded: NCCL would connect the ranks inside of the recording");
+    }
+    comm->connected = true;
     std::shared_ptr<int> recorded = comm->recorded;
     Start unless_aborted = [comm, start, recorded]() -> std::unique_ptr<Pending> {
         if (comm->aborted) {
@@ -330,7 +337,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
         return failed(ncclInvalidArgument, "no such id or rank");
     }
     if (ranks == 1) {
-        *comm = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, std::make_shared<int>()};
+        *comm = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, false, std::make_shared<int>()};
         return ncclSuccess;
     }
     watch_mpi();
@@ -348,7 +355,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     for (const Member &member : members) {
         world_ranks.push_back(member.world_rank);
     }
-    *comm = new SimulatedNccl{MPI_COMM_NULL, rank, ranks, ncclSuccess, false, std::make_shared<int>()};
+    *comm = new SimulatedNccl{MPI_COMM_NULL, rank, ranks, ncclSuccess, false, false, std::make_shared<int>()};
     MPI_Comm_group(MPI_COMM_WORLD, &world);
     MPI_Group_incl(world, ranks, world_ranks.data(), &group);
     MPI_Comm_create_group(MPI_COMM_WORLD, group, text.number % MOST_CREATED * 4 + TAG_GROUP, &(*comm)->ranks);
@@ -360,7 +367,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
 ncclResult_t ncclCommSplit(ncclComm_t comm, int colour, int key, ncclComm_t *part, void *config) {
     Hold hold(simulator::lock);
     run_until(idle);
-    *part = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, std::make_shared<int>()};
+    *part = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, false, std::make_shared<int>()};
     if (comm->size > 1) {
         PMPI_Comm_split(comm->ranks, colour, key, &(*part)->ranks);
         MPI_Comm_rank((*part)->ranks, &(*part)->rank);
