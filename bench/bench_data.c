@@ -12,11 +12,11 @@
 #include "core/durable.h"
 #include "core/text.h"
 #include "core/threads.h"
-#include "data/build.h"
-#include "data/byte_source.h"
-#include "data/pack.h"
-#include "data/shards.h"
-#include "data/tokenizer.h"
+#include "data/text/byte_source.h"
+#include "data/text/pack.h"
+#include "data/text/shards.h"
+#include "data/tokenizer/tokenizer.h"
+#include "data/tokens/build.h"
 
 #include <stdio.h>
 #include <time.h>

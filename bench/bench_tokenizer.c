@@ -11,7 +11,7 @@
 #include "core/durable.h"
 #include "core/philox.h"
 #include "core/text.h"
-#include "data/tokenizer_parts.h"
+#include "data/tokenizer/tokenizer_parts.h"
 
 #include <stdio.h>
 #include <time.h>

@@ -21,18 +21,10 @@
 //   Counts      0 rows are allowed and do nothing.
 #pragma once
 
+#include "core/data_type.h"
 #include "core/error.h"
 
-#include <stdint.h>
-
 typedef struct Device Device;
-
-// Types of elements. fp8 will stand here too, with its scales beside the tensors.
-typedef enum DataType { TYPE_FP32, TYPE_BF16, TYPE_FP16 } DataType;
-
-static inline int64_t data_type_bytes(DataType type) {
-    return type == TYPE_FP32 ? 4 : 2;
-}
 
 typedef enum Activation {
     ACTIVATION_NONE,
@@ -341,7 +333,7 @@ typedef enum MomentType {
                   // second) and one float scale for each 256 values of the flat array. All bytes 0 stand for moments of 0.
 } MomentType;
 
-enum { MOMENT_BLOCK = 256 };
+enum { MOMENT_BLOCK = DATA_TYPE_BLOCK };
 
 // A run of parameters that share their settings. Segments lie in the flat parameter array, in rising order.
 typedef struct UpdateSegment {

@@ -2,8 +2,8 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "core/threads.h"
-#include "data/build.h"
-#include "data/describe.h"
+#include "data/tokens/build.h"
+#include "data/tokens/describe.h"
 #include "launch/commands.h"
 
 #include <stdio.h>

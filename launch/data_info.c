@@ -1,5 +1,5 @@
 // athanor data info: what is in a corpus.
-#include "data/describe.h"
+#include "data/tokens/describe.h"
 #include "launch/commands.h"
 
 #include <stdio.h>

@@ -1,7 +1,7 @@
 // athanor data pack: files of text become shards laid out like the Pile's.
 #include "core/text.h"
 #include "core/threads.h"
-#include "data/pack.h"
+#include "data/text/pack.h"
 #include "launch/commands.h"
 
 #include <stdio.h>

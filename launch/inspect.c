@@ -1,8 +1,8 @@
 // athanor inspect: what a file or folder of ours holds, and whether it is whole.
 #include "core/durable.h"
 #include "core/text.h"
-#include "data/describe.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
+#include "data/tokens/describe.h"
 #include "launch/commands.h"
 #include "train/checkpoint/checkpoint.h"
 

@@ -1,6 +1,6 @@
 // athanor tokenizer decode: ids from standard input, text to standard output.
 #include "core/log.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "launch/commands.h"
 
 #include <stdio.h>

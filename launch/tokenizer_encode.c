@@ -1,7 +1,7 @@
 // athanor tokenizer encode: text from standard input, ids to standard output.
 #include "core/log.h"
 #include "core/text.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "launch/commands.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
 // athanor tokenizer info: what a tokenizer file holds.
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "launch/commands.h"
 
 #include <stdio.h>

@@ -1,9 +1,9 @@
 // athanor tokenizer train: a tokenizer.json from shards.
-#include "data/tokenizer_train.h"
+#include "data/tokenizer/tokenizer_train.h"
 #include "core/durable.h"
 #include "core/log.h"
 #include "core/text.h"
-#include "data/shards.h"
+#include "data/text/shards.h"
 #include "launch/commands.h"
 
 #include <stdio.h>

@@ -1,8 +1,8 @@
 // data/build from inside: documents larger than memory should hold, broken in their middle, a full disk, and what is described.
 // What it writes, kills and wrong use are tests/test_data_commands.py.
-#include "data/build.h"
-#include "data/describe.h"
-#include "data/shard_writer.h"
+#include "data/text/shard_writer.h"
+#include "data/tokens/build.h"
+#include "data/tokens/describe.h"
 #include "tests/support/check.h"
 
 #include <signal.h>

@@ -3,8 +3,8 @@
 #include "core/hash.h"
 #include "tests/support/check.h"
 #include "tests/support/checkpoints.h"
+#include "train/checkpoint/folder.h"
 #include "train/checkpoint/manifest.h"
-#include "train/checkpoint/store.h"
 
 #define H5_USE_110_API
 #include <hdf5.h>

@@ -7,7 +7,7 @@
 #include "core/philox.h"
 #include "tests/support/check.h"
 #include "tests/support/checkpoints.h"
-#include "train/checkpoint/store.h"
+#include "train/checkpoint/folder.h"
 
 #include <fcntl.h>
 #include <sched.h>

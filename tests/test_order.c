@@ -1,6 +1,6 @@
 // data/order, data/batch, data/loader: which tokens a step sees.
 #include "core/philox.h"
-#include "data/loader.h"
+#include "data/tokens/loader.h"
 #include "tests/support/check.h"
 
 #include <math.h>

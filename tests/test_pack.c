@@ -2,8 +2,8 @@
 #include "core/durable.h"
 #include "core/hash.h"
 #include "core/staging.h"
-#include "data/pack.h"
-#include "data/shards.h"
+#include "data/text/pack.h"
+#include "data/text/shards.h"
 #include "tests/support/check.h"
 
 #include <signal.h>

@@ -1,7 +1,7 @@
 // data/shards: every tolerance, every cut, bad lines, broken shards, and memory that does not grow with a document.
 #include "core/durable.h"
 #include "core/text.h"
-#include "data/shards.h"
+#include "data/text/shards.h"
 #include "tests/support/check.h"
 
 #include <stdio.h>

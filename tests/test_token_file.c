@@ -2,7 +2,7 @@
 #include "core/json.h"
 #include "core/output.h"
 #include "core/philox.h"
-#include "data/corpus.h"
+#include "data/tokens/corpus.h"
 #include "tests/support/check.h"
 
 #include <signal.h>

@@ -2,8 +2,8 @@
 // adversarial text by its count of merges, bad files each with its message.
 #include "core/durable.h"
 #include "core/philox.h"
-#include "data/tokenizer_parts.h"
-#include "data/unicode.h"
+#include "data/tokenizer/tokenizer_parts.h"
+#include "data/tokenizer/unicode.h"
 #include "tests/support/check.h"
 
 #include <stdio.h>

@@ -3,9 +3,9 @@
 #include "core/durable.h"
 #include "core/json.h"
 #include "core/philox.h"
-#include "data/merge_training.h"
-#include "data/tokenizer.h"
-#include "data/tokenizer_train.h"
+#include "data/tokenizer/merge_training.h"
+#include "data/tokenizer/tokenizer.h"
+#include "data/tokenizer/tokenizer_train.h"
 #include "tests/support/check.h"
 
 #include <stdio.h>

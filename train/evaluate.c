@@ -2,7 +2,7 @@
 #include "train/evaluate.h"
 
 #include "core/log.h"
-#include "data/batch.h"
+#include "data/tokens/batch.h"
 
 #include <math.h>
 

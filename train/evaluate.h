@@ -1,8 +1,8 @@
 // How well a model foretells a corpus, set by set.
 #pragma once
 
-#include "data/corpus.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
+#include "data/tokens/corpus.h"
 #include "parallel/comm.h"
 #include "train/model/model.h"
 

@@ -1,7 +1,7 @@
 // Text from a model: a prompt is read at once, then token after token is drawn and fed back.
 #pragma once
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "train/model/decoder.h"
 
 // How a token is drawn (Holtzman et al. 2020). A function of (seed, number of the token), like all randomness.

@@ -3,11 +3,6 @@
 
 #include "core/log.h"
 
-const char *data_type_name(DataType type) {
-    static const char *const names[] = {[TYPE_FP32] = "fp32", [TYPE_BF16] = "bf16", [TYPE_FP16] = "fp16"};
-    return names[type];
-}
-
 // The kind that "auto" stands for here. That there is no card is no error, but a run that should have had one is slow.
 static DeviceKind choose(RunDevice wanted, bool tell) {
     if (wanted != RUN_DEVICE_AUTO) {

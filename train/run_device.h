@@ -8,6 +8,3 @@
 // and this host have one, else the CPU; why cards that should be there cannot be used is said by rank 0 of the host. Cards are
 // dealt to ranks in turn unless `card` is given.
 Error *run_device_open(const RunConfig *config, int host_rank, int host_size, Device **out) MUST_CHECK;
-
-// "fp32", "bf16", "fp16".
-const char *data_type_name(DataType type);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/json.h"
-#include "data/order.h"
+#include "data/tokens/order.h"
 #include "parallel/mesh.h"
 #include "train/model/model.h"
 #include "train/run_config.h"

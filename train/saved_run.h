@@ -1,7 +1,7 @@
 // A run as others read it: generate, eval and inspect open RUN, or one of its checkpoints, and get the model with its weights.
 #pragma once
 
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 #include "train/checkpoint/checkpoint.h"
 #include "train/model/model.h"
 #include "train/run_config.h"

@@ -2,7 +2,7 @@
 // others.
 #pragma once
 
-#include "data/loader.h"
+#include "data/tokens/loader.h"
 #include "parallel/buckets.h"
 #include "parallel/mesh.h"
 #include "train/metrics.h"

@@ -12,7 +12,7 @@
 // scale * log2(e) on the way into it.
 #pragma once
 
-#include "kernels/cpu/block.h"
+#include "kernels/cpu/packed_blocks.h"
 #include "kernels/cpu/random.h"
 #include "kernels/device.h"
 

@@ -91,6 +91,8 @@ static void decode(DataType type, const void *from, int64_t first, int64_t count
             out[i] = fp16_to_float(bits[i]);
         }
         break;
+    default:
+        ensure(false, "no conversion from %s", data_type_name(type));
     }
 }
 
@@ -110,6 +112,8 @@ static void encode(DataType type, const float *restrict from, int64_t count, voi
             bits[i] = fp16_from_float(from[i]);
         }
         break;
+    default:
+        ensure(false, "no conversion to %s", data_type_name(type));
     }
 }
 

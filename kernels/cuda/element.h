@@ -144,6 +144,8 @@ template <int THREADS> __device__ __forceinline__ float block_max(float x) {
         __VA_ARGS__;                                                                                                           \
         break;                                                                                                                 \
     }                                                                                                                          \
+    default:                                                                                                                   \
+        ensure(false, "no kernel computes in %s", data_type_name(type));                                                       \
     }
 
 }  // namespace BACKEND

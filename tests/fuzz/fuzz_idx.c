@@ -1,7 +1,7 @@
 // Fuzzes token files: any .idx is opened and then used everywhere, or refused.
 //
 // Input: two bytes for the size of the .bin (which is zeros), then the .idx.
-#include "data/token_file.h"
+#include "data/tokens/token_file.h"
 
 #include <fcntl.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
 // Input: a byte for the step, a byte for the piece, then the shard.
 #include "core/hash.h"
 #include "core/text.h"
-#include "data/shards.h"
+#include "data/text/shards.h"
 
 enum { TEXT_MOST = 8 << 20 };  // compressed input may stand for much more
 

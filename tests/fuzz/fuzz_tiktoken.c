@@ -1,7 +1,7 @@
 // .tiktoken: whatever the bytes, loading ends with a tokenizer or one message. The file's name, which chooses the pattern,
 // follows from the first byte; what comes behind it is the file, after lines for all bytes if the second bit is set, since no
 // file without them loads.
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 #include "core/text.h"
 

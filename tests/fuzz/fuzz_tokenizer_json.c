@@ -1,6 +1,6 @@
 // tokenizer.json: whatever the bytes, loading ends with a tokenizer or one message; a tokenizer encodes a text of its own file,
 // whole and in parts, to the same ids, all of them known.
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 #include "core/text.h"
 

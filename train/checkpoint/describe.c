@@ -1,6 +1,6 @@
 // What a person wants to know of a checkpoint: see checkpoint.h.
+#include "train/checkpoint/folder.h"
 #include "train/checkpoint/manifest.h"
-#include "train/checkpoint/store.h"
 
 #include "core/durable.h"
 #include "core/text.h"

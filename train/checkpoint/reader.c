@@ -2,9 +2,9 @@
 //
 // A file's HDF5 structure is read once, when its first slice is asked for; after that a range is a pread at a place that
 // was checked against the file's size. Order of trust: manifest (parsed with checks), sizes and checksums, then HDF5.
+#include "train/checkpoint/folder.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/slices_h5.h"
-#include "train/checkpoint/store.h"
 
 #include "core/durable.h"
 #include "core/hash.h"

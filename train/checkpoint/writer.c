@@ -8,9 +8,9 @@
 // Each rank's thread does one job at a time: prepare (touch the snapshot's memory), write, commit, remove. A rank's side file
 // rank-R.json, written last and durably, says that its data is complete: size, checksum, slices. The commit trusts nothing
 // else: it reads all of them, builds the manifest, checks that every tensor's weights are whole, and only then renames.
+#include "train/checkpoint/folder.h"
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/slices_h5.h"
-#include "train/checkpoint/store.h"
 
 #include "core/clock.h"
 #include "core/durable.h"

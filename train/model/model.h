@@ -18,7 +18,7 @@
 //     model_receive_control(model, &control);
 #pragma once
 
-#include "data/batch.h"
+#include "data/tokens/batch.h"
 #include "train/model/plan.h"
 
 typedef struct Model {

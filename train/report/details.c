@@ -1,8 +1,8 @@
 // The lower part of a report's page: see details.h.
 #include "train/report/details.h"
 
+#include "core/page/markup.h"
 #include "core/text.h"
-#include "train/report/markup.h"
 
 #include <math.h>
 

@@ -3,13 +3,13 @@
 
 #include "core/clock.h"
 #include "core/durable.h"
+#include "core/page/chart.h"
+#include "core/page/markup.h"
+#include "core/page/style.h"
 #include "core/text.h"
 #include "core/version.h"
-#include "train/report/chart.h"
 #include "train/report/details.h"
-#include "train/report/markup.h"
 #include "train/report/run_data.h"
-#include "train/report/style.h"
 #include "train/report/summary.h"
 
 #include <math.h>

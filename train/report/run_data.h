@@ -10,7 +10,7 @@
 #pragma once
 
 #include "core/json.h"
-#include "train/report/series.h"
+#include "core/page/series.h"
 
 enum { MOST_SETS = 64 };
 
