@@ -341,7 +341,7 @@ static Error *make_update(Work *w) {
 }
 static void run_update(Work *w) {
     OptimizerUpdate update = update_of(w);
-    update.params = w->buffers[2];
+    update.masters = w->buffers[2];
     update.moment1 = w->buffers[3], update.moment2 = w->buffers[4];
     w->device->op->optimizer_update(w->device, &update);
 }

@@ -284,7 +284,7 @@ static double update_bandwidth(Device *device) {
                                                  .epsilon = 1e-8f,
                                                  .control = &control,
                                                  .grads = arrays[0],
-                                                 .params = arrays[1],
+                                                 .weights = arrays[1],
                                                  .moment1 = arrays[2],
                                                  .moment2 = arrays[3],
                                              });

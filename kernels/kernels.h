@@ -329,15 +329,22 @@ typedef struct StepDecide {
 
 typedef enum MomentType {
     MOMENT_FP32,
-    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (kernels/quantize.h: signed for the first moment, unsigned for the
-                  // second) and one float scale for each 256 values of the flat array. All bytes 0 stand for moments of 0.
+    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (kernels/quantize.h: TYPE_CODE8 for the first moment,
+                  // TYPE_CODE8_UNSIGNED for the second) and one float scale for each MOMENT_BLOCK values. All bytes 0 stand
+                  // for moments of 0.
 } MomentType;
 
 enum { MOMENT_BLOCK = DATA_TYPE_BLOCK };
 
-// A run of parameters that share their settings. Segments lie in the flat parameter array, in rising order.
+// A run of parameters that share their settings, and where it lies: the index of its first element in each of three arrays.
+// Places are multiples of 4, so that cards take four elements in one access. Segments rise by `state` and do not overlap there.
+// With 8-bit moments `state` is a multiple of MOMENT_BLOCK: a block of codes holds values of one segment alone.
 typedef struct UpdateSegment {
-    int64_t offset, count;
+    int64_t weight;    // in the weights
+    int64_t gradient;  // in the gradients
+    int64_t state;     // in what only the optimizer keeps: masters and moments
+    int64_t count;
+    uint64_t random;  // the logical flat index of its first element, a multiple of 4: decides how it is rounded
     float rate_scale, weight_decay;
 } UpdateSegment;
 
@@ -346,24 +353,25 @@ typedef struct UpdateSegment {
 //   adamw  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m c1 / (sqrt(v c2) + eps) + decay p)
 //   lion   u = sign(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g;  p -= lr (u + decay p)
 //   sgd    m = b1 m + g;  p -= lr (m + decay p)
-// params: fp32 masters; weights: their copy in the compute type, written in the same pass (NULL where the compute type is
-// fp32). Without masters (params NULL) the weights are the parameters and are rounded stochastically: up with the probability
-// that makes the mean right, by word (i % 4) of philox(seed, stream, i / 4) for flat element i, where stream is
-// philox_stream(RANDOM_ROUNDING, control->updates). Does nothing where control->skip.
-// first: the flat index of element 0 of the arrays (a rank may own a part); a multiple of MOMENT_BLOCK.
+// With masters p is the master, and the weight becomes a copy of it, rounded to nearest-even. Without, p is the weight itself:
+// an fp32 one is not rounded, one of 16 bits is rounded stochastically, up with the probability that makes the mean right, by
+// word ((random + i) % 4) of philox(seed, stream, (random + i) / 4) for element i of a segment, where stream is
+// philox_stream(RANDOM_ROUNDING, control->updates).
+// What belongs to no segment is neither read nor changed, but for the codes behind a segment's end in its last block, which
+// become those of 0. Does nothing where control->skip.
 typedef struct OptimizerUpdate {
     OptimizerKind kind;
     const UpdateSegment *segments;
     int64_t segment_count;
-    int64_t first, count;  // the part of the flat array that the arrays below hold
+    int64_t count;  // elements of the masters and of each moment; a multiple of MOMENT_BLOCK where the moments are 8-bit
     float beta1, beta2, epsilon;
     const StepControl *control;
     const float *grads;
-    float *params;  // may be NULL
-    void *weights;  // may be NULL
+    float *masters;  // may be NULL
+    void *weights;   // in the compute type
     MomentType moment_type;
     void *moment1, *moment2;  // float or uint8_t; moment2 NULL where the kind has none
-    float *scale1, *scale2;   // [count / MOMENT_BLOCK rounded up], NULL where the moments are fp32
+    float *scale1, *scale2;   // [count / MOMENT_BLOCK], NULL where the moments are fp32; scale2 also where moment2 is
     uint64_t seed;
 } OptimizerUpdate;
 

@@ -134,7 +134,7 @@ static void test_bad_configs(void) {
 static void test_params(void) {
     ModelConfig config = models_config(tiny_llama);
     ParamTable table;
-    params_create(&config, &table);
+    params_create(&config, PARAM_ALIGN, &table);
     CHECK_I64(table.count, 2 + 3 * 6 + 1);
     CHECK_TEXT(table.rows[0].name, "embedding.token");
     CHECK_TEXT(table.rows[table.count - 1].name, "head.weight");
@@ -157,7 +157,7 @@ static void test_params(void) {
             int64_t begin = half ? cut : 0, stop = half ? table.elements : cut;
             int64_t count = params_segments(&table, 0.01, begin, stop, &segments);
             for (int64_t i = 0; i < count; i++) {
-                CHECK(segments[i].offset >= begin && segments[i].offset + segments[i].count <= stop);
+                CHECK(segments[i].state >= begin && segments[i].state + segments[i].count <= stop);
                 covered += segments[i].count;
             }
             free(segments);
@@ -165,12 +165,21 @@ static void test_params(void) {
         CHECK(covered >= table.parameters && covered <= table.elements);
     }
     params_free(&table);
+    // Where moments are 8-bit, rows and so segments begin with a block.
+    UpdateSegment *segments;
+    params_create(&config, MOMENT_BLOCK, &table);
+    CHECK(table.elements % MOMENT_BLOCK == 0);
+    for (int64_t i = params_segments(&table, 0.01, 0, table.elements, &segments) - 1; i >= 0; i--) {
+        CHECK(segments[i].state % MOMENT_BLOCK == 0);
+    }
+    free(segments);
+    params_free(&table);
 }
 
 static void test_initial_values(void) {
     ModelConfig config = models_config(tiny_gpt2);
     ParamTable table;
-    params_create(&config, &table);
+    params_create(&config, PARAM_ALIGN, &table);
     float *one = memory_new((size_t)table.elements, sizeof *one), *two = memory_new((size_t)table.elements, sizeof *two);
     ThreadPool *single = threads_create(1), *pair = threads_create(2);
     params_initialise(&table, 5, single, (Range){0, table.elements}, one);

@@ -258,11 +258,16 @@ static void dropout_run(Device *device, const OpCase *c, void **t) {
 
 // ---- Parameters
 
-int op_segments(int64_t first, int64_t count, UpdateSegment *out) {
-    int64_t half = count / 2;
-    out[0] = (UpdateSegment){first / 2, first + half - first / 2, 1, 0.1f};
-    out[1] = (UpdateSegment){first + half + 1, count - half, 0.3f, 0};
-    return count - half - 1 > 0 ? 2 : 1;
+int op_segments(int64_t count, UpdateSegment *out) {
+    int64_t first = (count + 1) / 2, next = (first + 3) / 4 * 4, second = count - next - 4;
+    out[0] = (UpdateSegment){.weight = second > 0 ? (second + 3) / 4 * 4 + 8 : 4,
+                             .gradient = 12,
+                             .count = first,
+                             .rate_scale = 1,
+                             .weight_decay = 0.1f};
+    out[1] = (UpdateSegment){
+        .weight = 4, .gradient = next + 16, .state = next + 4, .count = second, .random = 1ull << 40, .rate_scale = 0.3f};
+    return second > 0 ? 2 : 1;
 }
 StepControl op_control(const OptimizerUpdate *a) {
     double updates = 1 + (double)(a->count % 7);
@@ -274,9 +279,9 @@ StepControl op_control(const OptimizerUpdate *a) {
 }
 static int optimizer_update_tensors(const OpCase *c, OpTensor *t) {
     const OptimizerUpdate *a = &c->optimizer_update;
-    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, a->count};
-    t[1] = (OpTensor){.name = "params", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->count};
-    t[2] = (OpTensor){.name = "weights", OP_UPDATE, OP_COMPUTE, a->count};
+    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, a->count + OP_SEGMENTS_ROOM};
+    t[1] = (OpTensor){.name = "masters", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->count};
+    t[2] = (OpTensor){.name = "weights", OP_UPDATE, OP_COMPUTE, a->count + OP_SEGMENTS_ROOM};
     t[3] = (OpTensor){.name = "moment1", OP_UPDATE, OP_FLOAT, a->count, .deviation = 0.1};
     t[4] = (OpTensor){.name = "moment2", OP_UPDATE, OP_FLOAT, a->kind == OPTIMIZER_ADAMW ? a->count : 0, OP_POSITIVE};
     return 5;
@@ -286,14 +291,14 @@ static void optimizer_update_run(Device *device, const OpCase *c, void **t) {
     OptimizerUpdate a = c->optimizer_update;
     StepControl control = op_control(&a);
     void *memory[2];
-    a.segment_count = op_segments(a.first, a.count, segments);
+    a.segment_count = op_segments(a.count, segments);
     size_t bytes[2] = {(size_t)a.segment_count * sizeof *segments, sizeof control};
     for (int i = 0; i < 2; i++) {
         CHECK_OK(device_allocate(device, bytes[i], &memory[i]));
         device_upload(device, memory[i], i == 0 ? (const void *)segments : &control, bytes[i]);
     }
     a.segments = memory[0], a.control = memory[1];
-    a.grads = t[0], a.params = t[1], a.weights = t[2], a.moment1 = t[3], a.moment2 = t[4];
+    a.grads = t[0], a.masters = t[1], a.weights = t[2], a.moment1 = t[3], a.moment2 = t[4];
     device->op->optimizer_update(device, &a);
     CHECK_OK(device_finish(device));
     for (int i = 0; i < 2; i++) {
@@ -422,12 +427,11 @@ KIND(copy_rows);
     {                                                                                                                          \
         .kind = &dropout, .dropout = { N, P, 0x123456789ABCDEFu, 0xFEDCBA987654321u, F }                                       \
     }
-// A number of parameters, the flat index of the first, masters or not.
-#define OPTIMIZER(which, N, FIRST, BARE)                                                                                       \
+// A number of parameters, masters or not.
+#define OPTIMIZER(which, N, BARE)                                                                                              \
     {                                                                                                                          \
         .kind = &optimizer_update, .bare = BARE, .optimizer_update = {                                                         \
             .kind = which,                                                                                                     \
-            .first = FIRST,                                                                                                    \
             .count = N,                                                                                                        \
             .beta1 = 0.9f,                                                                                                     \
             .beta2 = 0.95f,                                                                                                    \
@@ -547,15 +551,15 @@ const OpCase op_cases[] = {
     DROPOUT(1025, 0.25f, (1ull << 34) - 8),
     DROPOUT(40003, 0.9f, 1ull << 50),
     DROPOUT(37, 0.0f, 12),
-    OPTIMIZER(OPTIMIZER_ADAMW, 1, 0, false),
-    OPTIMIZER(OPTIMIZER_ADAMW, 37, 256, true),
-    OPTIMIZER(OPTIMIZER_ADAMW, 1024, 0, false),
-    OPTIMIZER(OPTIMIZER_ADAMW, 2049, 512, true),
-    OPTIMIZER(OPTIMIZER_ADAMW, 80001, 1 << 20, false),
-    OPTIMIZER(OPTIMIZER_LION, 37, 0, false),
-    OPTIMIZER(OPTIMIZER_LION, 1003, 768, true),
-    OPTIMIZER(OPTIMIZER_SGD, 37, 0, true),
-    OPTIMIZER(OPTIMIZER_SGD, 1003, 256, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 37, true),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1024, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 2049, true),
+    OPTIMIZER(OPTIMIZER_ADAMW, 80001, false),
+    OPTIMIZER(OPTIMIZER_LION, 37, false),
+    OPTIMIZER(OPTIMIZER_LION, 1003, true),
+    OPTIMIZER(OPTIMIZER_SGD, 37, true),
+    OPTIMIZER(OPTIMIZER_SGD, 1003, false),
     {.kind = &add, .add = 0},
     {.kind = &add, .add = 1},
     {.kind = &add, .add = 17},

@@ -70,9 +70,13 @@ static int64_t plan_arena(const Model *model, MemoryPlan *plan) {
     return layout.used;
 }
 
+static int64_t params_alignment(const ModelOptions *options) {
+    return options->moments == MOMENT_8BIT ? MOMENT_BLOCK : PARAM_ALIGN;
+}
+
 void model_plan(const ModelConfig *config, const ModelOptions *options, Device *device, MemoryPlan *out) {
     Model model = {.device = device, .config = *config, .options = *options};
-    params_create(config, &model.table);
+    params_create(config, params_alignment(options), &model.table);
     *out = (MemoryPlan){0};
     plan_arena(&model, out);
     params_free(&model.table);
@@ -111,7 +115,7 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     model->device = device;
     model->config = *config;
     model->options = *options;
-    params_create(config, &model->table);
+    params_create(config, params_alignment(options), &model->table);
     model->arena_bytes = plan_arena(model, &model->plan);
     Error *error = memory_plan_check(&model->plan, device);
     if (error == NULL) {

@@ -28,7 +28,7 @@ static int32_t add_row(ParamTable *table, int64_t layer, const char *name, int64
                          : snprintf(row->name, sizeof row->name, "%s", name);
     ensure(written > 0 && written < PARAM_NAME_SIZE, "parameter name %s is too long", name);
     table->parameters += row->count;
-    table->elements += (row->count + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    table->elements += (row->count + table->alignment - 1) / table->alignment * table->alignment;
     return table->count++;
 }
 
@@ -59,9 +59,9 @@ static void add_layer(const ModelConfig *config, ParamTable *table, int64_t laye
     at->down_bias = add_vector(table, config->ffn_bias, layer, "mlp.down.bias", width, SPLIT_NONE, INIT_ZEROS);
 }
 
-void params_create(const ModelConfig *config, ParamTable *out) {
+void params_create(const ModelConfig *config, int64_t alignment, ParamTable *out) {
     enum { PER_LAYER = 12, OUTSIDE = 5 };
-    *out = (ParamTable){.layer_count = config->layers};
+    *out = (ParamTable){.layer_count = config->layers, .alignment = alignment};
     out->rows = memory_zeroed((size_t)(PER_LAYER * config->layers + OUTSIDE), sizeof *out->rows);
     out->layers = memory_zeroed((size_t)config->layers, sizeof *out->layers);
     double deviation = config->init_deviation;
@@ -100,7 +100,7 @@ const Param *params_find(const ParamTable *table, const char *name) {
 
 int64_t params_count(const ModelConfig *config) {
     ParamTable table;
-    params_create(config, &table);
+    params_create(config, PARAM_ALIGN, &table);
     int64_t count = table.parameters;
     params_free(&table);
     return count;
@@ -169,13 +169,19 @@ int64_t params_segments(const ParamTable *table, double weight_decay, int64_t be
         if (!row->trainable || first >= last) {
             continue;
         }
-        UpdateSegment segment = {first, last - first, row->rate_scale, row->decay ? (float)weight_decay : 0};
+        UpdateSegment segment = {.weight = first,
+                                 .gradient = first,
+                                 .state = first,
+                                 .count = last - first,
+                                 .random = (uint64_t)first,
+                                 .rate_scale = row->rate_scale,
+                                 .weight_decay = row->decay ? (float)weight_decay : 0};
         UpdateSegment *previous = count > 0 ? &segments[count - 1] : NULL;
         // Padding is zero in parameters, gradients and moments, so a run may cross it: zero stays zero.
-        bool joins = previous != NULL && first - (previous->offset + previous->count) < PARAM_ALIGN &&
+        bool joins = previous != NULL && first - (previous->state + previous->count) < table->alignment &&
                      previous->rate_scale == segment.rate_scale && previous->weight_decay == segment.weight_decay;
         if (joins) {
-            previous->count = last - previous->offset;
+            previous->count = last - previous->state;
         } else {
             segments[count++] = segment;
         }

@@ -1,7 +1,7 @@
 // The parameter table: one row per tensor, and nothing else lists parameters.
 //
 // Parameters, gradients and each optimizer moment are flat fp32 arrays of `elements`; a row is a place in all of them.
-// Order: embeddings, layers 0 .. L-1, final norm, head. Rows start at multiples of PARAM_ALIGN elements; the padding between
+// Order: embeddings, layers 0 .. L-1, final norm, head. Rows start at multiples of the table's alignment; the padding between
 // them is zero in every array and stays zero. Names:
 //
 //   embedding.token                          [V, C]
@@ -32,7 +32,7 @@ typedef enum ParamSplit {
     SPLIT_GATE_UP,  // ... of the gate's and of the up projection's rows
 } ParamSplit;
 
-enum { PARAM_NAME_SIZE = 48, PARAM_ALIGN = 32 };  // PARAM_ALIGN in elements: 64 bytes of 16 bits
+enum { PARAM_NAME_SIZE = 48, PARAM_ALIGN = 32 };  // PARAM_ALIGN in elements, the least: 64 bytes of 16 bits
 
 typedef struct Param {
     char name[PARAM_NAME_SIZE];
@@ -58,6 +58,7 @@ typedef struct LayerParams {
 typedef struct ParamTable {
     Param *rows;
     int32_t count;
+    int64_t alignment;   // of rows, in elements
     int64_t elements;    // of a flat array, padding included
     int64_t parameters;  // without padding: "124,439,808 parameters"
     int64_t layer_count;
@@ -66,8 +67,9 @@ typedef struct ParamTable {
     int32_t final_norm, final_norm_bias, head;  // head: equal to `token` where tied
 } ParamTable;
 
-// Makes the table of a checked config.
-void params_create(const ModelConfig *config, ParamTable *out);
+// Makes the table of a checked config, its rows at multiples of `alignment` elements: PARAM_ALIGN, or MOMENT_BLOCK where
+// moments are 8-bit (see UpdateSegment).
+void params_create(const ModelConfig *config, int64_t alignment, ParamTable *out);
 void params_free(ParamTable *table);
 
 // The row of that name, or NULL.

@@ -60,10 +60,9 @@ static void write_weights(Model *model, ModelArray array, int64_t offset, int64_
     free(bits);
 }
 
-// Moments of 8 bits: blocks `block` .. of the flat array.
+// Moments of 8 bits: the blocks that hold elements offset .. of the flat array.
 typedef struct Blocks {
-    MomentTable table;
-    bool has_sign;
+    CodeTable table;
     uint8_t *codes_at;  // device
     float *scales_at;
     int64_t count;
@@ -74,13 +73,13 @@ typedef struct Blocks {
 static Blocks *blocks_create(const Model *model, ModelArray array, int64_t offset, int64_t count) {
     Blocks *blocks = memory_new(1, sizeof *blocks);
     int64_t block = offset / MOMENT_BLOCK;
-    blocks->has_sign = array == MODEL_MOMENT1;
-    blocks->codes_at = (uint8_t *)(blocks->has_sign ? model->moment1 : model->moment2) + block * MOMENT_BLOCK;
-    blocks->scales_at = (blocks->has_sign ? model->scale1 : model->scale2) + block;
+    bool first = array == MODEL_MOMENT1;
+    code_table_fill(first ? TYPE_CODE8 : TYPE_CODE8_UNSIGNED, &blocks->table);
+    blocks->codes_at = (uint8_t *)(first ? model->moment1 : model->moment2) + block * MOMENT_BLOCK;
+    blocks->scales_at = (first ? model->scale1 : model->scale2) + block;
     blocks->count = (offset + count + MOMENT_BLOCK - 1) / MOMENT_BLOCK - block;
     blocks->codes = memory_zeroed((size_t)blocks->count, MOMENT_BLOCK);
     blocks->scales = memory_zeroed((size_t)blocks->count, sizeof *blocks->scales);
-    moment_table_fill(blocks->has_sign, &blocks->table);
     return blocks;
 }
 
@@ -94,9 +93,10 @@ static void read_codes(const Model *model, ModelArray array, int64_t offset, int
     Blocks *blocks = blocks_create(model, array, offset, count);
     device_download(model->device, blocks->codes, blocks->codes_at, (size_t)(blocks->count * MOMENT_BLOCK));
     device_download(model->device, blocks->scales, blocks->scales_at, (size_t)blocks->count * sizeof(float));
-    for (int64_t i = 0; i < count; i++) {
-        int64_t at = offset % MOMENT_BLOCK + i;
-        to[i] = blocks->table.value[blocks->codes[at]] * blocks->scales[at / MOMENT_BLOCK];
+    int64_t at = offset % MOMENT_BLOCK, end = at + count;
+    for (int64_t part; at < end; at += part, to += part) {
+        part = MOMENT_BLOCK - at % MOMENT_BLOCK < end - at ? MOMENT_BLOCK - at % MOMENT_BLOCK : end - at;
+        block_decode(&blocks->table, blocks->codes + at, blocks->scales[at / MOMENT_BLOCK], part, to);
     }
     blocks_free(blocks);
 }
@@ -105,19 +105,8 @@ static void write_codes(Model *model, ModelArray array, int64_t offset, int64_t 
     ensure(offset % MOMENT_BLOCK == 0, "moments of 8 bits are written in whole blocks");
     Blocks *blocks = blocks_create(model, array, offset, count);
     for (int64_t b = 0; b < blocks->count; b++) {
-        const float *values = from + b * MOMENT_BLOCK;
         int64_t left = count - b * MOMENT_BLOCK, part = left < MOMENT_BLOCK ? left : MOMENT_BLOCK;
-        float largest = 0;
-        for (int64_t i = 0; i < part; i++) {
-            largest = fabsf(values[i]) > largest ? fabsf(values[i]) : largest;
-        }
-        blocks->scales[b] = block_scale(largest);
-        float inverse = block_inverse(blocks->scales[b]);
-        for (int64_t i = 0; i < MOMENT_BLOCK; i++) {
-            float x = i < part ? values[i] * inverse : 0;
-            int code = blocks->has_sign ? code_nearest(blocks->table.tree, x) : code_nearest_unsigned(blocks->table.tree, x);
-            blocks->codes[b * MOMENT_BLOCK + i] = (uint8_t)code;
-        }
+        block_encode(&blocks->table, from + b * MOMENT_BLOCK, part, blocks->codes + b * MOMENT_BLOCK, &blocks->scales[b]);
     }
     device_upload(model->device, blocks->codes_at, blocks->codes, (size_t)(blocks->count * MOMENT_BLOCK));
     device_upload(model->device, blocks->scales_at, blocks->scales, (size_t)blocks->count * sizeof(float));
