@@ -94,11 +94,11 @@ static void swiglu_backward(Device *d, const Shape *s, const Tensors *t) {
 }
 static void embedding_forward(Device *d, const Shape *s, const Tensors *t) {
     d->op->embedding_forward(
-        d, &(EmbeddingForward){rows_of(s), s->width, 1000, t->tokens, t->positions, t->t[0], t->t[1], 1, t->t[2]});
+        d, &(EmbeddingForward){rows_of(s), s->width, 1000, s->length, t->tokens, t->positions, t->t[0], t->t[1], 1, t->t[2]});
 }
 static void embedding_backward(Device *d, const Shape *s, const Tensors *t) {
     d->op->embedding_backward(
-        d, &(EmbeddingBackward){rows_of(s), s->width, 1000, t->tokens, t->positions, t->t[0], 1, t->t[1], t->t[2]});
+        d, &(EmbeddingBackward){rows_of(s), s->width, 1000, s->length, t->tokens, t->positions, t->t[0], 1, t->t[1], t->t[2]});
 }
 static void dropout(Device *d, const Shape *s, const Tensors *t) {
     d->op->dropout(d, &(Dropout){rows_of(s) * s->width, 0.1f, 1, 2, 0, t->t[0]});

@@ -70,7 +70,7 @@ typedef struct MatmulBackwardInput {
 typedef struct MatmulBackwardWeight {
     int64_t rows, in, out;
     const void *dy, *x;
-    float *dw;     // +=
+    float *dw;     // +=, may be NULL: then x may be too
     float *dbias;  // +=, may be NULL
 } MatmulBackwardWeight;
 
@@ -158,7 +158,7 @@ typedef struct NormBackward {
     const float *rstd;
     bool accumulate;
     void *dx;        // [R,C]; may alias dy where not accumulate
-    float *dweight;  // +=
+    float *dweight;  // +=, may be NULL
     float *dbias;    // +=, may be NULL
 } NormBackward;
 
@@ -200,20 +200,21 @@ typedef struct GatedBackward {
 // y[R,C] = scale * token_table[tokens[r]] + position_table[positions[r]].
 typedef struct EmbeddingForward {
     int64_t rows, width, vocabulary;
+    int64_t positions_most;      // rows of the position table; any where there is none
     const int32_t *tokens;       // [R], each in [0, vocabulary)
-    const int32_t *positions;    // [R]; may be NULL where position_table is
+    const int32_t *positions;    // [R], each in [0, positions_most); may be NULL where position_table is
     const void *token_table;     // [V,C]
-    const void *position_table;  // [most positions, C], may be NULL
+    const void *position_table;  // [positions_most, C], may be NULL
     float scale;
     void *y;  // =
 } EmbeddingForward;
 
 typedef struct EmbeddingBackward {
-    int64_t rows, width, vocabulary;
+    int64_t rows, width, vocabulary, positions_most;
     const int32_t *tokens, *positions;
     const void *dy;
     float scale;
-    float *dtoken_table;     // +=
+    float *dtoken_table;     // +=, may be NULL
     float *dposition_table;  // +=, may be NULL
 } EmbeddingBackward;
 
@@ -232,8 +233,8 @@ typedef struct Dropout {
 // The output head fused with softmax cross-entropy, in chunks of rows: the full [R,V] logits never exist.
 //   logits = x[R,C] w[V,C]^T (+ bias[V]);  z = log sum exp(logits);  loss[r] = z - logits[target]
 // The objective is sum over r of weights[r] * (loss[r] + z_loss * z^2) (z-loss: Chowdhery et al. 2022, section 5) times
-// grad_scale; dx = its gradient and dw += its gradient, where dx is not NULL. Rows of weight 0 cost no gradient; their target
-// may be -1 (loss 0).
+// grad_scale; dx = its gradient, and dw and dbias += theirs, where dx is not NULL. Rows of weight 0 cost no gradient; their
+// target may be -1 (loss 0).
 //
 // With a `share` the vocabulary is split over ranks: this one holds rows share->first .. + vocabulary - 1 of w, targets are
 // those of the whole vocabulary, losses and zs come out whole on every rank, and dx is this rank's part of a sum over ranks.
@@ -254,8 +255,8 @@ typedef struct Classifier {
     float *losses;                 // = [R] without weight and z-loss
     float *zs;                     // = [R] z, may be NULL
     void *dx;                      // = [R,C], NULL: forward only
-    float *dw;                     // += [V,C], NULL iff dx is
-    float *dbias;                  // += [V], may be NULL
+    float *dw;                     // += [V,C], may be NULL, and is where dx is
+    float *dbias;                  // += [V], may be NULL, and is where dx is
     int64_t chunk_rows;            // rows of logits held at a time
     void *scratch;                 // classifier_scratch_bytes(type, chunk_rows, width, vocabulary)
     const float *loss_scale;       // one float that also multiplies grad_scale, may be NULL

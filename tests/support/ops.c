@@ -106,7 +106,7 @@ static int norm_backward_tensors(const OpCase *c, OpTensor *t) {
     t[3] = (OpTensor){.name = "mean", OP_INPUT, OP_FLOAT, a->kind == NORM_LAYER ? a->rows : 0};
     t[4] = (OpTensor){.name = "rstd", OP_INPUT, OP_FLOAT, a->rows};
     t[5] = (OpTensor){.name = "dx", a->accumulate ? OP_UPDATE : OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
-    t[6] = (OpTensor){.name = "dweight", OP_UPDATE, OP_FLOAT, a->width};
+    t[6] = (OpTensor){.name = "dweight", OP_UPDATE, OP_FLOAT, c->frozen ? 0 : a->width};
     t[7] = (OpTensor){.name = "dbias", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->width};
     return 8;
 }
@@ -201,14 +201,12 @@ static long double gated_objective(const OpCase *c, double **t) {
     return sum;
 }
 
-enum { EMBEDDING_POSITIONS = 13 };
-
 static int embedding_forward_tensors(const OpCase *c, OpTensor *t) {
     const EmbeddingForward *a = &c->embedding_forward;
     t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
-    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, EMBEDDING_POSITIONS};
+    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, a->positions_most};
     t[2] = (OpTensor){.name = "token_table", OP_INPUT, OP_COMPUTE, a->vocabulary * a->width};
-    t[3] = (OpTensor){.name = "position_table", OP_INPUT, OP_COMPUTE, c->bare ? 0 : EMBEDDING_POSITIONS * a->width};
+    t[3] = (OpTensor){.name = "position_table", OP_INPUT, OP_COMPUTE, c->bare ? 0 : a->positions_most * a->width};
     t[4] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
     return 5;
 }
@@ -221,10 +219,10 @@ static void embedding_forward_run(Device *device, const OpCase *c, void **t) {
 static int embedding_backward_tensors(const OpCase *c, OpTensor *t) {
     const EmbeddingBackward *a = &c->embedding_backward;
     t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
-    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, EMBEDDING_POSITIONS};
+    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, a->positions_most};
     t[2] = (OpTensor){.name = "dy", OP_INPUT, OP_COMPUTE, a->rows * a->width};
-    t[3] = (OpTensor){.name = "dtoken_table", OP_UPDATE, OP_FLOAT, a->vocabulary * a->width};
-    t[4] = (OpTensor){.name = "dposition_table", OP_UPDATE, OP_FLOAT, c->bare ? 0 : EMBEDDING_POSITIONS * a->width};
+    t[3] = (OpTensor){.name = "dtoken_table", OP_UPDATE, OP_FLOAT, c->frozen ? 0 : a->vocabulary * a->width};
+    t[4] = (OpTensor){.name = "dposition_table", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->positions_most * a->width};
     return 5;
 }
 static void embedding_backward_run(Device *device, const OpCase *c, void **t) {
@@ -236,12 +234,15 @@ static long double embedding_objective(const OpCase *c, double **t) {
     // The tables of the forward pass stand where the backward pass has their gradients.
     const EmbeddingBackward *a = &c->embedding_backward;
     OpCase forward = {.bare = c->bare, .embedding_forward = {.rows = a->rows, .width = a->width, .scale = a->scale}};
-    double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y), *tensors[] = {t[0], t[1], t[3], t[4], y};
+    double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y);
+    double *none = c->frozen ? memory_zeroed((size_t)(a->vocabulary * a->width) + 1, sizeof *none) : NULL;
+    double *tensors[] = {t[0], t[1], c->frozen ? none : t[3], t[4], y};
     long double sum = 0;
     reference64_embedding_forward(&forward, tensors);
     for (int64_t i = 0; i < a->rows * a->width; i++) {
         sum += (long double)t[2][i] * y[i];
     }
+    free(none);
     free(y);
     return sum;
 }
@@ -417,10 +418,10 @@ KIND(copy_rows);
     {                                                                                                                          \
         .kind = &gated_backward, .gated_backward = { which, 67, 131 }                                                          \
     }
-#define EMBEDDING(R, C, V, S)                                                                                                  \
-    {.kind = &embedding_forward, .embedding_forward = {R, C, V, .scale = S}},                                                  \
+#define EMBEDDING(R, C, V, P, S)                                                                                               \
+    {.kind = &embedding_forward, .embedding_forward = {R, C, V, P, .scale = S}},                                               \
         {.kind = &embedding_forward, .bare = true, .embedding_forward = {R, C, V, .scale = S}},                                \
-        {.kind = &embedding_backward, .embedding_backward = {R, C, V, .scale = S}}, {                                          \
+        {.kind = &embedding_backward, .embedding_backward = {R, C, V, P, .scale = S}}, {                                       \
         .kind = &embedding_backward, .bare = true, .embedding_backward = { R, C, V, .scale = S }                               \
     }
 #define DROPOUT(N, P, F)                                                                                                       \
@@ -516,6 +517,11 @@ const OpCase op_cases[] = {
     NORM(29, 2056),
     NORM(3, 4104),
     NORM(2, 8200),
+    {.kind = &norm_backward, .frozen = true, .norm_backward = {NORM_LAYER, 67, 131}},  // walked, and held
+    {.kind = &norm_backward, .frozen = true, .bare = true, .norm_backward = {NORM_RMS, 67, 131, .accumulate = true}},
+    {.kind = &norm_backward, .frozen = true, .norm_backward = {NORM_LAYER, 130, 128, .accumulate = true}},
+    {.kind = &norm_backward, .frozen = true, .bare = true, .norm_backward = {NORM_RMS, 33, 768}},
+    {.kind = &norm_backward, .frozen = true, .bare = true, .norm_backward = {NORM_LAYER, 2, 8200}},
     NORM_EASY(1, 16392),
     ROTARY(0, 1, 2, 2),
     ROTARY(1, 1, 2, 2),
@@ -536,15 +542,20 @@ const OpCase op_cases[] = {
     ACTIVATION(ACTIVATION_RELU, 4097, 1, 4104),
     ACTIVATION(ACTIVATION_SILU, 1024, 129, 128),
     ACTIVATION(ACTIVATION_NONE, 2047, 2, 40),
-    EMBEDDING(0, 8, 3, 1.0f),
-    EMBEDDING(1, 1, 1, 1.0f),
-    EMBEDDING(37, 17, 5, 0.5f),
-    EMBEDDING(300, 64, 1000, 1.0f),
-    EMBEDDING(129, 200, 31, 3.0f),
-    EMBEDDING(255, 1, 2, 1.0f),
-    EMBEDDING(517, 40, 3, 0.5f),      // tokens that come often
-    EMBEDDING(2111, 64, 1031, 1.0f),  // several tiles of the sort, two digits
-    EMBEDDING(63, 1032, 64, 1.0f),
+    EMBEDDING(0, 8, 3, 13, 1.0f),
+    EMBEDDING(1, 1, 1, 1, 1.0f),
+    EMBEDDING(37, 17, 5, 13, 0.5f),
+    EMBEDDING(300, 64, 1000, 2, 1.0f),
+    EMBEDDING(129, 200, 31, 129, 3.0f),
+    EMBEDDING(255, 1, 2, 13, 1.0f),
+    EMBEDDING(517, 40, 3, 13, 0.5f),      // tokens that come often
+    EMBEDDING(2111, 64, 1031, 13, 1.0f),  // several tiles of a card's sort, two digits
+    EMBEDDING(63, 1032, 64, 64, 1.0f),
+    EMBEDDING(4096, 8, 512, 513, 1.0f),      // a whole digit and one more; one round of the scan
+    EMBEDDING(6145, 8, 1 << 18, 511, 1.0f),  // two whole digits, two rounds
+    EMBEDDING(10243, 8, 513, 512, 2.0f),     // six tiles: three rounds
+    {.kind = &embedding_backward, .frozen = true, .embedding_backward = {2111, 64, 1031, 700, .scale = 2}},
+    {.kind = &embedding_backward, .frozen = true, .bare = true, .embedding_backward = {300, 64, 50, .scale = 1}},
     DROPOUT(0, 0.5f, 0),
     DROPOUT(1, 0.5f, 0),
     DROPOUT(63, 0.1f, 4),

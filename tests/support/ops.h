@@ -34,9 +34,10 @@ typedef struct OpKind OpKind;
 
 typedef struct OpCase {
     const OpKind *kind;
-    bool bare;   // tensors that may be NULL are NULL; of attention: one document a sequence
-    bool loose;  // bits may differ from run to run: attention_backward's any_order
-    bool alias;  // the output shares memory with the input that it may alias
+    bool bare;    // tensors that may be NULL are NULL; of attention: one document a sequence
+    bool frozen;  // the gradient of the weight or token table is NULL
+    bool loose;   // bits may differ from run to run: attention_backward's any_order
+    bool alias;   // the output shares memory with the input that it may alias
     union {
         AttentionForward attention_forward;
         AttentionBackward attention_backward;

@@ -230,7 +230,9 @@ void REFERENCE(norm_backward)(const OpCase *c, REAL **t) {
             REAL n = (x[i] - mean) * rstd;
             mean_g += a->kind == NORM_LAYER ? dy[i] * t[2][i] : 0;
             mean_gn += dy[i] * t[2][i] * n;
-            t[6][i] += dy[i] * n;
+            if (!c->frozen) {
+                t[6][i] += dy[i] * n;
+            }
             if (!c->bare) {
                 t[7][i] += dy[i];
             }
@@ -302,7 +304,9 @@ void REFERENCE(embedding_backward)(const OpCase *c, REAL **t) {
     const int32_t *tokens = (const void *)t[0], *positions = (const void *)t[1];
     for (int64_t r = 0; r < a->rows; r++) {
         for (int64_t i = 0; i < a->width; i++) {
-            t[3][tokens[r] * a->width + i] += R(a->scale) * t[2][r * a->width + i];
+            if (!c->frozen) {
+                t[3][tokens[r] * a->width + i] += R(a->scale) * t[2][r * a->width + i];
+            }
             if (!c->bare) {
                 t[4][positions[r] * a->width + i] += t[2][r * a->width + i];
             }
