@@ -431,9 +431,10 @@ static Error *make_step(Work *w) {
     int i = w->row->model;
     ModelConfig config = shape_config(i);
     int64_t sequences = shape_sequences(i), length = shape_length(i);
-    ModelOptions options = {.sequences = sequences, .length = length, .weight_decay = 0.1};
+    ModelOptions options = {
+        .sequences = sequences, .length = length, .masters = true, .deterministic = true, .weight_decay = 0.1};
     if (shapes[i].state == STATE_SMALL) {
-        options.no_masters = true;
+        options.masters = false;
         options.moments = MOMENT_8BIT;
         options.recompute = RECOMPUTE_SELECTIVE;
     }

@@ -115,8 +115,8 @@ static Error *make_model(Trainer *t) {
                             .optimizer = (OptimizerKind)config->optimizer.kind,
                             .head_rows = config->train.head_rows,
                             .batches = t->micro_batches,
-                            .no_masters = !config->train.masters,
-                            .any_order = !config->train.deterministic,
+                            .masters = config->train.masters,
+                            .deterministic = config->train.deterministic,
                             .moments = (MomentType)config->optimizer.moments,
                             .weight_decay = config->optimizer.weight_decay};
     TRY(check_size(t, &options));

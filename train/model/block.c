@@ -343,7 +343,7 @@ static void attention_backward(const Pass *pass, int64_t layer, const LayerActiv
                                                .lse = at->lse,
                                                .first = pass->first,
                                                .dqkv = scratch->dwide,
-                                               .any_order = model->options.any_order,
+                                               .any_order = !model->options.deterministic,
                                            });
     block_rotate(pass, scratch->dwide, true);
     project_backward(pass, p->qkv, p->qkv_bias, at->norm1, scratch->dwide, ACTIVATION_NONE, false, NULL, scratch->dnarrow);

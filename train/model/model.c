@@ -17,7 +17,7 @@ static void lay_out(const Model *model, Layout *layout, Model *out, Activations 
     int64_t elements = model->table.elements, element = data_type_bytes(device->type);
     bool wide = device->type == TYPE_FP32, learns = !options->forward_only;
     // Passes without learning need no masters.
-    bool masters = wide || (learns && !options->no_masters);
+    bool masters = wide || (learns && options->masters);
     float *params = layout_take(layout, wide ? "parameters" : "fp32 parameters", masters, elements, 1, sizeof(float));
     void *weights = layout_take(layout, "parameters", !wide, elements, 1, element);
     int moments = learns ? moments_of(options->optimizer) : 0;

@@ -28,7 +28,7 @@ typedef struct Model {
     ParamTable table;
     MemoryPlan plan;
     // Device memory.
-    float *params;  // [table.elements] fp32 masters; NULL where options.no_masters
+    float *params;  // [table.elements] fp32 masters; NULL without options.masters, but where the compute type is fp32
     void *weights;  // the same in the device's compute type; `params` where that is fp32
     float *grads;   // [table.elements], NULL where forward_only
     void *moment1;  // [table.elements] of options.moments, NULL where the optimizer has none

@@ -22,12 +22,11 @@ typedef struct ModelOptions {
     int64_t sequences, length;  // the largest batch: B, T
     Recompute recompute;
     OptimizerKind optimizer;
-    int64_t head_rows;  // rows of logits held at a time; 0: chosen
-    bool forward_only;  // no gradients, moments or kept activations
-    int64_t batches;    // micro-batches that a card holds at once; 0: one
-    // Where the compute type is not fp32: no fp32 copy of the parameters, updates are rounded stochastically.
-    bool no_masters;
-    bool any_order;  // AttentionBackward's: gradients are no longer the same bits each time
+    int64_t head_rows;   // rows of logits held at a time; 0: chosen
+    bool forward_only;   // no gradients, moments or kept activations
+    int64_t batches;     // micro-batches that a card holds at once; 0: one
+    bool masters;        // an fp32 copy of parameters of 16 bits; without it updates are rounded stochastically
+    bool deterministic;  // else gradients are not the same bits each time: AttentionBackward's any_order
     double weight_decay;
     MomentType moments;
 } ModelOptions;
