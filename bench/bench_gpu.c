@@ -16,6 +16,7 @@
 #include "core/clock.h"
 #include "core/philox.h"
 #include "core/text.h"
+#include "train/model/families.h"
 #include "train/model/model.h"
 
 #include <math.h>
@@ -382,17 +383,16 @@ typedef enum StepState { STATE_MASTERS, STATE_SMALL } StepState;
 static const char *const state_names[] = {"masters", "small"};
 
 static const struct {
-    const char *name;
-    ModelFamily family;
+    const char *name, *family;
     int64_t layers, width, heads, groups, ffn, vocabulary, sequences, length;
     StepState state;
 } shapes[] = {
-    {"gpt2-124m", FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, 16, 1024, STATE_MASTERS},
-    {"gpt2-350m", FAMILY_GPT2, 24, 1024, 16, 16, 4096, 50304, 16, 1024, STATE_MASTERS},
-    {"gpt2-1.3b", FAMILY_GPT2, 24, 2048, 16, 16, 8192, 50304, 8, 1024, STATE_MASTERS},
-    {"llama-1b", FAMILY_LLAMA, 16, 2048, 32, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
-    {"llama-3b", FAMILY_LLAMA, 28, 3072, 24, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
-    {"llama-8b", FAMILY_LLAMA, 32, 4096, 32, 8, 14336, 128256, 2, 2048, STATE_SMALL},
+    {"gpt2-124m", "gpt2", 12, 768, 12, 12, 3072, 50304, 16, 1024, STATE_MASTERS},
+    {"gpt2-350m", "gpt2", 24, 1024, 16, 16, 4096, 50304, 16, 1024, STATE_MASTERS},
+    {"gpt2-1.3b", "gpt2", 24, 2048, 16, 16, 8192, 50304, 8, 1024, STATE_MASTERS},
+    {"llama-1b", "llama", 16, 2048, 32, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
+    {"llama-3b", "llama", 28, 3072, 24, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
+    {"llama-8b", "llama", 32, 4096, 32, 8, 14336, 128256, 2, 2048, STATE_SMALL},
 };
 
 static int64_t shape_sequences(int i) {
@@ -406,7 +406,7 @@ static ModelConfig shape_config(int i) {
     ModelConfig config = {0};
     keys_defaults(model_keys, model_key_count, &config);
     int64_t groups = shapes[i].groups;
-    config.family = shapes[i].family;
+    config.family = family_find(shapes[i].family);
     config.layers = part(shapes[i].layers, 12), config.width = part(shapes[i].width, groups);
     config.heads = part(shapes[i].heads, groups), config.groups = part(groups, groups);
     config.ffn_width = part(shapes[i].ffn, groups), config.context = shape_length(i);

@@ -181,9 +181,8 @@ typedef struct Case {
     .position = POSITION_LEARNED, .activation = ACTIVATION_GELU_TANH, .tied_head = true, .embedding_scale = 1,                 \
     .rotary_theta = 1e4, .rotary_fraction = 1, .init_deviation = 0.02, .init_scale_residual = true
 #define LLAMA_SWITCHES                                                                                                         \
-    .family = FAMILY_LLAMA, .norm = NORM_RMS, .norm_epsilon = 1e-5, .position = POSITION_ROTARY,                               \
-    .activation = ACTIVATION_SILU, .gated = true, .embedding_scale = 1, .rotary_theta = 1e4, .rotary_fraction = 1,             \
-    .init_deviation = 0.02, .init_scale_residual = true
+    .norm = NORM_RMS, .norm_epsilon = 1e-5, .position = POSITION_ROTARY, .activation = ACTIVATION_SILU, .gated = true,         \
+    .embedding_scale = 1, .rotary_theta = 1e4, .rotary_fraction = 1, .init_deviation = 0.02, .init_scale_residual = true
 #define SHAPE(l, c, h, g, f, t, v)                                                                                             \
     .layers = (l), .width = (c), .heads = (h), .groups = (g), .head_width = (c) / (h), .ffn_width = (f), .context = (t),       \
     .vocabulary = (v)

@@ -94,7 +94,7 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     }
     TRY(json_field_hex64(info->state, path, "corpus", &corpus));
     TRY(json_field_hex64(info->state, path, "order", &order));
-    if (info->model != model_config_hash(&t->config->model)) {
+    if (!model_config_matches(&t->config->model, info->model)) {
         return other_model(t, path);
     }
     if (corpus != t->corpus.fingerprint) {

@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "core/version.h"
+#include "train/model/families.h"
 #include "train/run_device.h"
 
 void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
@@ -65,14 +66,13 @@ Error *run_record_create(RunRecord *record, const RunConfig *config, const Model
         json_array_append_new(
             plan, json_pack("{s:s, s:I}", "name", model->plan.lines[i].name, "bytes", (json_int_t)model->plan.lines[i].bytes));
     }
-    static const char *const families[FAMILY_COUNT] = {"gpt2", "llama"};
     char stamp[24];
     record->path = path_join(config->folder, "run.json");
     record->document = json_pack(
         "{s:s, s:s, s:s, s:o, s:i, s:i, s:s, s:I, s:s, s:s, s:I, s:o, s:I}", "version", ATHANOR_VERSION, "commit",
         ATHANOR_COMMIT, "compiler", ATHANOR_COMPILER, "host", hosts, "ranks", world->size, "threads",
         threads_count(model->device->pool), "device", model->device->name, "parameters", (json_int_t)model->table.parameters,
-        "family", families[config->model.family], "started", clock_stamp(stamp), "batch_tokens",
+        "family", family_names[config->model.family], "started", clock_stamp(stamp), "batch_tokens",
         (json_int_t)config->train.batch_tokens, "memory_plan", plan, "memory_planned", (json_int_t)model->plan.total);
     ensure(record->document != NULL, "run.json");
     return json_write_file(record->path, record->document);

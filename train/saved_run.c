@@ -95,7 +95,7 @@ static Error *open_all(const char *path, int64_t sequences, int threads, SavedRu
     TRY_GOTO(error, out, load_tokenizer(run));
     TRY_GOTO(error, out, checkpoint_open(run->checkpoint, false, &checkpoint));
     run->step = checkpoint_info(checkpoint)->step;
-    if (checkpoint_info(checkpoint)->model != model_config_hash(&run->config.model)) {
+    if (!model_config_matches(&run->config.model, checkpoint_info(checkpoint)->model)) {
         error = failure("%s is of another model than %s says", run->checkpoint, config_path);
         goto out;
     }
