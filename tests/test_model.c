@@ -298,18 +298,18 @@ static void check_gradients(const char *yaml) {
     ModelConfig config = models_config(yaml);
     ModelOptions options = options_with(RECOMPUTE_NONE);
     Model *model = models_open(&config, &options, 1);
-    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
     StepOptions step = {.grad_scale = 1.0F / (SEQUENCES * LENGTH), .z_loss = 0.01F, .seed = 11};
-    objective(model, &batch.batch, &step);
+    objective(model, &batch, &step);
     float *grads = copy_of(model->grads, model->table.elements), *params = copy_of(model->params, model->table.elements);
     for (int32_t i = 0; i < model->table.count; i++) {
         const Param *row = &model->table.rows[i];
-        Slope slope = {model, &batch.batch, &step, model->params + row->offset, params + row->offset, row->count};
+        Slope slope = {model, &batch, &step, model->params + row->offset, params + row->offset, row->count};
         check_row(&slope, row, grads + row->offset);
     }
     free(grads);
     free(params);
-    models_batch_free(&batch);
+    batch_free(&batch);
     models_close(model);
 }
 
@@ -360,20 +360,20 @@ static void check_same(const Outcome *a, const Outcome *b) {
 
 static void check_recompute(const char *yaml, const char *variant) {
     ModelConfig config = models_config(yaml);
-    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
-    Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch.batch, 7);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch, 7);
     for (int threads = 1; threads <= 2; threads++) {
         for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
-            Outcome other = outcome_of(&config, mode, threads, variant, &batch.batch, 7);
+            Outcome other = outcome_of(&config, mode, threads, variant, &batch, 7);
             check_same(&plain, &other);
             free(other.grads);
         }
     }
-    Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch.batch, 8);
+    Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch, 8);
     CHECK((config.dropout > 0) == !same_bits(plain.grads, reseeded.grads, plain.count));
     free(reseeded.grads);
     free(plain.grads);
-    models_batch_free(&batch);
+    batch_free(&batch);
 }
 
 static void test_recompute_and_threads(void) {
@@ -390,9 +390,9 @@ static void test_accumulation(void) {
     const char *yamls[] = {tiny_gpt2, tiny_mixed};
     for (int i = 0; i < 2; i++) {
         ModelConfig config = models_config(yamls[i]);
-        TestBatch batch = models_batch(4, LENGTH, config.vocabulary, true, 3);
-        batch.batch.first_sample = 40;
-        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, NULL, &batch.batch, 7);
+        Batch batch = models_batch(4, LENGTH, config.vocabulary, true, 3);
+        batch.first_sample = 40;
+        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, NULL, &batch, 7);
         ModelOptions options = options_with(RECOMPUTE_NONE);
         Model *model = models_open(&config, &options, 1);
         StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = 7};
@@ -409,7 +409,7 @@ static void test_accumulation(void) {
         CHECK(worst_error(model->grads, whole.grads, whole.count) < 2e-6);
         models_close(model);
         free(whole.grads);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -420,7 +420,7 @@ static void test_documents(void) {
         ModelConfig config = models_config(yamls[i]);
         ModelOptions options = {.sequences = 1, .length = LENGTH, .forward_only = true};
         Model *model = models_open(&config, &options, 1);
-        TestBatch batch = models_batch(1, LENGTH, config.vocabulary, false, 3);
+        Batch batch = models_batch(1, LENGTH, config.vocabulary, false, 3);
         const int starts[] = {0, 5, 6}, count = 3;
         for (int d = 0; d < count; d++) {
             for (int t = starts[d]; t < (d + 1 < count ? starts[d + 1] : LENGTH); t++) {
@@ -430,16 +430,16 @@ static void test_documents(void) {
         }
         int64_t vocabulary = config.vocabulary, size = LENGTH * vocabulary;
         float *before = memory_new((size_t)size, sizeof *before), *after = memory_new((size_t)size, sizeof *after);
-        model_logits(model, &batch.batch, before);
+        model_logits(model, &batch, before);
         batch.tokens[2] = (batch.tokens[2] + 1) % (int32_t)vocabulary;
         batch.tokens[5] = (batch.tokens[5] + 1) % (int32_t)vocabulary;
-        model_logits(model, &batch.batch, after);
+        model_logits(model, &batch, after);
         CHECK(same_bits(before, after, 2 * vocabulary));
         CHECK(!same_bits(before + 4 * vocabulary, after + 4 * vocabulary, vocabulary));
         CHECK(same_bits(before + 6 * vocabulary, after + 6 * vocabulary, (LENGTH - 6) * vocabulary));
         free(before);
         free(after);
-        models_batch_free(&batch);
+        batch_free(&batch);
         models_close(model);
     }
 }
@@ -449,15 +449,15 @@ static void test_evaluate(void) {
     const char *yamls[] = {tiny_gpt2, tiny_llama};
     for (int i = 0; i < 2; i++) {
         ModelConfig config = models_config(yamls[i]);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         float losses[SEQUENCES * LENGTH], again[SEQUENCES * LENGTH];
         StepResult result;
         StepOptions step = {.grad_scale = 1};
         for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
             ModelOptions options = options_with(mode);
             Model *model = models_open(&config, &options, 1);
-            model_forward_backward(model, &batch.batch, &step, &result);
-            model_evaluate(model, &batch.batch, losses);
+            model_forward_backward(model, &batch, &step, &result);
+            model_evaluate(model, &batch, losses);
             models_close(model);
         }
         double sum = 0;
@@ -470,10 +470,10 @@ static void test_evaluate(void) {
         options.forward_only = true;
         Model *model = models_open(&config, &options, 2);
         CHECK(model->grads == NULL && model->moment1 == NULL);
-        model_evaluate(model, &batch.batch, again);
+        model_evaluate(model, &batch, again);
         CHECK(same_bits(losses, again, SEQUENCES * LENGTH));
         models_close(model);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -485,11 +485,11 @@ static void test_decode(void) {
         ModelConfig config = models_config(yamls[i]);
         ModelOptions options = options_with(RECOMPUTE_NONE);
         Model *model = models_open(&config, &options, 2);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, false, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, false, 3);
         int64_t vocabulary = config.vocabulary;
         float *full = memory_new((size_t)(SEQUENCES * LENGTH * vocabulary), sizeof *full);
         float *logits = memory_new((size_t)(SEQUENCES * vocabulary), sizeof *logits);
-        model_logits(model, &batch.batch, full);
+        model_logits(model, &batch, full);
         Decoder *decoder;
         CHECK_OK(decoder_create(model, SEQUENCES, LENGTH, &decoder));
         // Prompts of different lengths; a first use leaves dirt behind.
@@ -516,7 +516,7 @@ static void test_decode(void) {
         CHECK_FAILS(decoder_create(model, 1, config.context + 1, &decoder), "model.context 16");
         free(full);
         free(logits);
-        models_batch_free(&batch);
+        batch_free(&batch);
         models_close(model);
     }
 }
@@ -544,16 +544,16 @@ static void test_gradients_final(void) {
         ModelConfig config = models_config(yamls[i]);
         ModelOptions options = options_with(RECOMPUTE_SELECTIVE);
         Model *model = models_open(&config, &options, 1);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         Finals finals = {.model = model, .from = model->table.elements};
         finals.seen = memory_zeroed((size_t)model->table.elements, sizeof(float));
         StepOptions step = {.grad_scale = 1, .gradients_final = note_final, .context = &finals};
-        objective(model, &batch.batch, &step);
+        objective(model, &batch, &step);
         CHECK_I64(finals.from, 0);
         CHECK_I64(finals.calls, config.layers + 2);
         CHECK(same_bits(finals.seen, model->grads, model->table.elements));
         free(finals.seen);
-        models_batch_free(&batch);
+        batch_free(&batch);
         models_close(model);
     }
 }
@@ -569,13 +569,13 @@ static void test_learning(void) {
             options.optimizer = kind;
             options.weight_decay = 0.01;
             Model *model = models_open(&config, &options, 1);
-            TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+            Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
             double first = 0, last = 0;
             for (int step = 1; step <= 60; step++) {
                 StepOptions how = {.grad_scale = 1.0F / (SEQUENCES * LENGTH)};
                 model_begin_step(model, rates[kind]);
                 model_zero_gradients(model);
-                last = objective(model, &batch.batch, &how);
+                last = objective(model, &batch, &how);
                 first = step == 1 ? last : first;
                 model_finish_step(
                     model,
@@ -584,7 +584,7 @@ static void test_learning(void) {
             if (!CHECK(last < 0.5 * first)) {
                 printf("  from %g to %g with optimizer %d\n", first, last, (int)kind);
             }
-            models_batch_free(&batch);
+            batch_free(&batch);
             models_close(model);
         }
     }
@@ -601,10 +601,10 @@ static int measure_plan(void) {
     CHECK_OK(device_open_cpu(2, NULL, &device));
     CHECK_OK(model_create(device, &config, &options, &model));
     model_initialise(model, 1);
-    TestBatch batch = models_batch(4, 256, config.vocabulary, false, 3);
+    Batch batch = models_batch(4, 256, config.vocabulary, false, 3);
     StepOptions how = {.grad_scale = 1};
     model_begin_step(model, 1e-3);
-    objective(model, &batch.batch, &how);
+    objective(model, &batch, &how);
     model_finish_step(model, &(UpdateOptions){.batch_weight = 1, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F});
     double ratio = (double)memory_peak_resident() / (double)model->plan.total;
     if (fabs(ratio - 1) > 0.05) {

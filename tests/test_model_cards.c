@@ -80,13 +80,13 @@ static void test_gradients(void) {
     for (int m = 0; m < MODELS; m++) {
         ModelConfig config = models_config(yamls[m]);
         ModelOptions options = options_with(RECOMPUTE_NONE);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         Model *here = models_open(&config, &options, 2);
-        StepResult expected = run_once(here, &batch.batch);
+        StepResult expected = run_once(here, &batch);
         for (int a = 0; a < architecture_count; a++) {
             for (DataType type = TYPE_FP32; type <= TYPE_FP16; type++) {
                 Model *there = models_open_on(open_card(a, type), &config, &options);
-                StepResult result = run_once(there, &batch.batch);
+                StepResult result = run_once(there, &batch);
                 float *first = read_all(there, MODEL_GRADS);
                 char where[PARAM_NAME_SIZE] = "";
                 double scale = (double)model_control(there).loss_scale;
@@ -99,7 +99,7 @@ static void test_gradients(void) {
                     printf("  model %d as sm_%s in %s: loss %.6f, expected %.6f; worst gradient %s off by %.3g\n", m,
                            architectures[a], names[type], result.loss_sum, expected.loss_sum, where, worst);
                 }
-                run_once(there, &batch.batch);
+                run_once(there, &batch);
                 float *second = read_all(there, MODEL_GRADS);
                 CHECK(memcmp(first, second, (size_t)there->table.elements * sizeof *first) == 0);
                 free(first);
@@ -108,7 +108,7 @@ static void test_gradients(void) {
             }
         }
         models_close(here);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -202,14 +202,14 @@ static void test_steps(void) {
     for (int m = 0; m < 2; m++) {
         ModelConfig config = models_config(yamls[m]);
         ModelOptions options = options_with(RECOMPUTE_SELECTIVE);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         Model *here = models_open(&config, &options, 2);
-        Steps expected = run_steps(here, &batch.batch, false);
+        Steps expected = run_steps(here, &batch, false);
         for (DataType type = TYPE_FP32; type <= TYPE_FP16; type++) {
             Steps steps[2];
             for (int recorded = 0; recorded < 2; recorded++) {
                 Model *there = models_open_on(open_card(architecture_count - 1, type), &config, &options);
-                steps[recorded] = run_steps(there, &batch.batch, recorded);
+                steps[recorded] = run_steps(there, &batch, recorded);
                 // Adam divides by the size of a gradient, so that the sign of one near zero decides: errors grow with steps.
                 check_losses(names[type], &steps[recorded], &expected, 10 * tolerance(type));
                 models_close(there);
@@ -220,7 +220,7 @@ static void test_steps(void) {
         }
         free(expected.params);
         models_close(here);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -228,17 +228,17 @@ static void test_steps(void) {
 // changes nothing.
 static void test_fewer_bits(void) {
     ModelConfig config = models_config(yamls[0]);
-    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
     ModelOptions options = options_with(RECOMPUTE_FULL);
     Model *here = models_open(&config, &options, 2);
-    Steps expected = run_steps(here, &batch.batch, false);
+    Steps expected = run_steps(here, &batch, false);
     for (int mode = 1; mode < 4; mode++) {
         Steps steps[2];
         options.no_masters = mode & 1;
         options.moments = mode & 2 ? MOMENT_8BIT : MOMENT_FP32;
         for (int again = 0; again < 2; again++) {
             Model *there = models_open_on(open_card(architecture_count - 1, TYPE_BF16), &config, &options);
-            steps[again] = run_steps(there, &batch.batch, false);
+            steps[again] = run_steps(there, &batch, false);
             check_losses(mode == 1 ? "no masters" : mode == 2 ? "8-bit moments" : "both", &steps[again], &expected, 0.2);
             for (ModelArray array = MODEL_PARAMS; array <= MODEL_MOMENT2; array++) {
                 float *values = read_all(there, array);
@@ -256,7 +256,7 @@ static void test_fewer_bits(void) {
     }
     free(expected.params);
     models_close(here);
-    models_batch_free(&batch);
+    batch_free(&batch);
 }
 
 // A model that takes most of a card fits it before and after it is there; one that takes more than all does not.

@@ -138,13 +138,13 @@ static void check_family(const char *name, const char *variant) {
     Model *model = models_open_variant(&config, &options, 2, variant);
     each_tensor(model, &golden, load_tensor);
     model_params_changed(model);
-    TestBatch batch = models_batch(shape[0], shape[1], shape[2], false, 1);
+    Batch batch = models_batch(shape[0], shape[1], shape[2], false, 1);
     memcpy(batch.tokens, find(&golden, "", "tokens")->data, (size_t)rows * 4);
     memcpy(batch.targets, find(&golden, "", "targets")->data, (size_t)rows * 4);
     memcpy(batch.weights, find(&golden, "", "weights")->data, (size_t)rows * 4);
 
     float *logits = memory_new((size_t)(rows * shape[2]), sizeof *logits);
-    model_logits(model, &batch.batch, logits);
+    model_logits(model, &batch, logits);
     check_close(name, "logits", logits, find(&golden, "", "logits")->data, rows * shape[2]);
     free(logits);
 
@@ -155,7 +155,7 @@ static void check_family(const char *name, const char *variant) {
     float z_loss = *(const float *)find(&golden, "", "z_loss")->data;
     StepOptions step = {.grad_scale = (float)(1 / weight_sum), .z_loss = z_loss};
     StepResult result;
-    model_forward_backward(model, &batch.batch, &step, &result);
+    model_forward_backward(model, &batch, &step, &result);
     double loss = (result.loss_sum + (double)z_loss * result.z_sum) / result.weight_sum;
     double expected = (double)*(const float *)find(&golden, "", "loss")->data;
     CHECK_NEAR(loss, expected, 1e-5 * expected);
@@ -166,7 +166,7 @@ static void check_family(const char *name, const char *variant) {
     for (int64_t r = 0; r < rows; r++) {
         batch.targets[r] = (r + 1) % shape[1] == 0 ? -1 : batch.tokens[r + 1];
     }
-    model_evaluate(model, &batch.batch, losses);
+    model_evaluate(model, &batch, losses);
     double sum = 0;
     for (int64_t r = 0; r < rows; r++) {
         sum += (double)losses[r];
@@ -174,7 +174,7 @@ static void check_family(const char *name, const char *variant) {
     double mean = (double)*(const float *)find(&golden, "", "mean_loss")->data;
     CHECK_NEAR(sum / (double)(rows - shape[0]), mean, 1e-5 * mean);
     free(losses);
-    models_batch_free(&batch);
+    batch_free(&batch);
     models_close(model);
     golden_free(&golden);
 }

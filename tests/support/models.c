@@ -53,15 +53,10 @@ void models_close(Model *model) {
     device_close(device);
 }
 
-TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed) {
+Batch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed) {
     size_t rows = (size_t)(sequences * length);
-    TestBatch out = {
-        .tokens = memory_new(rows, sizeof(int32_t)),
-        .targets = memory_new(rows, sizeof(int32_t)),
-        .first = memory_new(rows, sizeof(int32_t)),
-        .positions = memory_new(rows, sizeof(int32_t)),
-        .weights = memory_new(rows, sizeof(float)),
-    };
+    Batch out;
+    batch_allocate(&out, sequences, length);
     for (size_t r = 0; r < rows; r++) {
         Philox random = philox(seed, philox_stream(RANDOM_TEST, 0), r);
         int32_t t = (int32_t)(r % (size_t)length);
@@ -76,28 +71,11 @@ TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bo
             out.targets[r] = -1;
         }
     }
-    out.batch = (Batch){
-        .sequences = sequences,
-        .length = length,
-        .tokens = out.tokens,
-        .targets = out.targets,
-        .weights = out.weights,
-        .first = out.first,
-        .positions = out.positions,
-    };
     return out;
 }
 
-void models_batch_free(TestBatch *batch) {
-    free(batch->tokens);
-    free(batch->targets);
-    free(batch->first);
-    free(batch->positions);
-    free(batch->weights);
-}
-
-Batch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count) {
-    Batch part = batch->batch;
+Batch models_batch_rows(const Batch *batch, int64_t begin, int64_t count) {
+    Batch part = *batch;
     int64_t skip = begin * part.length;
     part.sequences = count;
     part.tokens += skip;

@@ -184,13 +184,7 @@ void model_load_batch(Model *model, int64_t slot, const Batch *batch) {
     }
     ensure(slot >= 0 && slot < (model->options.batches > 1 ? model->options.batches : 1), "no place %" PRId64, slot);
     Batch *at = &model->batches[slot];
-    int64_t rows = batch->sequences * batch->length;
-    const void *from[BATCH_ARRAYS] = {batch->tokens, batch->targets, batch->weights, batch->first, batch->positions};
-    for (int i = 0; i < BATCH_ARRAYS; i++) {
-        if (from[i] != NULL) {
-            device_upload(device, at->tokens + i * rows, from[i], (size_t)rows * sizeof(int32_t));
-        }
-    }
+    device_upload(device, at->tokens, batch_block(batch), batch_bytes(batch->sequences, batch->length));
     batch_place(at, at->tokens, batch->sequences, batch->length);
     at->first_sample = batch->first_sample;
 }
@@ -326,22 +320,20 @@ static Pass forward_quietly(Model *model, const Batch *batch) {
 void model_evaluate(Model *model, const Batch *batch, float *losses) {
     // Weight 1 wherever there is a target.
     int64_t rows = batch->sequences * batch->length;
-    Batch counted = *batch;
-    counted.weights = memory_new((size_t)rows, sizeof(float));
+    Batch counted;
+    batch_allocate(&counted, batch->sequences, batch->length);
+    memcpy(counted.tokens, batch_block(batch), batch_bytes(batch->sequences, batch->length));
     for (int64_t r = 0; r < rows; r++) {
         counted.weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
     }
     Pass pass = forward_quietly(model, &counted);
     classify(&pass, NULL, NULL);
     device_download(model->device, losses, model->activations->losses, (size_t)rows * sizeof *losses);
-    free(counted.weights);
+    batch_free(&counted);
 }
 
 void model_logits(Model *model, const Batch *batch, float *logits) {
-    Batch rows_only = *batch;
-    rows_only.targets = NULL;
-    rows_only.weights = NULL;
-    Pass pass = forward_quietly(model, &rows_only);
+    Pass pass = forward_quietly(model, batch);
     void *memory;
     size_t bytes = (size_t)(pass.rows * model->config.vocabulary) * sizeof *logits;
     Error *error = device_allocate(model->device, bytes, &memory);

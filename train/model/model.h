@@ -129,7 +129,7 @@ void model_run_batch(Model *model, int64_t slot, const StepOptions *options);
 void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result);
 
 // Losses per token without dropout and weights, to host memory: losses[B,T] (0 where the target is -1). No gradients.
-// batch->weights is not used and may be NULL. Waits.
+// batch->weights is not used. Waits.
 void model_evaluate(Model *model, const Batch *batch, float *losses);
 
 // Logits [B,T,V] without dropout, to host memory, all at once: for tests and small batches. targets and weights are not used.
