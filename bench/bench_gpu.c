@@ -16,6 +16,7 @@
 #include "core/clock.h"
 #include "core/philox.h"
 #include "core/text.h"
+#include "train/model/families.h"
 #include "train/model/model.h"
 
 #include <math.h>
@@ -41,7 +42,7 @@ typedef struct Work {
     size_t bytes[MOST_BUFFERS];
     int count;
     Model *model;
-    Batch batch;
+    Batch batch, batch_there;
     int runs;
     DeviceGraph *graph;  // of a step
     Error *failed;       // its recording
@@ -341,7 +342,7 @@ static Error *make_update(Work *w) {
 }
 static void run_update(Work *w) {
     OptimizerUpdate update = update_of(w);
-    update.params = w->buffers[2];
+    update.masters = w->buffers[2];
     update.moment1 = w->buffers[3], update.moment2 = w->buffers[4];
     w->device->op->optimizer_update(w->device, &update);
 }
@@ -382,17 +383,16 @@ typedef enum StepState { STATE_MASTERS, STATE_SMALL } StepState;
 static const char *const state_names[] = {"masters", "small"};
 
 static const struct {
-    const char *name;
-    ModelFamily family;
+    const char *name, *family;
     int64_t layers, width, heads, groups, ffn, vocabulary, sequences, length;
     StepState state;
 } shapes[] = {
-    {"gpt2-124m", FAMILY_GPT2, 12, 768, 12, 12, 3072, 50304, 16, 1024, STATE_MASTERS},
-    {"gpt2-350m", FAMILY_GPT2, 24, 1024, 16, 16, 4096, 50304, 16, 1024, STATE_MASTERS},
-    {"gpt2-1.3b", FAMILY_GPT2, 24, 2048, 16, 16, 8192, 50304, 8, 1024, STATE_MASTERS},
-    {"llama-1b", FAMILY_LLAMA, 16, 2048, 32, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
-    {"llama-3b", FAMILY_LLAMA, 28, 3072, 24, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
-    {"llama-8b", FAMILY_LLAMA, 32, 4096, 32, 8, 14336, 128256, 2, 2048, STATE_SMALL},
+    {"gpt2-124m", "gpt2", 12, 768, 12, 12, 3072, 50304, 16, 1024, STATE_MASTERS},
+    {"gpt2-350m", "gpt2", 24, 1024, 16, 16, 4096, 50304, 16, 1024, STATE_MASTERS},
+    {"gpt2-1.3b", "gpt2", 24, 2048, 16, 16, 8192, 50304, 8, 1024, STATE_MASTERS},
+    {"llama-1b", "llama", 16, 2048, 32, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
+    {"llama-3b", "llama", 28, 3072, 24, 8, 8192, 128256, 4, 2048, STATE_MASTERS},
+    {"llama-8b", "llama", 32, 4096, 32, 8, 14336, 128256, 2, 2048, STATE_SMALL},
 };
 
 static int64_t shape_sequences(int i) {
@@ -406,7 +406,7 @@ static ModelConfig shape_config(int i) {
     ModelConfig config = {0};
     keys_defaults(model_keys, model_key_count, &config);
     int64_t groups = shapes[i].groups;
-    config.family = shapes[i].family;
+    config.family = family_find(shapes[i].family);
     config.layers = part(shapes[i].layers, 12), config.width = part(shapes[i].width, groups);
     config.heads = part(shapes[i].heads, groups), config.groups = part(groups, groups);
     config.ffn_width = part(shapes[i].ffn, groups), config.context = shape_length(i);
@@ -420,8 +420,9 @@ static ModelConfig shape_config(int i) {
 static Error *check_room(Device *device, const ModelConfig *config, const ModelOptions *options) {
     MemoryPlan plan;
     char need[32], have[32], missing[32];
-    model_plan(config, options, device, &plan);
-    double left = (double)device_available(device), total = (double)plan.total;
+    Machine machine = machine_of(device, 1, 1);
+    model_plan(config, options, &machine, &plan);
+    double left = (double)machine.memory, total = (double)plan.total;
     return total <= left ? NULL
                          : failure("the step needs %s of the card's memory, %s more than the %s that are free",
                                    text_bytes(need, total), text_bytes(missing, total - left), text_bytes(have, left));
@@ -431,9 +432,10 @@ static Error *make_step(Work *w) {
     int i = w->row->model;
     ModelConfig config = shape_config(i);
     int64_t sequences = shape_sequences(i), length = shape_length(i);
-    ModelOptions options = {.sequences = sequences, .length = length, .weight_decay = 0.1};
+    ModelOptions options = {
+        .sequences = sequences, .length = length, .masters = true, .deterministic = true, .weight_decay = 0.1};
     if (shapes[i].state == STATE_SMALL) {
-        options.no_masters = true;
+        options.masters = false;
         options.moments = MOMENT_8BIT;
         options.recompute = RECOMPUTE_SELECTIVE;
     }
@@ -453,15 +455,15 @@ static Error *make_step(Work *w) {
 static void step_operations(Work *w) {
     double count = (double)(w->batch.sequences * w->batch.length);
     StepOptions step = {.grad_scale = (float)(1 / count)};
-    model_zero_gradients(w->model);
-    model_run_batch(w->model, 0, &step);
+    weights_zero_gradients(&w->model->weights);
+    model_run_batch(w->model, &w->batch_there, &step);
     model_finish_step(w->model,
                       &(UpdateOptions){.batch_weight = count, .clip = 1, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F});
 }
 // The first run sizes scratch, the second is recorded, those that follow repeat it.
 static void run_step(Work *w) {
     model_begin_step(w->model, 1e-4);
-    model_load_batch(w->model, 0, &w->batch);
+    w->batch_there = batch_to_device(w->device, &w->batch, w->model->workspace.batch_memory);
     bool recording = w->runs == 1 && device_record(w->device);
     if (w->graph == NULL) {
         step_operations(w);

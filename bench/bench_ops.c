@@ -94,11 +94,11 @@ static void swiglu_backward(Device *d, const Shape *s, const Tensors *t) {
 }
 static void embedding_forward(Device *d, const Shape *s, const Tensors *t) {
     d->op->embedding_forward(
-        d, &(EmbeddingForward){rows_of(s), s->width, 1000, t->tokens, t->positions, t->t[0], t->t[1], 1, t->t[2]});
+        d, &(EmbeddingForward){rows_of(s), s->width, 1000, s->length, t->tokens, t->positions, t->t[0], t->t[1], 1, t->t[2]});
 }
 static void embedding_backward(Device *d, const Shape *s, const Tensors *t) {
     d->op->embedding_backward(
-        d, &(EmbeddingBackward){rows_of(s), s->width, 1000, t->tokens, t->positions, t->t[0], 1, t->t[1], t->t[2]});
+        d, &(EmbeddingBackward){rows_of(s), s->width, 1000, s->length, t->tokens, t->positions, t->t[0], 1, t->t[1], t->t[2]});
 }
 static void dropout(Device *d, const Shape *s, const Tensors *t) {
     d->op->dropout(d, &(Dropout){rows_of(s) * s->width, 0.1f, 1, 2, 0, t->t[0]});
@@ -114,7 +114,7 @@ static void sum_of_squares(Device *d, const Shape *s, const Tensors *t) {
     d->op->squares(d, rows_of(s) * s->width, t->t[0], &sum);
 }
 static void update(Device *d, const Shape *s, const Tensors *t, OptimizerKind kind) {
-    UpdateSegment segment = {0, rows_of(s) * s->width, 1, 0.1f};
+    UpdateSegment segment = {.count = rows_of(s) * s->width, .rate_scale = 1, .weight_decay = 0.1f};
     StepControl control = {.learning_rate = 1e-4f, .grad_scale = 1, .correction1 = 1, .correction2 = 1};
     d->op->optimizer_update(d, &(OptimizerUpdate){.kind = kind,
                                                   .segments = &segment,
@@ -125,7 +125,7 @@ static void update(Device *d, const Shape *s, const Tensors *t, OptimizerKind ki
                                                   .epsilon = 1e-8f,
                                                   .control = &control,
                                                   .grads = t->t[0],
-                                                  .params = t->t[1],
+                                                  .weights = t->t[1],
                                                   .moment1 = t->t[2],
                                                   .moment2 = kind == OPTIMIZER_ADAMW ? t->t[3] : NULL});
 }

@@ -181,9 +181,8 @@ typedef struct Case {
     .position = POSITION_LEARNED, .activation = ACTIVATION_GELU_TANH, .tied_head = true, .embedding_scale = 1,                 \
     .rotary_theta = 1e4, .rotary_fraction = 1, .init_deviation = 0.02, .init_scale_residual = true
 #define LLAMA_SWITCHES                                                                                                         \
-    .family = FAMILY_LLAMA, .norm = NORM_RMS, .norm_epsilon = 1e-5, .position = POSITION_ROTARY,                               \
-    .activation = ACTIVATION_SILU, .gated = true, .embedding_scale = 1, .rotary_theta = 1e4, .rotary_fraction = 1,             \
-    .init_deviation = 0.02, .init_scale_residual = true
+    .norm = NORM_RMS, .norm_epsilon = 1e-5, .position = POSITION_ROTARY, .activation = ACTIVATION_SILU, .gated = true,         \
+    .embedding_scale = 1, .rotary_theta = 1e4, .rotary_fraction = 1, .init_deviation = 0.02, .init_scale_residual = true
 #define SHAPE(l, c, h, g, f, t, v)                                                                                             \
     .layers = (l), .width = (c), .heads = (h), .groups = (g), .head_width = (c) / (h), .ffn_width = (f), .context = (t),       \
     .vocabulary = (v)
@@ -215,16 +214,11 @@ static const Key flags[] = {
 };
 enum { FLAG_COUNT = sizeof flags / sizeof *flags };
 
-typedef struct Data {
-    int32_t *tokens, *targets, *first, *positions;
-    float *weights;
-} Data;
-
 static void one_step(Model *model, const Batch *batch) {
     double rows = (double)(batch->sequences * batch->length);
     StepOptions how = {.grad_scale = (float)(1 / rows)};
     model_begin_step(model, 1e-4);
-    model_zero_gradients(model);
+    weights_zero_gradients(&model->weights);
     model_forward_backward(model, batch, &how, NULL);
     model_finish_step(model, &(UpdateOptions){.batch_weight = rows, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f});
     ensure(isfinite(model_control(model).loss_sum), "the loss is not finite");
@@ -284,7 +278,7 @@ static double update_bandwidth(Device *device) {
                                                  .epsilon = 1e-8f,
                                                  .control = &control,
                                                  .grads = arrays[0],
-                                                 .params = arrays[1],
+                                                 .weights = arrays[1],
                                                  .moment1 = arrays[2],
                                                  .moment2 = arrays[3],
                                              });
@@ -305,21 +299,16 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
     TRY(model_create(device, &c->config, &options, &model));
     model_initialise(model, 1);
     size_t rows = (size_t)(c->sequences * c->length);
-    Data data = {
-        .tokens = memory_new(rows, sizeof(int32_t)),
-        .targets = memory_new(rows, sizeof(int32_t)),
-        .first = memory_zeroed(rows, sizeof(int32_t)),
-        .positions = memory_new(rows, sizeof(int32_t)),
-        .weights = memory_new(rows, sizeof(float)),
-    };
+    Batch batch;
+    batch_allocate(&batch, c->sequences, c->length);
     for (size_t r = 0; r < rows; r++) {
         Philox random = philox(1, philox_stream(RANDOM_TEST, 0), r);
-        data.tokens[r] = (int32_t)(random.word[0] % (uint64_t)c->config.vocabulary);
-        data.targets[r] = (int32_t)(random.word[1] % (uint64_t)c->config.vocabulary);
-        data.positions[r] = (int32_t)(r % (size_t)c->length);
-        data.weights[r] = 1;
+        batch.tokens[r] = (int32_t)(random.word[0] % (uint64_t)c->config.vocabulary);
+        batch.targets[r] = (int32_t)(random.word[1] % (uint64_t)c->config.vocabulary);
+        batch.positions[r] = (int32_t)(r % (size_t)c->length);
+        batch.weights[r] = 1;
+        batch.first[r] = 0;
     }
-    Batch batch = {c->sequences, c->length, data.tokens, data.targets, data.weights, data.first, data.positions, 0};
     enum { MOST = 4000 };
     double *times = memory_new(MOST, sizeof *times);
     bandwidth = c->cached ? 0 : machine_bandwidth;
@@ -340,11 +329,7 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
     qsort(times, (size_t)steps, sizeof *times, ascending);
     print_case(c, times[steps / 2], &best);
     free(times);
-    free(data.tokens);
-    free(data.targets);
-    free(data.first);
-    free(data.positions);
-    free(data.weights);
+    batch_free(&batch);
     model_destroy(model);
     return NULL;
 }

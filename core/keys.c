@@ -1,6 +1,7 @@
 // One table of settings: see keys.h.
 #include "core/keys.h"
 
+#include "core/hash.h"
 #include "core/text.h"
 
 #include <inttypes.h>
@@ -247,6 +248,28 @@ void key_print(const Key *key, const void *base, Buffer *out) {
         break;
     }
     }
+}
+
+bool key_neutral(const Key *key, const void *base) {
+    Buffer value = {0};
+    key_print(key, base, &value);
+    bool neutral = key->neutral != NULL && strcmp(value.data, key->neutral) == 0;
+    buffer_free(&value);
+    return neutral;
+}
+
+uint64_t keys_identity(const Key *keys, int count, const void *base) {
+    uint64_t sum = 0;
+    for (int i = 0; i < count; i++) {
+        if (keys[i].identity && !key_neutral(&keys[i], base)) {
+            Buffer line = {0};
+            buffer_printf(&line, "%s=", keys[i].name);
+            key_print(&keys[i], base, &line);
+            sum += hash64(line.data, line.size);
+            buffer_free(&line);
+        }
+    }
+    return sum;
 }
 
 Error *keys_unknown(const Key *keys, int count, const char *name, const char *where, const char *what, const char *prefix) {

@@ -31,6 +31,10 @@ typedef struct Key {
     const char *const *choices;  // KEY_CHOICE: NULL-terminated
     const char *unit;            // "tokens", "seconds"; NULL: none
     const char *help;            // one sentence
+    // Whether the value is part of what the struct is, and the value, as key_print writes it, that says nothing: the one that a
+    // struct had before there was this key. NULL: each value says something. Unlike a default it never changes once released.
+    bool identity;
+    const char *neutral;
 } Key;
 
 // Sets every value of `base` to its default. `base` must be zeroed.
@@ -52,6 +56,13 @@ Error *key_add_weight(const Key *key, void *base, const char *name, double value
 
 // Appends the value as YAML (flow style for lists and maps).
 void key_print(const Key *key, const void *base, Buffer *out);
+
+// A hash of what the values are: of every key with `identity` whose value is not the neutral one, in any order of the rows. So
+// a key that is added later, at its neutral value, changes no hash.
+uint64_t keys_identity(const Key *keys, int count, const void *base);
+
+// Whether the value is the key's neutral one.
+bool key_neutral(const Key *key, const void *base);
 
 // An "unknown key" error that suggests the nearest name. `what` is "key" or "flag", `prefix` "" or "--".
 Error *keys_unknown(const Key *keys, int count, const char *name, const char *where, const char *what,

@@ -109,7 +109,7 @@ void memory_tensor_free(void *tensor, size_t bytes) {
 }
 
 // Reads "Key:   123 kB" from a file of /proc; 0 where there is none.
-static size_t proc_kilobytes(const char *path, const char *key) {
+static size_t proc_number(const char *path, const char *key) {
     FILE *file = fopen(path, "r");
     if (file == NULL) {
         return 0;
@@ -122,19 +122,98 @@ static size_t proc_kilobytes(const char *path, const char *key) {
         }
     }
     fclose(file);
-    return value * 1024;
+    return value;
 }
 
 size_t memory_resident(void) {
-    return proc_kilobytes("/proc/self/status", "VmRSS:");
+    return proc_number("/proc/self/status", "VmRSS:") * 1024;
 }
 
 size_t memory_peak_resident(void) {
-    return proc_kilobytes("/proc/self/status", "VmHWM:");
+    return proc_number("/proc/self/status", "VmHWM:") * 1024;
+}
+
+// ---- Limits of a container: control groups, version 1 and 2
+
+const char *memory_system_root = "";  // tests put another one before /proc and /sys
+
+// A number of bytes that a file of a control group holds; SIZE_MAX where there is none ("max").
+static size_t cgroup_bytes(const char *folder, const char *name) {
+    char *path = memory_format("%s/%s", folder, name);
+    FILE *file = fopen(path, "r");
+    size_t bytes = SIZE_MAX;
+    if (file != NULL && fscanf(file, "%zu", &bytes) != 1) {
+        bytes = SIZE_MAX;
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    free(path);
+    return bytes;
+}
+
+// How each version calls its things.
+typedef struct CgroupNames {
+    const char *mount, *line;  // below /sys/fs/cgroup; how its line of /proc/self/cgroup ends its first part
+    const char *limit, *usage, *idle;
+} CgroupNames;
+
+static const CgroupNames cgroup_versions[] = {
+    {"", "0::", "memory.max", "memory.current", "inactive_file "},
+    {"/memory", ":memory:", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "},
+};
+
+// What is left of a group's limit: pages of files that nobody uses would be given up first.
+static size_t cgroup_left(const CgroupNames *names, const char *folder) {
+    size_t limit = cgroup_bytes(folder, names->limit), usage = cgroup_bytes(folder, names->usage);
+    if (limit == SIZE_MAX || usage == SIZE_MAX) {
+        return SIZE_MAX;
+    }
+    char *path = memory_format("%s/memory.stat", folder);
+    size_t idle = proc_number(path, names->idle), taken = usage > idle ? usage - idle : 0;
+    free(path);
+    return limit > taken ? limit - taken : 0;
+}
+
+// The least that this group and those above it leave. Within a container the path may not be there; its root is.
+static size_t cgroup_above(const CgroupNames *names, const char *group) {
+    char *folder = memory_format("%s/sys/fs/cgroup%s%s", memory_system_root, names->mount, group);
+    size_t root = strlen(folder) - strlen(group), left = SIZE_MAX;
+    for (;;) {
+        size_t here = cgroup_left(names, folder);
+        left = here < left ? here : left;
+        char *slash = strrchr(folder, '/');
+        if (slash == NULL || slash < folder + root) {
+            free(folder);
+            return left;
+        }
+        *slash = 0;
+    }
+}
+
+static size_t cgroup_available(void) {
+    char *path = memory_format("%s/proc/self/cgroup", memory_system_root);
+    FILE *file = fopen(path, "r");
+    free(path);
+    size_t left = SIZE_MAX;
+    char line[4096];
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        line[strcspn(line, "\n")] = 0;
+        for (int v = 0; v < 2; v++) {
+            const char *found = strstr(line, cgroup_versions[v].line);
+            size_t here = found != NULL ? cgroup_above(&cgroup_versions[v], found + strlen(cgroup_versions[v].line)) : left;
+            left = here < left ? here : left;
+        }
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    return left;
 }
 
 size_t memory_available(void) {
-    return proc_kilobytes("/proc/meminfo", "MemAvailable:");
+    size_t host = proc_number("/proc/meminfo", "MemAvailable:") * 1024, group = cgroup_available();
+    return group < host ? group : host;
 }
 
 void buffer_reserve(Buffer *buffer, size_t more) {

@@ -22,10 +22,12 @@ Error *memory_try(size_t count, size_t size, const char *what, void **out) MUST_
 void *memory_tensor(size_t bytes) __attribute__((returns_nonnull));
 void memory_tensor_free(void *tensor, size_t bytes);
 
-// The resident size of this process now and at its peak so far, and the machine's memory that is still available; in bytes.
+// The resident size of this process now and at its peak so far, and the memory that is still available to it, of the machine
+// and within the limits of its container; in bytes.
 size_t memory_resident(void);
 size_t memory_peak_resident(void);
 size_t memory_available(void);
+extern const char *memory_system_root;  // for tests: stands before /proc/self/cgroup and /sys/fs/cgroup
 
 // Bytes that grow. `data` is always followed by a zero byte once anything was appended. Zero-initialise to start.
 typedef struct Buffer {

@@ -70,7 +70,7 @@ typedef struct MatmulBackwardInput {
 typedef struct MatmulBackwardWeight {
     int64_t rows, in, out;
     const void *dy, *x;
-    float *dw;     // +=
+    float *dw;     // +=, may be NULL: then x may be too
     float *dbias;  // +=, may be NULL
 } MatmulBackwardWeight;
 
@@ -158,7 +158,7 @@ typedef struct NormBackward {
     const float *rstd;
     bool accumulate;
     void *dx;        // [R,C]; may alias dy where not accumulate
-    float *dweight;  // +=
+    float *dweight;  // +=, may be NULL
     float *dbias;    // +=, may be NULL
 } NormBackward;
 
@@ -200,20 +200,21 @@ typedef struct GatedBackward {
 // y[R,C] = scale * token_table[tokens[r]] + position_table[positions[r]].
 typedef struct EmbeddingForward {
     int64_t rows, width, vocabulary;
+    int64_t positions_most;      // rows of the position table; any where there is none
     const int32_t *tokens;       // [R], each in [0, vocabulary)
-    const int32_t *positions;    // [R]; may be NULL where position_table is
+    const int32_t *positions;    // [R], each in [0, positions_most); may be NULL where position_table is
     const void *token_table;     // [V,C]
-    const void *position_table;  // [most positions, C], may be NULL
+    const void *position_table;  // [positions_most, C], may be NULL
     float scale;
     void *y;  // =
 } EmbeddingForward;
 
 typedef struct EmbeddingBackward {
-    int64_t rows, width, vocabulary;
+    int64_t rows, width, vocabulary, positions_most;
     const int32_t *tokens, *positions;
     const void *dy;
     float scale;
-    float *dtoken_table;     // +=
+    float *dtoken_table;     // +=, may be NULL
     float *dposition_table;  // +=, may be NULL
 } EmbeddingBackward;
 
@@ -232,8 +233,8 @@ typedef struct Dropout {
 // The output head fused with softmax cross-entropy, in chunks of rows: the full [R,V] logits never exist.
 //   logits = x[R,C] w[V,C]^T (+ bias[V]);  z = log sum exp(logits);  loss[r] = z - logits[target]
 // The objective is sum over r of weights[r] * (loss[r] + z_loss * z^2) (z-loss: Chowdhery et al. 2022, section 5) times
-// grad_scale; dx = its gradient and dw += its gradient, where dx is not NULL. Rows of weight 0 cost no gradient; their target
-// may be -1 (loss 0).
+// grad_scale; dx = its gradient, and dw and dbias += theirs, where dx is not NULL. Rows of weight 0 cost no gradient; their
+// target may be -1 (loss 0).
 //
 // With a `share` the vocabulary is split over ranks: this one holds rows share->first .. + vocabulary - 1 of w, targets are
 // those of the whole vocabulary, losses and zs come out whole on every rank, and dx is this rank's part of a sum over ranks.
@@ -254,8 +255,8 @@ typedef struct Classifier {
     float *losses;                 // = [R] without weight and z-loss
     float *zs;                     // = [R] z, may be NULL
     void *dx;                      // = [R,C], NULL: forward only
-    float *dw;                     // += [V,C], NULL iff dx is
-    float *dbias;                  // += [V], may be NULL
+    float *dw;                     // += [V,C], may be NULL, and is where dx is
+    float *dbias;                  // += [V], may be NULL, and is where dx is
     int64_t chunk_rows;            // rows of logits held at a time
     void *scratch;                 // classifier_scratch_bytes(type, chunk_rows, width, vocabulary)
     const float *loss_scale;       // one float that also multiplies grad_scale, may be NULL
@@ -329,15 +330,22 @@ typedef struct StepDecide {
 
 typedef enum MomentType {
     MOMENT_FP32,
-    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (kernels/quantize.h: signed for the first moment, unsigned for the
-                  // second) and one float scale for each 256 values of the flat array. All bytes 0 stand for moments of 0.
+    MOMENT_8BIT,  // Dettmers et al. 2022: a code a value (kernels/quantize.h: TYPE_CODE8 for the first moment,
+                  // TYPE_CODE8_UNSIGNED for the second) and one float scale for each MOMENT_BLOCK values. All bytes 0 stand
+                  // for moments of 0.
 } MomentType;
 
 enum { MOMENT_BLOCK = DATA_TYPE_BLOCK };
 
-// A run of parameters that share their settings. Segments lie in the flat parameter array, in rising order.
+// A run of parameters that share their settings, and where it lies: the index of its first element in each of three arrays.
+// Places are multiples of 4, so that cards take four elements in one access. Segments rise by `state` and do not overlap there.
+// With 8-bit moments `state` is a multiple of MOMENT_BLOCK: a block of codes holds values of one segment alone.
 typedef struct UpdateSegment {
-    int64_t offset, count;
+    int64_t weight;    // in the weights
+    int64_t gradient;  // in the gradients
+    int64_t state;     // in what only the optimizer keeps: masters and moments
+    int64_t count;
+    uint64_t random;  // the logical flat index of its first element, a multiple of 4: decides how it is rounded
     float rate_scale, weight_decay;
 } UpdateSegment;
 
@@ -346,24 +354,25 @@ typedef struct UpdateSegment {
 //   adamw  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m c1 / (sqrt(v c2) + eps) + decay p)
 //   lion   u = sign(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g;  p -= lr (u + decay p)
 //   sgd    m = b1 m + g;  p -= lr (m + decay p)
-// params: fp32 masters; weights: their copy in the compute type, written in the same pass (NULL where the compute type is
-// fp32). Without masters (params NULL) the weights are the parameters and are rounded stochastically: up with the probability
-// that makes the mean right, by word (i % 4) of philox(seed, stream, i / 4) for flat element i, where stream is
-// philox_stream(RANDOM_ROUNDING, control->updates). Does nothing where control->skip.
-// first: the flat index of element 0 of the arrays (a rank may own a part); a multiple of MOMENT_BLOCK.
+// With masters p is the master, and the weight becomes a copy of it, rounded to nearest-even. Without, p is the weight itself:
+// an fp32 one is not rounded, one of 16 bits is rounded stochastically, up with the probability that makes the mean right, by
+// word ((random + i) % 4) of philox(seed, stream, (random + i) / 4) for element i of a segment, where stream is
+// philox_stream(RANDOM_ROUNDING, control->updates).
+// What belongs to no segment is neither read nor changed, but for the codes behind a segment's end in its last block, which
+// become those of 0. Does nothing where control->skip.
 typedef struct OptimizerUpdate {
     OptimizerKind kind;
     const UpdateSegment *segments;
     int64_t segment_count;
-    int64_t first, count;  // the part of the flat array that the arrays below hold
+    int64_t count;  // elements of the masters and of each moment; a multiple of MOMENT_BLOCK where the moments are 8-bit
     float beta1, beta2, epsilon;
     const StepControl *control;
     const float *grads;
-    float *params;  // may be NULL
-    void *weights;  // may be NULL
+    float *masters;  // may be NULL
+    void *weights;   // in the compute type
     MomentType moment_type;
     void *moment1, *moment2;  // float or uint8_t; moment2 NULL where the kind has none
-    float *scale1, *scale2;   // [count / MOMENT_BLOCK rounded up], NULL where the moments are fp32
+    float *scale1, *scale2;   // [count / MOMENT_BLOCK], NULL where the moments are fp32; scale2 also where moment2 is
     uint64_t seed;
 } OptimizerUpdate;
 

@@ -18,9 +18,9 @@
 // Stochastic rounding (to bf16 or fp16): away from zero with the probability that makes the mean right.
 #pragma once
 
+#include "core/data_type.h"
+
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
 #ifdef __CUDACC__
 #define QUANTIZE_FUNCTION static inline __host__ __device__
@@ -74,17 +74,6 @@ QUANTIZE_FUNCTION float code_tree(int has_sign, int n) {
     return code_end(has_sign, (2 * (n - (1 << depth)) + 1) * (1 << (7 - depth)) - 1);
 }
 
-typedef struct MomentTable {
-    float value[MOMENT_CODES], tree[MOMENT_CODES];
-} MomentTable;
-
-static inline void moment_table_fill(int has_sign, MomentTable *table) {
-    for (int i = 0; i < MOMENT_CODES; i++) {
-        table->value[i] = code_value(has_sign, i);
-        table->tree[i] = i > 0 ? code_tree(has_sign, i) : 0;
-    }
-}
-
 // The code nearest to x, of a scale of 1.
 QUANTIZE_FUNCTION int code_nearest(const float *tree, float x) {
     int n = 1;
@@ -106,6 +95,46 @@ QUANTIZE_FUNCTION float block_scale(float largest) {
 }
 QUANTIZE_FUNCTION float block_inverse(float scale) {
     return scale > 0 ? 1 / scale : 0;
+}
+
+// ---- Blocks, on the host: one body for updates and for what goes in and out, or a resume would not be exact
+
+typedef struct CodeTable {
+    DataType type;  // TYPE_CODE8 or TYPE_CODE8_UNSIGNED
+    float value[MOMENT_CODES], tree[MOMENT_CODES];
+} CodeTable;
+
+static inline void code_table_fill(DataType type, CodeTable *table) {
+    int has_sign = type == TYPE_CODE8;
+    table->type = type;
+    for (int i = 0; i < MOMENT_CODES; i++) {
+        table->value[i] = code_value(has_sign, i);
+        table->tree[i] = i > 0 ? code_tree(has_sign, i) : 0;
+    }
+}
+
+// The values of `count` codes of a block.
+static inline void block_decode(const CodeTable *table, const uint8_t *codes, float scale, int64_t count, float *out) {
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = table->value[codes[i]] * scale;
+    }
+}
+
+// Writes the scale and all DATA_TYPE_BLOCK codes of a block: those of `count` values, then those of zeros.
+static inline void block_encode(const CodeTable *table, const float *values, int64_t count, uint8_t *codes, float *scale) {
+    int has_sign = table->type == TYPE_CODE8;
+    float largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float magnitude = fabsf(values[i]);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    *scale = block_scale(largest);
+    float inverse = block_inverse(*scale);
+    for (int64_t i = 0; i < count; i++) {
+        float x = values[i] * inverse;
+        codes[i] = (uint8_t)(has_sign ? code_nearest(table->tree, x) : code_nearest_unsigned(table->tree, x));
+    }
+    memset(codes + count, has_sign ? MOMENT_ZERO_SIGNED : 0, (size_t)(DATA_TYPE_BLOCK - count));
 }
 
 // ---- Stochastic rounding

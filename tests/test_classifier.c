@@ -24,6 +24,7 @@ typedef struct Case {
     float spread;      // deviation of the logits
     int zeros;         // 0: no row has weight 0, 1: some, 2: all
     float loss_scale;  // 0: none
+    bool frozen;       // dw is NULL
 } Case;
 
 typedef struct Inputs {
@@ -151,7 +152,7 @@ static void inputs_free(Inputs *in) {
 }
 
 static bool present(const Case *c, int output) {
-    return output == 0 || (output == 1 ? c->zs : c->gradient && (output < 4 || c->dbias));
+    return output == 0 || (output == 1 ? c->zs : c->gradient && (output == 2 || (output == 3 ? !c->frozen : c->dbias)));
 }
 
 // `count` floats in device memory, in a type, with guards around them where asked.
@@ -408,6 +409,9 @@ static void test_training(void) {
         c.z_loss = 0.01f;
         c.zeros = 1;
         c.loss_scale = 64;
+        check_case(&c);
+        c.frozen = true;
+        c.dbias = i % 2 == 0;
         check_case(&c);
     }
 }

@@ -57,6 +57,7 @@ typedef struct Case {
     Activation activation;
     bool bias, residual, alias, pre;  // bias: dbias in the backward pass of the weight
     bool accumulate, gated, float_output;
+    bool frozen;  // dw is NULL
 } Case;
 
 // A result, and what it should be.
@@ -166,7 +167,7 @@ static void reference(const Case *c, Tensors *t) {
             reference_backward_input(c, t, sum, plain, i);
         } else {
             for (int64_t j = 0; j < o.n; j++) {
-                set(&t->y, i * o.n + j, sum[j], plain[j], true);
+                set(&t->y, i * o.n + j, c->frozen ? 0 : sum[j], c->frozen ? 0 : plain[j], true);
             }
         }
     }
@@ -300,10 +301,13 @@ static void call(Device *device, const Case *c, const void *a, const void *b, co
                                            .dx = y,
                                            .gated = c->gated});
     } else {
-        device->op->matmul_backward_weight(
-            device,
-            &(MatmulBackwardWeight){
-                .rows = c->rows, .in = c->in, .out = c->out, .dy = a, .x = b, .dw = y, .dbias = c->bias ? second : NULL});
+        device->op->matmul_backward_weight(device, &(MatmulBackwardWeight){.rows = c->rows,
+                                                                           .in = c->in,
+                                                                           .out = c->out,
+                                                                           .dy = a,
+                                                                           .x = c->frozen ? NULL : b,
+                                                                           .dw = c->frozen ? NULL : y,
+                                                                           .dbias = c->bias ? second : NULL});
     }
 }
 
@@ -408,6 +412,7 @@ static void test_shapes(void) {
             {.form = BACKWARD_INPUT, .rows = r, .in = in, .out = out},
             {.form = BACKWARD_INPUT, .rows = r, .in = in, .out = out, .accumulate = true},
             {.form = BACKWARD_WEIGHT, .rows = r, .in = in, .out = out, .accumulate = true, .bias = i % 2 == 0},
+            {.form = BACKWARD_WEIGHT, .rows = r, .in = in, .out = out, .bias = i % 3 != 0, .frozen = true},
         };
         check_all(&cpus, cases, sizeof cases / sizeof *cases);
     }
@@ -485,6 +490,7 @@ static void test_card_shapes(void) {
             {.form = FORWARD, .rows = r, .in = in, .out = out, .bias = i % 2 == 0},
             {.form = BACKWARD_INPUT, .rows = r, .in = in, .out = out, .accumulate = i % 2 == 0},
             {.form = BACKWARD_WEIGHT, .rows = r, .in = in, .out = out, .bias = true},
+            {.form = BACKWARD_WEIGHT, .rows = r, .in = in, .out = out, .bias = i % 3 != 0, .frozen = true},
         };
         check_all(&cards, cases, sizeof cases / sizeof *cases);
     }

@@ -37,10 +37,6 @@ static double objective(Model *model, const Batch *batch, const StepOptions *ste
     return (result.loss_sum + (double)step->z_loss * result.z_sum) * (double)step->grad_scale;
 }
 
-static float *copy_of(const float *values, int64_t count) {
-    return memcpy(memory_new((size_t)count, sizeof *values), values, (size_t)count * sizeof *values);
-}
-
 static bool same_bits(const float *a, const float *b, int64_t count) {
     return memcmp(a, b, (size_t)count * sizeof *a) == 0;
 }
@@ -139,30 +135,21 @@ static void test_params(void) {
     CHECK_TEXT(table.rows[0].name, "embedding.token");
     CHECK_TEXT(table.rows[table.count - 1].name, "head.weight");
     const Param *qkv = params_find(&table, "layers.1.attention.qkv.weight");
-    CHECK(qkv != NULL && qkv->shape[0] == 64 && qkv->shape[1] == 32 && qkv->layer == 1 && qkv->split == SPLIT_QKV &&
-          qkv->decay);
+    CHECK(qkv != NULL && qkv->shape[0] == 64 && qkv->shape[1] == 32 && qkv->layer == 1 && qkv->part_count == 3 && qkv->decay);
     CHECK(params_find(&table, "layers.1.attention.qkv.bias") == NULL);
     int64_t end = 0;
     for (int32_t i = 0; i < table.count; i++) {
         const Param *row = &table.rows[i];
-        CHECK(row->offset % PARAM_ALIGN == 0 && row->offset >= end && row->offset - end < PARAM_ALIGN);
-        CHECK(row->decay == (row->rank == 2));
-        end = row->offset + row->count;
-    }
-    // Segments cover every parameter once, whatever the cut.
-    for (int64_t cut = 0; cut <= table.elements; cut += table.elements / 5) {
-        int64_t covered = 0;
-        for (int half = 0; half < 2; half++) {
-            UpdateSegment *segments;
-            int64_t begin = half ? cut : 0, stop = half ? table.elements : cut;
-            int64_t count = params_segments(&table, 0.01, begin, stop, &segments);
-            for (int64_t i = 0; i < count; i++) {
-                CHECK(segments[i].offset >= begin && segments[i].offset + segments[i].count <= stop);
-                covered += segments[i].count;
-            }
-            free(segments);
+        CHECK(row->index % PARAM_ALIGN == 0 && row->index >= end && row->index - end < PARAM_ALIGN);
+        CHECK(row->decay == (row->dims == 2));
+        end = row->index + row->count;
+        // The parts of a row follow each other and are all of it.
+        int64_t at = 0;
+        for (int p = 0; p < row->part_count; p++) {
+            CHECK_I64(row->parts[p].begin, at);
+            at = row->parts[p].end;
         }
-        CHECK(covered >= table.parameters && covered <= table.elements);
+        CHECK_I64(at, row->shape[0]);
     }
     params_free(&table);
 }
@@ -171,20 +158,33 @@ static void test_initial_values(void) {
     ModelConfig config = models_config(tiny_gpt2);
     ParamTable table;
     params_create(&config, &table);
-    float *one = memory_new((size_t)table.elements, sizeof *one), *two = memory_new((size_t)table.elements, sizeof *two);
+    const Param *row = params_find(&table, "layers.1.attention.out.weight");
+    int32_t number = (int32_t)(row - table.rows);
+    float *one = memory_new((size_t)row->count, sizeof *one), *two = memory_new((size_t)row->count, sizeof *two);
     ThreadPool *single = threads_create(1), *pair = threads_create(2);
-    params_initialise(&table, 5, single, (Range){0, table.elements}, one);
-    // In parts that cut rows.
-    int64_t cut = table.elements / 3 + 7;
-    params_initialise(&table, 5, pair, (Range){0, cut}, two);
-    params_initialise(&table, 5, pair, (Range){cut, table.elements}, two + cut);
-    CHECK(same_bits(one, two, table.elements));
-    const Param *out = params_find(&table, "layers.1.attention.out.weight");
+    Box whole = box_whole(row->dims, row->shape), right = whole;
+    params_initial_values(&table, number, 5, single, &whole, 1, 0, row->count, one);
+    // In parts, by two threads.
+    int64_t cut = row->count / 3 + 7;
+    params_initial_values(&table, number, 5, pair, &whole, 1, 0, cut, two);
+    params_initial_values(&table, number, 5, pair, &whole, 1, cut, row->count, two + cut);
+    CHECK(same_bits(one, two, row->count));
+    // A value belongs to its logical element, wherever its column lies.
+    right.begin[1] = 9;
+    params_initial_values(&table, number, 5, pair, &right, 1, 0, box_count(&right), two);
+    for (int64_t i = 0; i < box_count(&right); i++) {
+        int64_t width = row->shape[1] - 9;
+        CHECK(two[i] == one[i / width * row->shape[1] + 9 + i % width]);
+    }
     float expected[4];
-    philox_normal(5, philox_stream(RANDOM_INIT, (uint64_t)(out - table.rows)), 0, (float)(0.02 / sqrt(4.0)), expected, 4);
-    CHECK(same_bits(one + out->offset, expected, 4));
-    CHECK(one[params_find(&table, "final_norm.weight")->offset] == 1);
-    CHECK(one[params_find(&table, "final_norm.bias")->offset] == 0);
+    philox_normal(5, philox_stream(RANDOM_INIT, (uint64_t)number), 0, (float)(0.02 / sqrt(4.0)), expected, 4);
+    CHECK(same_bits(one, expected, 4));
+    params_initial_values(&table, (int32_t)(params_find(&table, "final_norm.weight") - table.rows), 5, single,
+                          &(Box){.dims = 1, .end = {24}}, 1, 0, 24, two);
+    CHECK(two[0] == 1 && two[23] == 1);
+    params_initial_values(&table, (int32_t)(params_find(&table, "final_norm.bias") - table.rows), 5, single,
+                          &(Box){.dims = 1, .end = {24}}, 1, 0, 24, two);
+    CHECK(two[0] == 0 && two[23] == 0);
     threads_destroy(single);
     threads_destroy(pair);
     free(one);
@@ -253,7 +253,6 @@ static double value_at(const Slope *slope, const double *direction, double h) {
     for (int64_t i = 0; i < slope->count; i++) {
         slope->values[i] = (float)((double)slope->saved[i] + h * direction[i]);
     }
-    model_params_changed(slope->model);
     return objective(slope->model, slope->batch, slope->step);
 }
 
@@ -279,7 +278,7 @@ static void check_row(Slope *slope, const Param *row, const float *gradient) {
     for (int kind = 0; kind < 4; kind++) {
         double expected = 0;
         for (int64_t i = 0; i < slope->count; i++) {
-            bool sign = philox(9, philox_stream(RANDOM_TEST, (uint64_t)row->offset), (uint64_t)i).word[0] & 1;
+            bool sign = philox(9, philox_stream(RANDOM_TEST, (uint64_t)row->index), (uint64_t)i).word[0] & 1;
             double along = kind == 0   ? (double)gradient[i] / norm
                            : kind == 1 ? (sign ? 1 : -1) / sqrt((double)slope->count)
                                        : i == (kind == 2 ? largest : slope->count / 2);
@@ -298,18 +297,18 @@ static void check_gradients(const char *yaml) {
     ModelConfig config = models_config(yaml);
     ModelOptions options = options_with(RECOMPUTE_NONE);
     Model *model = models_open(&config, &options, 1);
-    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
     StepOptions step = {.grad_scale = 1.0F / (SEQUENCES * LENGTH), .z_loss = 0.01F, .seed = 11};
-    objective(model, &batch.batch, &step);
-    float *grads = copy_of(model->grads, model->table.elements), *params = copy_of(model->params, model->table.elements);
+    objective(model, &batch, &step);
+    float *grads = models_values(model, ARRAY_GRADIENT), *params = models_values(model, ARRAY_WEIGHT);
     for (int32_t i = 0; i < model->table.count; i++) {
         const Param *row = &model->table.rows[i];
-        Slope slope = {model, &batch.batch, &step, model->params + row->offset, params + row->offset, row->count};
-        check_row(&slope, row, grads + row->offset);
+        Slope slope = {model, &batch, &step, models_weight(model, i), params + row->index, row->count};
+        check_row(&slope, row, grads + row->index);
     }
     free(grads);
     free(params);
-    models_batch_free(&batch);
+    batch_free(&batch);
     models_close(model);
 }
 
@@ -346,9 +345,9 @@ static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int th
     Outcome out = {.count = model->table.elements};
     // Twice: the second time every buffer is dirty.
     model_forward_backward(model, batch, &step, &out.result);
-    model_zero_gradients(model);
+    weights_zero_gradients(&model->weights);
     model_forward_backward(model, batch, &step, &out.result);
-    out.grads = copy_of(model->grads, out.count);
+    out.grads = models_values(model, ARRAY_GRADIENT);
     models_close(model);
     return out;
 }
@@ -360,20 +359,20 @@ static void check_same(const Outcome *a, const Outcome *b) {
 
 static void check_recompute(const char *yaml, const char *variant) {
     ModelConfig config = models_config(yaml);
-    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
-    Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch.batch, 7);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Outcome plain = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch, 7);
     for (int threads = 1; threads <= 2; threads++) {
         for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
-            Outcome other = outcome_of(&config, mode, threads, variant, &batch.batch, 7);
+            Outcome other = outcome_of(&config, mode, threads, variant, &batch, 7);
             check_same(&plain, &other);
             free(other.grads);
         }
     }
-    Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch.batch, 8);
+    Outcome reseeded = outcome_of(&config, RECOMPUTE_NONE, 1, variant, &batch, 8);
     CHECK((config.dropout > 0) == !same_bits(plain.grads, reseeded.grads, plain.count));
     free(reseeded.grads);
     free(plain.grads);
-    models_batch_free(&batch);
+    batch_free(&batch);
 }
 
 static void test_recompute_and_threads(void) {
@@ -390,9 +389,9 @@ static void test_accumulation(void) {
     const char *yamls[] = {tiny_gpt2, tiny_mixed};
     for (int i = 0; i < 2; i++) {
         ModelConfig config = models_config(yamls[i]);
-        TestBatch batch = models_batch(4, LENGTH, config.vocabulary, true, 3);
-        batch.batch.first_sample = 40;
-        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, NULL, &batch.batch, 7);
+        Batch batch = models_batch(4, LENGTH, config.vocabulary, true, 3);
+        batch.first_sample = 40;
+        Outcome whole = outcome_of(&config, RECOMPUTE_NONE, 1, NULL, &batch, 7);
         ModelOptions options = options_with(RECOMPUTE_NONE);
         Model *model = models_open(&config, &options, 1);
         StepOptions step = {.grad_scale = 0.1F, .z_loss = 0.01F, .seed = 7};
@@ -406,10 +405,12 @@ static void test_accumulation(void) {
         }
         CHECK_NEAR(loss, whole.result.loss_sum, 1e-6 * loss);
         CHECK_NEAR(weight, whole.result.weight_sum, 1e-12 * weight);
-        CHECK(worst_error(model->grads, whole.grads, whole.count) < 2e-6);
+        float *grads = models_values(model, ARRAY_GRADIENT);
+        CHECK(worst_error(grads, whole.grads, whole.count) < 2e-6);
+        free(grads);
         models_close(model);
         free(whole.grads);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -420,7 +421,7 @@ static void test_documents(void) {
         ModelConfig config = models_config(yamls[i]);
         ModelOptions options = {.sequences = 1, .length = LENGTH, .forward_only = true};
         Model *model = models_open(&config, &options, 1);
-        TestBatch batch = models_batch(1, LENGTH, config.vocabulary, false, 3);
+        Batch batch = models_batch(1, LENGTH, config.vocabulary, false, 3);
         const int starts[] = {0, 5, 6}, count = 3;
         for (int d = 0; d < count; d++) {
             for (int t = starts[d]; t < (d + 1 < count ? starts[d + 1] : LENGTH); t++) {
@@ -430,16 +431,16 @@ static void test_documents(void) {
         }
         int64_t vocabulary = config.vocabulary, size = LENGTH * vocabulary;
         float *before = memory_new((size_t)size, sizeof *before), *after = memory_new((size_t)size, sizeof *after);
-        model_logits(model, &batch.batch, before);
+        model_logits(model, &batch, before);
         batch.tokens[2] = (batch.tokens[2] + 1) % (int32_t)vocabulary;
         batch.tokens[5] = (batch.tokens[5] + 1) % (int32_t)vocabulary;
-        model_logits(model, &batch.batch, after);
+        model_logits(model, &batch, after);
         CHECK(same_bits(before, after, 2 * vocabulary));
         CHECK(!same_bits(before + 4 * vocabulary, after + 4 * vocabulary, vocabulary));
         CHECK(same_bits(before + 6 * vocabulary, after + 6 * vocabulary, (LENGTH - 6) * vocabulary));
         free(before);
         free(after);
-        models_batch_free(&batch);
+        batch_free(&batch);
         models_close(model);
     }
 }
@@ -449,15 +450,15 @@ static void test_evaluate(void) {
     const char *yamls[] = {tiny_gpt2, tiny_llama};
     for (int i = 0; i < 2; i++) {
         ModelConfig config = models_config(yamls[i]);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         float losses[SEQUENCES * LENGTH], again[SEQUENCES * LENGTH];
         StepResult result;
         StepOptions step = {.grad_scale = 1};
         for (Recompute mode = RECOMPUTE_NONE; mode <= RECOMPUTE_FULL; mode++) {
             ModelOptions options = options_with(mode);
             Model *model = models_open(&config, &options, 1);
-            model_forward_backward(model, &batch.batch, &step, &result);
-            model_evaluate(model, &batch.batch, losses);
+            model_forward_backward(model, &batch, &step, &result);
+            model_evaluate(model, &batch, losses);
             models_close(model);
         }
         double sum = 0;
@@ -469,11 +470,11 @@ static void test_evaluate(void) {
         ModelOptions options = options_with(RECOMPUTE_NONE);
         options.forward_only = true;
         Model *model = models_open(&config, &options, 2);
-        CHECK(model->grads == NULL && model->moment1 == NULL);
-        model_evaluate(model, &batch.batch, again);
+        CHECK(model->weights.grads == NULL && model->weights.moment1 == NULL);
+        model_evaluate(model, &batch, again);
         CHECK(same_bits(losses, again, SEQUENCES * LENGTH));
         models_close(model);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -485,18 +486,19 @@ static void test_decode(void) {
         ModelConfig config = models_config(yamls[i]);
         ModelOptions options = options_with(RECOMPUTE_NONE);
         Model *model = models_open(&config, &options, 2);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, false, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, false, 3);
         int64_t vocabulary = config.vocabulary;
         float *full = memory_new((size_t)(SEQUENCES * LENGTH * vocabulary), sizeof *full);
         float *logits = memory_new((size_t)(SEQUENCES * vocabulary), sizeof *logits);
-        model_logits(model, &batch.batch, full);
+        model_logits(model, &batch, full);
         Decoder *decoder;
         CHECK_OK(decoder_create(model, SEQUENCES, LENGTH, &decoder));
         // Prompts of different lengths; a first use leaves dirt behind.
-        decoder_prefill(decoder, 0, batch.tokens + 3, 9, logits);
+        decoder_prefill(decoder, 0, batch.tokens + 3, 9);
         const int64_t prompts[SEQUENCES] = {4, 1};
         for (int b = 0; b < SEQUENCES; b++) {
-            decoder_prefill(decoder, b, batch.tokens + b * LENGTH, prompts[b], logits);
+            decoder_prefill(decoder, b, batch.tokens + b * LENGTH, prompts[b]);
+            decoder_logits(decoder, logits);
             CHECK(worst_error(logits, full + (b * LENGTH + prompts[b] - 1) * vocabulary, vocabulary) < 1e-5);
         }
         for (int64_t s = 0; prompts[0] + s < LENGTH; s++) {
@@ -505,7 +507,8 @@ static void test_decode(void) {
                 CHECK_I64(decoder_length(decoder, b), prompts[b] + s);
                 next[b] = batch.tokens[b * LENGTH + prompts[b] + s];
             }
-            decoder_step(decoder, next, logits);
+            decoder_step(decoder, next);
+            decoder_logits(decoder, logits);
             for (int b = 0; b < SEQUENCES; b++) {
                 const float *expected = full + (b * LENGTH + prompts[b] + s) * vocabulary;
                 CHECK(worst_error(logits + b * vocabulary, expected, vocabulary) < 1e-5);
@@ -516,7 +519,7 @@ static void test_decode(void) {
         CHECK_FAILS(decoder_create(model, 1, config.context + 1, &decoder), "model.context 16");
         free(full);
         free(logits);
-        models_batch_free(&batch);
+        batch_free(&batch);
         models_close(model);
     }
 }
@@ -533,7 +536,7 @@ typedef struct Finals {
 static void note_final(void *context, int64_t offset) {
     Finals *finals = context;
     CHECK(offset < finals->from);
-    memcpy(finals->seen + offset, finals->model->grads + offset, (size_t)(finals->from - offset) * sizeof(float));
+    memcpy(finals->seen + offset, finals->model->weights.grads + offset, (size_t)(finals->from - offset) * sizeof(float));
     finals->from = offset;
     finals->calls++;
 }
@@ -544,16 +547,16 @@ static void test_gradients_final(void) {
         ModelConfig config = models_config(yamls[i]);
         ModelOptions options = options_with(RECOMPUTE_SELECTIVE);
         Model *model = models_open(&config, &options, 1);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
-        Finals finals = {.model = model, .from = model->table.elements};
-        finals.seen = memory_zeroed((size_t)model->table.elements, sizeof(float));
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Finals finals = {.model = model, .from = model->weights.placement.gradients};
+        finals.seen = memory_zeroed((size_t)model->weights.placement.gradients, sizeof(float));
         StepOptions step = {.grad_scale = 1, .gradients_final = note_final, .context = &finals};
-        objective(model, &batch.batch, &step);
+        objective(model, &batch, &step);
         CHECK_I64(finals.from, 0);
         CHECK_I64(finals.calls, config.layers + 2);
-        CHECK(same_bits(finals.seen, model->grads, model->table.elements));
+        CHECK(same_bits(finals.seen, model->weights.grads, model->weights.placement.gradients));
         free(finals.seen);
-        models_batch_free(&batch);
+        batch_free(&batch);
         models_close(model);
     }
 }
@@ -569,13 +572,13 @@ static void test_learning(void) {
             options.optimizer = kind;
             options.weight_decay = 0.01;
             Model *model = models_open(&config, &options, 1);
-            TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+            Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
             double first = 0, last = 0;
             for (int step = 1; step <= 60; step++) {
                 StepOptions how = {.grad_scale = 1.0F / (SEQUENCES * LENGTH)};
                 model_begin_step(model, rates[kind]);
-                model_zero_gradients(model);
-                last = objective(model, &batch.batch, &how);
+                weights_zero_gradients(&model->weights);
+                last = objective(model, &batch, &how);
                 first = step == 1 ? last : first;
                 model_finish_step(
                     model,
@@ -584,7 +587,7 @@ static void test_learning(void) {
             if (!CHECK(last < 0.5 * first)) {
                 printf("  from %g to %g with optimizer %d\n", first, last, (int)kind);
             }
-            models_batch_free(&batch);
+            batch_free(&batch);
             models_close(model);
         }
     }
@@ -601,14 +604,15 @@ static int measure_plan(void) {
     CHECK_OK(device_open_cpu(2, NULL, &device));
     CHECK_OK(model_create(device, &config, &options, &model));
     model_initialise(model, 1);
-    TestBatch batch = models_batch(4, 256, config.vocabulary, false, 3);
+    Batch batch = models_batch(4, 256, config.vocabulary, false, 3);
     StepOptions how = {.grad_scale = 1};
     model_begin_step(model, 1e-3);
-    objective(model, &batch.batch, &how);
+    objective(model, &batch, &how);
     model_finish_step(model, &(UpdateOptions){.batch_weight = 1, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F});
     double ratio = (double)memory_peak_resident() / (double)model->plan.total;
     if (fabs(ratio - 1) > 0.05) {
-        memory_plan_print(&model->plan, device, stdout);
+        Machine machine = machine_of(device, 1, 1);
+        memory_plan_print(&model->plan, &machine, stdout);
         printf("  the peak is %.3f of the plan\n", ratio);
     }
     return fabs(ratio - 1) <= 0.05 ? 0 : 1;

@@ -31,20 +31,19 @@ static Device *open_card(int architecture, DataType type) {
 }
 
 static ModelOptions options_with(Recompute recompute) {
-    return (ModelOptions){
-        .sequences = SEQUENCES, .length = LENGTH, .recompute = recompute, .head_rows = 30, .weight_decay = 0.1};
-}
-
-static float *read_all(const Model *model, ModelArray array) {
-    float *values = memory_new((size_t)model->table.elements, sizeof *values);
-    model_read(model, array, 0, model->table.elements, values);
-    return values;
+    return (ModelOptions){.sequences = SEQUENCES,
+                          .length = LENGTH,
+                          .recompute = recompute,
+                          .head_rows = 30,
+                          .masters = true,
+                          .deterministic = true,
+                          .weight_decay = 0.1};
 }
 
 static StepResult run_once(Model *model, const Batch *batch) {
     StepOptions step = {.grad_scale = 1.0F / (SEQUENCES * LENGTH), .z_loss = 0.01F, .seed = 5};
     StepResult result;
-    model_zero_gradients(model);
+    weights_zero_gradients(&model->weights);
     model_forward_backward(model, batch, &step, &result);
     return result;
 }
@@ -55,7 +54,7 @@ static double worst_gradient(const Model *model, const float *ours, const float 
     for (int32_t i = 0; i < model->table.count; i++) {
         const Param *row = &model->table.rows[i];
         double difference = 0, size = 0;
-        for (int64_t j = row->offset; j < row->offset + row->count; j++) {
+        for (int64_t j = row->index; j < row->index + row->count; j++) {
             difference += pow((double)ours[j] / scale - (double)theirs[j], 2);
             size += pow((double)theirs[j], 2);
         }
@@ -80,17 +79,18 @@ static void test_gradients(void) {
     for (int m = 0; m < MODELS; m++) {
         ModelConfig config = models_config(yamls[m]);
         ModelOptions options = options_with(RECOMPUTE_NONE);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         Model *here = models_open(&config, &options, 2);
-        StepResult expected = run_once(here, &batch.batch);
+        StepResult expected = run_once(here, &batch);
+        float *right = models_values(here, ARRAY_GRADIENT);
         for (int a = 0; a < architecture_count; a++) {
             for (DataType type = TYPE_FP32; type <= TYPE_FP16; type++) {
                 Model *there = models_open_on(open_card(a, type), &config, &options);
-                StepResult result = run_once(there, &batch.batch);
-                float *first = read_all(there, MODEL_GRADS);
+                StepResult result = run_once(there, &batch);
+                float *first = models_values(there, ARRAY_GRADIENT);
                 char where[PARAM_NAME_SIZE] = "";
                 double scale = (double)model_control(there).loss_scale;
-                double worst = worst_gradient(here, first, here->grads, scale, where);
+                double worst = worst_gradient(here, first, right, scale, where);
                 bool near = worst <= tolerance(type);
                 near &= fabs(result.loss_sum - expected.loss_sum) <= tolerance(type) * expected.loss_sum;
                 near &= fabs(result.weight_sum - expected.weight_sum) <= 1e-6 * expected.weight_sum;
@@ -99,16 +99,17 @@ static void test_gradients(void) {
                     printf("  model %d as sm_%s in %s: loss %.6f, expected %.6f; worst gradient %s off by %.3g\n", m,
                            architectures[a], names[type], result.loss_sum, expected.loss_sum, where, worst);
                 }
-                run_once(there, &batch.batch);
-                float *second = read_all(there, MODEL_GRADS);
+                run_once(there, &batch);
+                float *second = models_values(there, ARRAY_GRADIENT);
                 CHECK(memcmp(first, second, (size_t)there->table.elements * sizeof *first) == 0);
                 free(first);
                 free(second);
                 models_close(there);
             }
         }
+        free(right);
         models_close(here);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -121,8 +122,8 @@ typedef struct Steps {
 
 static void one_step(Model *model, const Batch *batch) {
     StepOptions step = {.grad_scale = 1.0F / (SEQUENCES * LENGTH), .seed = 5};
-    model_zero_gradients(model);
-    model_run_batch(model, 0, &step);
+    weights_zero_gradients(&model->weights);
+    model_run_batch(model, batch, &step);
     model_finish_step(
         model, &(UpdateOptions){
                    .batch_weight = SEQUENCES * LENGTH, .clip = 1, .beta1 = 0.9F, .beta2 = 0.95F, .epsilon = 1e-8F, .seed = 7});
@@ -154,10 +155,10 @@ static Steps run_steps(Model *model, const Batch *batch, bool recorded) {
     DeviceGraph *graph = NULL;
     for (int i = 0; i < STEPS; i++) {
         model_begin_step(model, 1e-2);
-        model_load_batch(model, 0, batch);
+        Batch there = batch_to_device(device, batch, model->workspace.batch_memory);
         if (graph == NULL && recorded && i > 0) {
             CHECK(device_record(device));
-            one_step(model, batch);
+            one_step(model, &there);
             CHECK_OK(device_record_end(device, &graph));
         }
         if (graph != NULL) {
@@ -166,7 +167,7 @@ static Steps run_steps(Model *model, const Batch *batch, bool recorded) {
             }
             device_graph_run(device, graph);
         } else {
-            one_step(model, batch);
+            one_step(model, &there);
         }
         model_send_control(model);
         if (i > 0) {
@@ -183,7 +184,7 @@ static Steps run_steps(Model *model, const Batch *batch, bool recorded) {
     if (graph != NULL) {
         device_graph_destroy(device, graph);
     }
-    steps.params = read_all(model, MODEL_PARAMS);
+    steps.params = models_values(model, ARRAY_WEIGHT);
     return steps;
 }
 
@@ -202,14 +203,14 @@ static void test_steps(void) {
     for (int m = 0; m < 2; m++) {
         ModelConfig config = models_config(yamls[m]);
         ModelOptions options = options_with(RECOMPUTE_SELECTIVE);
-        TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+        Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
         Model *here = models_open(&config, &options, 2);
-        Steps expected = run_steps(here, &batch.batch, false);
+        Steps expected = run_steps(here, &batch, false);
         for (DataType type = TYPE_FP32; type <= TYPE_FP16; type++) {
             Steps steps[2];
             for (int recorded = 0; recorded < 2; recorded++) {
                 Model *there = models_open_on(open_card(architecture_count - 1, type), &config, &options);
-                steps[recorded] = run_steps(there, &batch.batch, recorded);
+                steps[recorded] = run_steps(there, &batch, recorded);
                 // Adam divides by the size of a gradient, so that the sign of one near zero decides: errors grow with steps.
                 check_losses(names[type], &steps[recorded], &expected, 10 * tolerance(type));
                 models_close(there);
@@ -220,7 +221,7 @@ static void test_steps(void) {
         }
         free(expected.params);
         models_close(here);
-        models_batch_free(&batch);
+        batch_free(&batch);
     }
 }
 
@@ -228,22 +229,22 @@ static void test_steps(void) {
 // changes nothing.
 static void test_fewer_bits(void) {
     ModelConfig config = models_config(yamls[0]);
-    TestBatch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
     ModelOptions options = options_with(RECOMPUTE_FULL);
     Model *here = models_open(&config, &options, 2);
-    Steps expected = run_steps(here, &batch.batch, false);
+    Steps expected = run_steps(here, &batch, false);
     for (int mode = 1; mode < 4; mode++) {
         Steps steps[2];
-        options.no_masters = mode & 1;
+        options.masters = !(mode & 1);
         options.moments = mode & 2 ? MOMENT_8BIT : MOMENT_FP32;
         for (int again = 0; again < 2; again++) {
             Model *there = models_open_on(open_card(architecture_count - 1, TYPE_BF16), &config, &options);
-            steps[again] = run_steps(there, &batch.batch, false);
+            steps[again] = run_steps(there, &batch, false);
             check_losses(mode == 1 ? "no masters" : mode == 2 ? "8-bit moments" : "both", &steps[again], &expected, 0.2);
-            for (ModelArray array = MODEL_PARAMS; array <= MODEL_MOMENT2; array++) {
-                float *values = read_all(there, array);
-                model_write(there, array, 0, there->table.elements, values);
-                float *back = read_all(there, array);
+            for (WeightsArray array = ARRAY_WEIGHT; array <= ARRAY_MOMENT2; array++) {
+                float *values = models_values(there, array);
+                models_write(there, array, values);
+                float *back = models_values(there, array);
                 CHECK(memcmp(values, back, (size_t)there->table.elements * sizeof *back) == 0);
                 free(values);
                 free(back);
@@ -256,7 +257,7 @@ static void test_fewer_bits(void) {
     }
     free(expected.params);
     models_close(here);
-    models_batch_free(&batch);
+    batch_free(&batch);
 }
 
 // A model that takes most of a card fits it before and after it is there; one that takes more than all does not.
@@ -265,16 +266,17 @@ static void test_memory(void) {
     ModelOptions options = options_with(RECOMPUTE_FULL);
     Device *card = open_card(0, TYPE_BF16);
     int64_t card_bytes = (int64_t)device_available(card);
+    Machine machine = machine_of(card, 1, 1);
     MemoryPlan plan;
     do {
         config.vocabulary += config.vocabulary / 4;
-        model_plan(&config, &options, card, &plan);
+        model_plan(&config, &options, &machine, &plan);
     } while (plan.total < card_bytes * 6 / 10);
     CHECK(plan.total < card_bytes);
     Model *model = NULL;
     if (CHECK_OK(model_create(card, &config, &options, &model))) {
         CHECK((int64_t)device_available(card) < plan.total);  // what is left is less than what it has
-        CHECK_OK(memory_plan_check(&model->plan, card));
+        CHECK_OK(memory_plan_check(&model->plan, &machine));
         model_destroy(model);
     }
     config.vocabulary *= 2;

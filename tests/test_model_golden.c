@@ -115,7 +115,8 @@ static void load_tensor(Model *model, const Golden *golden, const FamilyName *na
                         int64_t rows, const char *theirs) {
     const Record *record = find(golden, "weight/", theirs);
     ensure(record != NULL && record->count == rows * row->shape[1], "no weight %s of that size", theirs);
-    arrange(name, record->data, rows, row->shape[1], model->params + row->offset + first * row->shape[1]);
+    arrange(name, record->data, rows, row->shape[1],
+            models_weight(model, (int32_t)(row - model->table.rows)) + first * row->shape[1]);
 }
 
 static void check_gradient(Model *model, const Golden *golden, const FamilyName *name, const Param *row, int64_t first,
@@ -124,7 +125,8 @@ static void check_gradient(Model *model, const Golden *golden, const FamilyName 
     ensure(record != NULL && record->count == rows * row->shape[1], "no gradient %s of that size", theirs);
     float *expected = memory_new((size_t)record->count, sizeof *expected);
     arrange(name, record->data, rows, row->shape[1], expected);
-    check_close(families[model->config.family].name, theirs, model->grads + row->offset + first * row->shape[1], expected,
+    check_close(families[model->config.family].name, theirs,
+                weights_gradient(&model->weights, (int32_t)(row - model->table.rows)) + first * row->shape[1], expected,
                 record->count);
     free(expected);
 }
@@ -137,14 +139,13 @@ static void check_family(const char *name, const char *variant) {
     ModelOptions options = {.sequences = shape[0], .length = shape[1], .head_rows = 8};
     Model *model = models_open_variant(&config, &options, 2, variant);
     each_tensor(model, &golden, load_tensor);
-    model_params_changed(model);
-    TestBatch batch = models_batch(shape[0], shape[1], shape[2], false, 1);
+    Batch batch = models_batch(shape[0], shape[1], shape[2], false, 1);
     memcpy(batch.tokens, find(&golden, "", "tokens")->data, (size_t)rows * 4);
     memcpy(batch.targets, find(&golden, "", "targets")->data, (size_t)rows * 4);
     memcpy(batch.weights, find(&golden, "", "weights")->data, (size_t)rows * 4);
 
     float *logits = memory_new((size_t)(rows * shape[2]), sizeof *logits);
-    model_logits(model, &batch.batch, logits);
+    model_logits(model, &batch, logits);
     check_close(name, "logits", logits, find(&golden, "", "logits")->data, rows * shape[2]);
     free(logits);
 
@@ -155,7 +156,7 @@ static void check_family(const char *name, const char *variant) {
     float z_loss = *(const float *)find(&golden, "", "z_loss")->data;
     StepOptions step = {.grad_scale = (float)(1 / weight_sum), .z_loss = z_loss};
     StepResult result;
-    model_forward_backward(model, &batch.batch, &step, &result);
+    model_forward_backward(model, &batch, &step, &result);
     double loss = (result.loss_sum + (double)z_loss * result.z_sum) / result.weight_sum;
     double expected = (double)*(const float *)find(&golden, "", "loss")->data;
     CHECK_NEAR(loss, expected, 1e-5 * expected);
@@ -166,7 +167,7 @@ static void check_family(const char *name, const char *variant) {
     for (int64_t r = 0; r < rows; r++) {
         batch.targets[r] = (r + 1) % shape[1] == 0 ? -1 : batch.tokens[r + 1];
     }
-    model_evaluate(model, &batch.batch, losses);
+    model_evaluate(model, &batch, losses);
     double sum = 0;
     for (int64_t r = 0; r < rows; r++) {
         sum += (double)losses[r];
@@ -174,7 +175,7 @@ static void check_family(const char *name, const char *variant) {
     double mean = (double)*(const float *)find(&golden, "", "mean_loss")->data;
     CHECK_NEAR(sum / (double)(rows - shape[0]), mean, 1e-5 * mean);
     free(losses);
-    models_batch_free(&batch);
+    batch_free(&batch);
     models_close(model);
     golden_free(&golden);
 }

@@ -244,9 +244,34 @@ static void test_loader(void) {
     corpus_close(&corpus);
 }
 
+// One copy of its block is the whole batch.
+static void test_batch_block(void) {
+    enum { SEQUENCES = 3, LENGTH = 5, ROWS = SEQUENCES * LENGTH };
+    Batch batch, there;
+    batch_allocate(&batch, SEQUENCES, LENGTH);
+    for (int i = 0; i < ROWS; i++) {
+        batch.tokens[i] = i;
+        batch.targets[i] = 100 + i;
+        batch.weights[i] = 0.5F + (float)i;
+        batch.first[i] = 300 + i;
+        batch.positions[i] = 400 + i;
+    }
+    int32_t memory[ROWS * BATCH_ARRAYS];
+    CHECK_I64((int64_t)batch_bytes(SEQUENCES, LENGTH), (int64_t)sizeof memory);
+    memcpy(memory, batch_block(&batch), sizeof memory);
+    batch_place(&there, memory, SEQUENCES, LENGTH);
+    CHECK(memcmp(there.tokens, batch.tokens, ROWS * sizeof(int32_t)) == 0);
+    CHECK(memcmp(there.targets, batch.targets, ROWS * sizeof(int32_t)) == 0);
+    CHECK(memcmp(there.weights, batch.weights, ROWS * sizeof(float)) == 0);
+    CHECK(memcmp(there.first, batch.first, ROWS * sizeof(int32_t)) == 0);
+    CHECK(memcmp(there.positions, batch.positions, ROWS * sizeof(int32_t)) == 0);
+    batch_free(&batch);
+}
+
 int main(void) {
     RUN(test_mixture);
     RUN(test_batches);
     RUN(test_loader);
+    RUN(test_batch_block);
     return check_report();
 }

@@ -160,33 +160,34 @@ static void test_step_decide(void) {
 
 // ---- The update
 
-enum { PARAMS = 2500, BLOCKS = (PARAMS + MOMENT_BLOCK - 1) / MOMENT_BLOCK };
+enum { PARAMS = 2500, BLOCKS = (PARAMS + MOMENT_BLOCK - 1) / MOMENT_BLOCK, PLACES = BLOCKS * MOMENT_BLOCK, SEGMENTS = 8 };
 
 // Everything that an update may hold.
 typedef struct State {
-    _Alignas(64) float grads[PARAMS];
-    _Alignas(64) float params[PARAMS];
-    _Alignas(64) uint8_t weights[4 * PARAMS];  // in the compute type
-    _Alignas(64) float moment1[PARAMS];
-    _Alignas(64) float moment2[PARAMS];
-    _Alignas(64) uint8_t codes1[PARAMS];
-    _Alignas(64) uint8_t codes2[PARAMS];
+    _Alignas(64) float grads[PLACES];
+    _Alignas(64) float masters[PLACES];
+    _Alignas(64) uint8_t weights[4 * PLACES];  // in the compute type
+    _Alignas(64) float moment1[PLACES];
+    _Alignas(64) float moment2[PLACES];
+    _Alignas(64) uint8_t codes1[PLACES];
+    _Alignas(64) uint8_t codes2[PLACES];
     _Alignas(64) float scale1[BLOCKS];
     _Alignas(64) float scale2[BLOCKS];
     _Alignas(64) StepControl control;
-    _Alignas(64) UpdateSegment segments[8];
+    _Alignas(64) UpdateSegment segments[SEGMENTS];
 } State;
 
-// Runs an update on a copy in the device's memory; of `a`, moment_type, kind, sizes and factors count, and masters, where
-// params is not NULL.
+// Runs an update on a copy in the device's memory; of `a`, moment_type, kind, factors and the number of segments count, and
+// whether it has masters.
 static void update(Device *device, OptimizerUpdate a, State *state) {
     char *at = put(device, state, sizeof *state);
 #define AT(field) ((void *)(at + offsetof(State, field)))
     bool eight_bit = a.moment_type == MOMENT_8BIT, adamw = a.kind == OPTIMIZER_ADAMW;
+    a.count = PLACES;
     a.segments = AT(segments);
     a.control = AT(control);
     a.grads = AT(grads);
-    a.params = a.params != NULL ? AT(params) : NULL;
+    a.masters = a.masters != NULL ? AT(masters) : NULL;
     a.weights = AT(weights);
     a.moment1 = eight_bit ? AT(codes1) : AT(moment1);
     a.moment2 = !adamw ? NULL : eight_bit ? AT(codes2) : AT(moment2);
@@ -198,9 +199,9 @@ static void update(Device *device, OptimizerUpdate a, State *state) {
 
 static State *state_new(uint64_t seed) {
     State *state = memory_tensor(sizeof *state);
-    philox_normal(seed, 1, 0, 1, state->grads, PARAMS);
-    philox_normal(seed, 2, 0, 1, state->params, PARAMS);
-    for (int i = 0; i < PARAMS; i++) {
+    philox_normal(seed, 1, 0, 1, state->grads, PLACES);
+    philox_normal(seed, 2, 0, 1, state->masters, PLACES);
+    for (int i = 0; i < PLACES; i++) {
         // Gradients of very different sizes, blocks of zeros among them.
         state->grads[i] *= i / MOMENT_BLOCK == 3 ? 0 : expf(3 * sinf((float)i));
     }
@@ -218,20 +219,93 @@ static void test_skip(void) {
     for (int d = 0; d < devices.count; d++) {
         for (int eight_bit = 0; eight_bit < 2; eight_bit++) {
             State *state = state_new(1), *before = memory_tensor(sizeof *before);
-            state->segments[0] = (UpdateSegment){0, PARAMS, 1, 0.1f};
+            state->segments[0] = (UpdateSegment){.count = PARAMS, .rate_scale = 1, .weight_decay = 0.1f};
             state->control.skip = 1;
             *before = *state;
             update(devices.twins[d].of[0],
                    (OptimizerUpdate){.segment_count = 1,
-                                     .count = PARAMS,
                                      .beta1 = 0.9f,
-                                     .params = state->params,
+                                     .masters = state->masters,
                                      .beta2 = 0.99f,
                                      .moment_type = eight_bit ? MOMENT_8BIT : MOMENT_FP32},
                    state);
             CHECK(memcmp(state, before, sizeof *state) == 0);
             state_free(state);
             state_free(before);
+        }
+    }
+}
+
+// Segments of all lengths, in other places and another order in weights and gradients.
+static const UpdateSegment scattered[SEGMENTS] = {
+    {.weight = 1400, .gradient = 2012, .state = 0, .count = 1, .random = 4, .rate_scale = 1, .weight_decay = 0.1f},
+    {.weight = 1404, .gradient = 4, .state = 256, .count = 255, .random = 1ull << 33, .rate_scale = 0.3f},
+    {.weight = 1100, .gradient = 2004, .state = 512, .count = 7, .random = 8, .rate_scale = 2, .weight_decay = 0.3f},
+    {.weight = 4, .gradient = 260, .state = 768, .count = 1029, .random = 16, .rate_scale = 1, .weight_decay = 0.1f},
+    {.weight = 1112, .gradient = 2100, .state = 2048, .count = 256, .random = 1ull << 40, .rate_scale = 0.5f},
+    {.weight = 2000, .gradient = 1500, .state = 2304, .count = 254, .random = 2000, .rate_scale = 1},
+};
+
+// Moves a segment's elements from places `from` to places `to`.
+static void move_segment(const State *have, const UpdateSegment *from, State *out, const UpdateSegment *to, size_t element) {
+    size_t floats = (size_t)from->count * sizeof(float), count = (size_t)from->count;
+    int64_t blocks = (from->count + MOMENT_BLOCK - 1) / MOMENT_BLOCK;
+    memcpy(out->grads + to->gradient, have->grads + from->gradient, floats);
+    memcpy(out->weights + (size_t)to->weight * element, have->weights + (size_t)from->weight * element, count * element);
+    memcpy(out->masters + to->state, have->masters + from->state, floats);
+    memcpy(out->moment1 + to->state, have->moment1 + from->state, floats);
+    memcpy(out->moment2 + to->state, have->moment2 + from->state, floats);
+    memcpy(out->codes1 + to->state, have->codes1 + from->state, (size_t)(blocks * MOMENT_BLOCK));
+    memcpy(out->codes2 + to->state, have->codes2 + from->state, (size_t)(blocks * MOMENT_BLOCK));
+    memcpy(out->scale1 + to->state / MOMENT_BLOCK, have->scale1 + from->state / MOMENT_BLOCK, (size_t)blocks * sizeof(float));
+    memcpy(out->scale2 + to->state / MOMENT_BLOCK, have->scale2 + from->state / MOMENT_BLOCK, (size_t)blocks * sizeof(float));
+}
+
+// Segments wherever they lie give the bits that each gives alone at the start of all arrays, and nothing else changes.
+static void check_places(Device *device, OptimizerUpdate a) {
+    size_t element = (size_t)data_type_bytes(device->type);
+    State *together = state_new(6), *expected = memory_tensor(sizeof *expected), *alone = state_new(7);
+    op_encode(device->type, together->grads, together->weights, PLACES);
+    for (int i = 0; i < PLACES; i++) {
+        together->moment1[i] = 0.1f * together->masters[i];
+        together->moment2[i] = together->grads[i] * together->grads[i];
+        together->codes1[i] = together->codes2[i] = (uint8_t)(i * 7);
+        together->scale1[i / MOMENT_BLOCK] = together->scale2[i / MOMENT_BLOCK] = 0.5f;
+    }
+    for (a.segment_count = 0; scattered[a.segment_count].count > 0; a.segment_count++) {
+        together->segments[a.segment_count] = scattered[a.segment_count];
+    }
+    a.masters = a.masters != NULL ? together->masters : NULL;
+    *expected = *together;
+    for (int64_t i = 0; i < a.segment_count; i++) {
+        OptimizerUpdate one = a;
+        UpdateSegment start = scattered[i];
+        start.weight = start.gradient = start.state = 0;
+        move_segment(together, &scattered[i], alone, &start, element);
+        alone->segments[0] = start;
+        one.segment_count = 1;
+        update(device, one, alone);
+        move_segment(alone, &start, expected, &scattered[i], element);
+    }
+    update(device, a, together);
+    CHECK(memcmp(together, expected, sizeof *together) == 0);
+    state_free(together);
+    state_free(expected);
+    state_free(alone);
+}
+
+static void test_places(void) {
+    for (int d = 0; d < devices.count; d++) {
+        for (int mode = 0; mode < 8; mode++) {
+            static float some;
+            OptimizerUpdate a = {.kind = mode & 1 ? OPTIMIZER_ADAMW : OPTIMIZER_LION,
+                                 .beta1 = 0.9f,
+                                 .beta2 = 0.99f,
+                                 .epsilon = 1e-8f,
+                                 .moment_type = mode & 2 ? MOMENT_8BIT : MOMENT_FP32,
+                                 .masters = mode & 4 ? &some : NULL,
+                                 .seed = 12};
+            check_places(devices.twins[d].of[0], a);
         }
     }
 }
@@ -244,8 +318,8 @@ static double half_cell(bool has_sign, double x) {
 // The codes of the paper's dynamic map: its ends, its order, and for any value the nearest code.
 static void test_codes(void) {
     for (int has_sign = 0; has_sign < 2; has_sign++) {
-        MomentTable table;
-        moment_table_fill(has_sign, &table);
+        CodeTable table;
+        code_table_fill(has_sign ? TYPE_CODE8 : TYPE_CODE8_UNSIGNED, &table);
         for (int i = 1; i < MOMENT_CODES; i++) {
             CHECK(table.value[i] > table.value[i - 1]);
         }
@@ -275,21 +349,22 @@ static void test_eight_bit_moments(void) {
     for (int d = 0; d < devices.count; d++) {
         for (int kind = OPTIMIZER_ADAMW; kind <= OPTIMIZER_SGD; kind++) {
             State *state = state_new(2);
-            // Parameters 700 .. 706 belong to none.
-            state->segments[0] = (UpdateSegment){512, 700, 1, 0};
-            state->segments[1] = (UpdateSegment){512 + 707, PARAMS, 0.5f, 0.1f};
+            // Elements 700 .. 767 belong to none: what is behind a segment's end in its last block becomes 0.
+            state->segments[0] = (UpdateSegment){.count = 700, .rate_scale = 1};
+            state->segments[1] = (UpdateSegment){
+                .weight = 768, .gradient = 768, .state = 768, .count = PARAMS - 768, .rate_scale = 0.5f, .weight_decay = 0.1f};
+            memset(state->codes1 + 700, 3, 68);
+            memset(state->codes2 + 700, 3, 68);
             update(devices.twins[d].of[0],
                    (OptimizerUpdate){.kind = (OptimizerKind)kind,
                                      .segment_count = 2,
-                                     .first = 512,
-                                     .count = PARAMS,
                                      .epsilon = 1e-8f,
-                                     .params = state->params,
+                                     .masters = state->masters,
                                      .moment_type = MOMENT_8BIT},
                    state);
             bool adamw = kind == OPTIMIZER_ADAMW;
-            for (int i = 0; i < PARAMS; i++) {
-                bool none = i >= 700 && i < 707;
+            for (int i = 0; i < PLACES; i++) {
+                bool none = (i >= 700 && i < 768) || i >= PARAMS;
                 double g = none ? 0 : (double)state->grads[i] * 0.5, square = g * g;
                 double scale1 = (double)state->scale1[i / MOMENT_BLOCK], scale2 = (double)state->scale2[i / MOMENT_BLOCK];
                 CHECK(fabs(g) <= scale1 && (!adamw || square <= scale2 * (1 + 1e-6)));
@@ -305,7 +380,7 @@ static void test_eight_bit_moments(void) {
                 continue;
             }
             if (adamw) {  // the same bits on every device
-                CHECK(memcmp(first->codes1, state->codes1, PARAMS) == 0 && memcmp(first->codes2, state->codes2, PARAMS) == 0);
+                CHECK(memcmp(first->codes1, state->codes1, PLACES) == 0 && memcmp(first->codes2, state->codes2, PLACES) == 0);
                 CHECK(memcmp(first->scale1, state->scale1, sizeof first->scale1) == 0);
                 CHECK(memcmp(first->scale2, state->scale2, sizeof first->scale2) == 0);
             }
@@ -323,7 +398,7 @@ static void test_eight_bit_path(void) {
         double way = 0, apart = 0;
         for (int kind = 0; kind < 2; kind++) {
             State *state = states[kind];
-            state->segments[0] = (UpdateSegment){0, PARAMS, 1, 0};
+            state->segments[0] = (UpdateSegment){.count = PARAMS, .rate_scale = 1};
             float mean[PARAMS];
             for (int i = 0; i < PARAMS; i++) {
                 mean[i] = cbrtf(state->grads[i]);  // within a block most differ by less than ten times
@@ -337,19 +412,18 @@ static void test_eight_bit_path(void) {
                 state->control.correction2 = 1 / (1 - powf(0.99f, (float)step));
                 update(devices.twins[d].of[0],
                        (OptimizerUpdate){.segment_count = 1,
-                                         .count = PARAMS,
                                          .beta1 = 0.9f,
                                          .beta2 = 0.99f,
                                          .epsilon = 1e-8f,
-                                         .params = state->params,
+                                         .masters = state->masters,
                                          .moment_type = kind == 0 ? MOMENT_FP32 : MOMENT_8BIT},
                        state);
             }
         }
         State *start = state_new(3);
         for (int i = 0; i < PARAMS; i++) {
-            way += pow((double)states[0]->params[i] - (double)start->params[i], 2);
-            apart += pow((double)states[0]->params[i] - (double)states[1]->params[i], 2);
+            way += pow((double)states[0]->masters[i] - (double)start->masters[i], 2);
+            apart += pow((double)states[0]->masters[i] - (double)states[1]->masters[i], 2);
         }
         CHECK(way > 0 && sqrt(apart / way) < 0.03);
         state_free(start);
@@ -410,9 +484,9 @@ static void test_weights_alone(void) {
             state->grads[i] = 1;
         }
         op_encode(type, before, state->weights, PARAMS);
-        state->segments[0] = (UpdateSegment){256, PARAMS, 1, 0};
+        state->segments[0] = (UpdateSegment){.count = PARAMS, .random = 256, .rate_scale = 1};
         state->control.learning_rate = 0.0005f;
-        OptimizerUpdate a = {.kind = OPTIMIZER_SGD, .segment_count = 1, .first = 256, .count = PARAMS, .seed = 77};
+        OptimizerUpdate a = {.kind = OPTIMIZER_SGD, .segment_count = 1, .seed = 77};
         *again = *state;
         update(devices.twins[d].of[0], a, state);
         update(devices.twins[d].of[0], a, again);
@@ -601,6 +675,7 @@ int main(void) {
     RUN(test_loss_sums);
     RUN(test_step_decide);
     RUN(test_skip);
+    RUN(test_places);
     RUN(test_codes);
     RUN(test_eight_bit_moments);
     RUN(test_eight_bit_path);

@@ -5,13 +5,6 @@
 #include "train/model/decoder.h"
 
 // How a token is drawn (Holtzman et al. 2020). A function of (seed, number of the token), like all randomness.
-typedef struct Sampling {
-    double temperature;  // 0: the most likely token (the lowest id among equals)
-    int64_t top_k;       // 0: all
-    double top_p;        // 1: all
-    uint64_t seed;
-} Sampling;
-
 typedef struct GenerateOptions {
     int64_t tokens;  // at most; fewer where the model ends its text
     Sampling sampling;

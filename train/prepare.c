@@ -1,8 +1,6 @@
 // Preparing a run: corpora, order, model, memory plan (trainer_state.h).
 #include "train/trainer_state.h"
 
-#include "core/text.h"
-#include "parallel/sharding.h"
 #include "train/run_device.h"
 
 // ---- Prepare: what each rank can do alone
@@ -48,99 +46,42 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .documents_apart = config->data.documents_apart};
 }
 
-// This rank's slices of weights and moments: its even part of the flat arrays (each data-parallel rank saves a part of what all
-// hold).
+// What this rank saves, in the words of a checkpoint.
 static void make_slices(Trainer *t) {
     const ParamTable *table = &t->model->table;
     t->tensors = memory_zeroed((size_t)table->count, sizeof *t->tensors);
-    ShardTensor *places = memory_new((size_t)table->count, sizeof *places);
     for (int32_t i = 0; i < table->count; i++) {
         const Param *param = &table->rows[i];
-        places[i] = (ShardTensor){param->offset, param->count};
         t->tensors[i] =
-            (CheckpointTensor){.name = param->name, .dims = param->rank, .shape = {param->shape[0], param->shape[1]}};
+            (CheckpointTensor){.name = param->name, .dims = param->dims, .shape = {param->shape[0], param->shape[1]}};
     }
-    ShardPiece *pieces;
-    Range own = shard_owned(table->elements, t->world->size, t->world->rank);
-    int count = shard_pieces(places, table->count, own, &pieces);
-    t->slices = memory_zeroed((size_t)count * SLICE_KINDS + 1, sizeof *t->slices);
-    for (int kind = 0; kind < SLICE_KINDS; kind++) {
-        for (int i = 0; model_has(t->model, (ModelArray)kind) && i < count; i++) {
-            t->slices[t->slice_count++] =
-                (CheckpointSlice){pieces[i].tensor, (SliceKind)kind, pieces[i].begin, pieces[i].end, NULL};
-        }
+    SavedPart *parts;
+    t->slice_count = weights_saved(&t->model->weights, t->world->size, t->world->rank, &parts);
+    t->slices = memory_zeroed((size_t)t->slice_count + 1, sizeof *t->slices);
+    for (int i = 0; i < t->slice_count; i++) {
+        t->slices[i] = (CheckpointSlice){parts[i].row, (SliceKind)parts[i].array, parts[i].begin, parts[i].end, NULL};
     }
-    free(pieces);
-    free(places);
+    free(parts);
 }
 
-// What libraries still take after the plan is made: code that is first used by the kernels, MPI and HDF5, their buffers,
-// threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 6 to 8 MiB.
-enum { LIBRARY_BYTES = 8 << 20 };
-// On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
-enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
-
-// A run that does not fit: says what would, with the largest micro-batch and the least recompute.
-static Error *check_size(const Trainer *t, const ModelOptions *wanted) {
-    MemoryPlan plan;
-    model_plan(&t->config->model, wanted, t->device, &plan);
-    Error *error = memory_plan_check(&plan, t->device);
-    for (int64_t sequences = wanted->sequences; error != NULL && sequences >= 1; sequences--) {
-        for (int recompute = wanted->recompute; recompute <= RECOMPUTE_FULL && wanted->sequences % sequences == 0;
-             recompute++) {
-            ModelOptions less = *wanted;
-            less.sequences = sequences;
-            less.recompute = (Recompute)recompute;
-            less.batches = wanted->batches * wanted->sequences / sequences;
-            model_plan(&t->config->model, &less, t->device, &plan);
-            Error *still = memory_plan_check(&plan, t->device);
-            if (still == NULL) {
-                char bytes[32];
-                Error *told = failure("%s. train.micro_batch=%lld train.recompute=%s would fit, with %s", error->message,
-                                      (long long)sequences, recompute_names[recompute], text_bytes(bytes, (double)plan.total));
-                error_free(error);
-                return told;
-            }
-            error_free(still);
-        }
+// On a card all micro-batches of a step lie there before it begins.
+static Error *make_batches(Trainer *t) {
+    int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
+    size_t each = batch_bytes(sequences, length);
+    t->batch_bytes = (size_t)t->micro_batches * each;
+    TRY(device_allocate(t->device, t->batch_bytes, &t->batch_memory));
+    t->batches = memory_zeroed((size_t)t->micro_batches, sizeof *t->batches);
+    for (int64_t m = 0; m < t->micro_batches; m++) {
+        batch_place(&t->batches[m], (int32_t *)(void *)((char *)t->batch_memory + (size_t)m * each), sequences, length);
     }
-    return error;
-}
-
-static Error *make_model(Trainer *t) {
-    const RunConfig *config = t->config;
-    ModelOptions options = {.sequences = config->train.micro_batch,
-                            .length = config->data.sequence_length,
-                            .recompute = (Recompute)config->train.recompute,
-                            .optimizer = (OptimizerKind)config->optimizer.kind,
-                            .head_rows = config->train.head_rows,
-                            .batches = t->micro_batches,
-                            .no_masters = !config->train.masters,
-                            .any_order = !config->train.deterministic,
-                            .moments = (MomentType)config->optimizer.moments,
-                            .weight_decay = config->optimizer.weight_decay};
-    TRY(check_size(t, &options));
-    TRY(model_create(t->device, &config->model, &options, &t->model));
-    make_slices(t);
-    MemoryPlan *plan = &t->model->plan;
-    LoaderOptions loader = trainer_loader_options(t);
-    memory_plan_add_host(plan, t->device, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
-                         (long long)config->data.prefetch);
-    if (t->world->size > 1) {
-        // MPI holds a copy of what it reduces; about two buckets are under way at a time.
-        int64_t gradients = t->model->table.elements * (int64_t)sizeof(float),
-                buckets = (int64_t)(2 * config->parallel.bucket_mib * 1048576);
-        memory_plan_add_host(plan, t->device, "reduction buffers", gradients < buckets ? gradients : buckets,
-                             "two buckets of gradients");
-    }
-    if (t->device->kind == DEVICE_CUDA) {
-        int64_t bytes = CARD_LIBRARY_BYTES + (t->world->size > 1 ? CARD_NCCL_BYTES : 0);
-        memory_plan_add(plan, "libraries on the card", bytes, "their code and buffers, about");
-    }
-    memory_plan_add_host(plan, t->device, "libraries", LIBRARY_BYTES, "code and buffers first used later");
-    memory_plan_add_host(plan, t->device, "checkpoint snapshot", (int64_t)checkpoint_snapshot_bytes(t->slices, t->slice_count),
-                         "this rank's share of weights and moments");
     return NULL;
+}
+
+Error *trainer_make_model(Trainer *t) {
+    ModelOptions options = run_model_options(t->config);
+    TRY(model_create(t->device, &t->config->model, &options, &t->model));
+    make_slices(t);
+    return t->late ? make_batches(t) : NULL;
 }
 
 Error *trainer_prepare(Trainer *t) {
@@ -159,9 +100,11 @@ Error *trainer_prepare(Trainer *t) {
                              .decay_steps = config->schedule.decay_steps,
                              .steps = config->train.steps};
     TRY(run_device_open(config, t->world->host_rank, t->world->host_size, &t->device));
-    TRY(make_model(t));
     t->late = t->device->kind != DEVICE_CPU;
-    return memory_plan_check(&t->model->plan, t->device);
+    t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
+    RunLayout layout = {.ranks = t->world->size, .rank = t->world->rank, .micro_batches = t->micro_batches};
+    run_plan(config, &layout, &t->machine, &t->plan);
+    return run_plan_check(config, &layout, &t->machine);
 }
 
 Error *trainer_make_mesh(Trainer *t) {

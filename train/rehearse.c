@@ -79,8 +79,9 @@ static Error *pass_of_padding(Trainer *t) {
     StepControl control = model_control(t->model);
     StepOptions options = {.grad_scale = 1, .seed = (uint64_t)t->config->seed};
     model_forward_backward(t->model, &batch, &options, NULL);
-    t->device->op->squares(t->device, t->model->table.elements, t->model->grads, &t->model->control->grad_squares);
-    model_zero_gradients(t->model);
+    t->device->op->squares(t->device, t->model->weights.placement.gradients, t->model->weights.grads,
+                           &t->model->control->grad_squares);
+    weights_zero_gradients(&t->model->weights);
     model_set_control(t->model, &control);
     Error *error = device_finish(t->device);
     batch_free(&batch);

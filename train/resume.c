@@ -12,8 +12,7 @@
 
 static void fetch(void *context, const CheckpointSlice *slice, float *to) {
     const Model *model = ((const Trainer *)context)->model;
-    int64_t offset = model->table.rows[slice->tensor].offset + slice->begin;
-    model_read(model, (ModelArray)slice->kind, offset, slice->end - slice->begin, to);
+    weights_read(&model->weights, (WeightsArray)slice->kind, slice->tensor, slice->begin, slice->end, to);
 }
 
 Error *trainer_make_writer(Trainer *t) {
@@ -94,7 +93,7 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     }
     TRY(json_field_hex64(info->state, path, "corpus", &corpus));
     TRY(json_field_hex64(info->state, path, "order", &order));
-    if (info->model != model_config_hash(&t->config->model)) {
+    if (!model_config_matches(&t->config->model, info->model)) {
         return other_model(t, path);
     }
     if (corpus != t->corpus.fingerprint) {

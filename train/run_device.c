@@ -35,3 +35,9 @@ Error *run_device_open(const RunConfig *config, int host_rank, int host_size, De
     TRY(device_open_card(kind, card, element, threads, out));
     return device_set_products(*out, run_products_names[config->products]);
 }
+
+int run_device_sharers(const Device *device, int host_size) {
+    int cards = 0;
+    error_free(device->kind != DEVICE_CPU ? device_count_cards(device->kind, &cards) : NULL);
+    return cards > 0 ? (host_size + cards - 1) / cards : 1;
+}

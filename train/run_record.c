@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "core/text.h"
 #include "core/version.h"
+#include "train/model/families.h"
 #include "train/run_device.h"
 
 void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
@@ -53,7 +54,8 @@ static Error *gather_hosts(Comm *world, json_t *hosts) {
     return error;
 }
 
-Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, Comm *world) {
+Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
+                         Comm *world) {
     json_t *hosts = json_array(), *plan = json_array();
     Error *error = gather_hosts(world, hosts);
     if (error != NULL || world->rank != 0) {
@@ -61,20 +63,22 @@ Error *run_record_create(RunRecord *record, const RunConfig *config, const Model
         json_decref(plan);
         return error;
     }
-    for (int i = 0; i < model->plan.count; i++) {
+    for (int i = 0; i < planned->count; i++) {
         json_array_append_new(
-            plan, json_pack("{s:s, s:I}", "name", model->plan.lines[i].name, "bytes", (json_int_t)model->plan.lines[i].bytes));
+            plan, json_pack("{s:s, s:I}", "name", planned->lines[i].name, "bytes", (json_int_t)planned->lines[i].bytes));
     }
-    static const char *const families[FAMILY_COUNT] = {"gpt2", "llama"};
     char stamp[24];
     record->path = path_join(config->folder, "run.json");
     record->document = json_pack(
         "{s:s, s:s, s:s, s:o, s:i, s:i, s:s, s:I, s:s, s:s, s:I, s:o, s:I}", "version", ATHANOR_VERSION, "commit",
         ATHANOR_COMMIT, "compiler", ATHANOR_COMPILER, "host", hosts, "ranks", world->size, "threads",
         threads_count(model->device->pool), "device", model->device->name, "parameters", (json_int_t)model->table.parameters,
-        "family", families[config->model.family], "started", clock_stamp(stamp), "batch_tokens",
-        (json_int_t)config->train.batch_tokens, "memory_plan", plan, "memory_planned", (json_int_t)model->plan.total);
+        "family", family_names[config->model.family], "started", clock_stamp(stamp), "batch_tokens",
+        (json_int_t)config->train.batch_tokens, "memory_plan", plan, "memory_planned", (json_int_t)planned->total);
     ensure(record->document != NULL, "run.json");
+    if (planned->host > 0) {
+        json_object_set_new(record->document, "host_memory_planned", json_integer((json_int_t)planned->host));
+    }
     return json_write_file(record->path, record->document);
 }
 
@@ -88,19 +92,32 @@ void run_record_step(RunRecord *record, double seconds) {
     record->step_seconds += seconds;
 }
 
-Error *run_record_finish(RunRecord *record, Comm *world) {
-    double peak = (double)memory_peak_resident();
-    TRY(comm_all_reduce_doubles(world, &peak, 1, COMM_MAX));
+// Prints a plan beside its peak, and keeps the peak.
+static void tell_peak(RunRecord *record, const char *what, const char *planned_key, const char *peak_key, double peak) {
+    char planned[32], measured[32];
+    json_object_set_new(record->document, peak_key, json_integer((json_int_t)peak));
+    log_info("memory    %splanned %s, peak %s a rank", what,
+             text_bytes(planned, (double)json_integer_value(json_object_get(record->document, planned_key))),
+             text_bytes(measured, peak));
+}
+
+Error *run_record_finish(RunRecord *record, const Machine *before, Device *device, Comm *world) {
+    bool card = before->kind != DEVICE_CPU;
+    // What a run takes of a card it keeps to its end.
+    double used = card ? (double)before->memory - (double)device_available(device) : 0;
+    double peaks[2] = {(double)memory_peak_resident(), used};
+    TRY(comm_all_reduce_doubles(world, peaks, 2, COMM_MAX));
     if (world->rank != 0) {
         return NULL;
     }
-    char planned[32], measured[32];
-    json_object_set_new(record->document, "memory_peak", json_integer((json_int_t)peak));
+    if (card) {
+        tell_peak(record, "of the card ", "memory_planned", "memory_peak", peaks[1]);
+        tell_peak(record, "of the host ", "host_memory_planned", "host_memory_peak", peaks[0]);
+    } else {
+        tell_peak(record, "", "memory_planned", "memory_peak", peaks[0]);
+    }
     json_object_set_new(record->document, "mean_step_seconds",
                         json_real(record->steps > 0 ? record->step_seconds / (double)record->steps : 0));
-    log_info("memory    planned %s, peak %s a rank",
-             text_bytes(planned, (double)json_integer_value(json_object_get(record->document, "memory_planned"))),
-             text_bytes(measured, peak));
     return json_write_file(record->path, record->document);
 }
 

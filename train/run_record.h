@@ -21,11 +21,12 @@ void run_record_print(const RunConfig *config, const Model *model, const Corpus 
                       int64_t micro_batches);
 
 // Collective: gathers the host names; rank 0 writes the file.
-Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, Comm *world) MUST_CHECK;
+Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
+                         Comm *world) MUST_CHECK;
 void run_record_loop(RunRecord *record, int64_t first_step);
 void run_record_step(RunRecord *record, double seconds);
 
-// Collective: adds the measured peak of memory (the largest of the ranks) and the mean speed, writes the file again and prints
-// both.
-Error *run_record_finish(RunRecord *record, Comm *world) MUST_CHECK;
+// Collective: adds the measured peaks of memory (the largest of the ranks; a card's beside the card's plan, the host's beside
+// the host's) and the mean speed, writes the file again and prints both. `before`: the machine when the run was planned.
+Error *run_record_finish(RunRecord *record, const Machine *before, Device *device, Comm *world) MUST_CHECK;
 void run_record_free(RunRecord *record);

@@ -5,38 +5,30 @@
 #include "core/log.h"
 #include "train/run_device.h"
 
-// Fills values[0 ..] with elements [begin, end) of a flat array; padding is zero.
-static Error *read_part(Checkpoint *checkpoint, const ParamTable *table, SliceKind kind, int64_t begin, int64_t end,
-                        float *values) {
-    memset(values, 0, (size_t)(end - begin) * sizeof *values);
-    for (int32_t i = 0; i < table->count; i++) {
-        const Param *param = &table->rows[i];
-        int64_t first = param->offset > begin ? param->offset : begin;
-        int64_t last = param->offset + param->count < end ? param->offset + param->count : end;
-        if (first < last) {
-            TRY(checkpoint_read(checkpoint, param->name, kind, first - param->offset, last - param->offset,
-                                values + first - begin));
-        }
+// Fills one array of a row.
+static Error *load_row(Checkpoint *checkpoint, ModelWeights *weights, WeightsArray array, int32_t row, float *values,
+                       int64_t room) {
+    const Param *param = &weights->table->rows[row];
+    Range extent = weights_extent(weights, array, row);
+    for (int64_t begin = extent.begin; begin < extent.end; begin += room) {
+        int64_t end = begin + room < extent.end ? begin + room : extent.end;
+        TRY(checkpoint_read(checkpoint, param->name, (SliceKind)array, begin, end, values));
+        weights_write(weights, array, row, begin, end, values);
     }
     return NULL;
 }
 
 Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) {
     enum { PART = 1 << 24 };  // elements at a time, whole blocks of moments
-    int64_t elements = model->table.elements;
-    float *values = memory_new((size_t)(elements < PART ? elements : PART), sizeof *values);
+    float *values = memory_new(PART, sizeof *values);
     Error *error = NULL;
-    for (int kind = 0; kind < (moments ? SLICE_KINDS : 1); kind++) {
-        for (int64_t begin = 0; begin < elements && model_has(model, (ModelArray)kind) && error == NULL; begin += PART) {
-            int64_t end = begin + PART < elements ? begin + PART : elements;
-            error = read_part(checkpoint, &model->table, (SliceKind)kind, begin, end, values);
-            if (error != NULL && kind != SLICE_WEIGHT) {
+    for (WeightsArray array = ARRAY_WEIGHT; array <= (moments ? ARRAY_MOMENT2 : ARRAY_WEIGHT); array++) {
+        for (int32_t row = 0; row < model->table.count && error == NULL; row++) {
+            error = load_row(checkpoint, &model->weights, array, row, values, PART);
+            if (error != NULL && array != ARRAY_WEIGHT) {
                 error =
                     error_wrap(error, "no moments for this optimizer.kind: set it back if it was another, or choose another "
                                       "folder");
-            }
-            if (error == NULL) {
-                model_write(model, (ModelArray)kind, begin, end - begin, values);
             }
         }
     }
@@ -95,7 +87,7 @@ static Error *open_all(const char *path, int64_t sequences, int threads, SavedRu
     TRY_GOTO(error, out, load_tokenizer(run));
     TRY_GOTO(error, out, checkpoint_open(run->checkpoint, false, &checkpoint));
     run->step = checkpoint_info(checkpoint)->step;
-    if (checkpoint_info(checkpoint)->model != model_config_hash(&run->config.model)) {
+    if (!model_config_matches(&run->config.model, checkpoint_info(checkpoint)->model)) {
         error = failure("%s is of another model than %s says", run->checkpoint, config_path);
         goto out;
     }

@@ -32,10 +32,11 @@ static void gradients_final(void *context, int64_t offset) {
     }
 }
 
-static Error *load_batch(Trainer *t, int64_t m) {
+// The next micro-batch, as it lies on the device in place `m`.
+static Error *load_batch(Trainer *t, int64_t m, Batch *out) {
     const Batch *batch;
     TRY(loader_next(t->loader, &batch));
-    model_load_batch(t->model, m, batch);
+    *out = batch_to_device(t->device, batch, t->batches != NULL ? t->batches[m].tokens : NULL);
     return NULL;
 }
 
@@ -44,11 +45,12 @@ static Error *load_batch(Trainer *t, int64_t m) {
 static Error *compute_gradients(Trainer *t, bool loaded) {
     const RunConfig *config = t->config;
     BackwardContext context = {t->buckets, NULL};
-    model_zero_gradients(t->model);
+    weights_zero_gradients(&t->model->weights);
     for (int64_t m = 0; m < t->micro_batches && context.error == NULL; m++) {
         bool last = m + 1 == t->micro_batches;
+        Batch batch = loaded ? t->batches[m] : (Batch){0};
         if (!loaded) {
-            TRY(load_batch(t, m));
+            TRY(load_batch(t, m, &batch));
         }
         if (last) {
             buckets_begin(t->buckets);
@@ -60,7 +62,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
                                .seed = (uint64_t)config->seed,
                                .gradients_final = last ? gradients_final : NULL,
                                .context = &context};
-        model_run_batch(t->model, m, &options);
+        model_run_batch(t->model, &batch, &options);
     }
     return context.error;
 }
@@ -106,7 +108,7 @@ static Error *rehearse_exchange(Trainer *t) {
     }
     StepControl control = model_control(t->model);
     model_begin_step(t->model, 0);
-    model_zero_gradients(t->model);
+    weights_zero_gradients(&t->model->weights);
     buckets_begin(t->buckets);
     TRY(finish_operations(t));
     model_send_control(t->model);
@@ -119,7 +121,7 @@ static Error *rehearse_exchange(Trainer *t) {
 // A step on a card: recorded the first time, where that is possible, and then repeated as a whole.
 static Error *card_operations(Trainer *t) {
     for (int64_t m = 0; m < t->micro_batches; m++) {
-        TRY(load_batch(t, m));
+        TRY(load_batch(t, m, &t->batches[m]));
     }
     if (t->graph != NULL) {
         device_graph_run(t->device, t->graph);
@@ -258,19 +260,20 @@ static Error *run(Trainer *t, bool *stopped) {
     // In this order, so that a mistake in the configuration is one line of rank 0 and nothing was created yet.
     TRY(comm_agree(t->world, trainer_make_mesh(t)));
     TRY(comm_agree(t->world, trainer_prepare(t)));
+    TRY(comm_agree(t->world, trainer_make_model(t)));
     TRY(comm_agree(t->world, trainer_make_writer(t)));
     TRY(trainer_resume(t));
     if (t->world->rank == 0) {
         run_record_print(config, t->model, &t->corpus, t->order, t->mesh, t->micro_batches);
-        memory_plan_print(&t->model->plan, t->device, stderr);
+        memory_plan_print(&t->plan, &t->machine, stderr);
     }
     TRY(comm_agree(t->world, trainer_write_files(t)));
-    TRY(run_record_create(&t->record, config, t->model, t->world));
+    TRY(run_record_create(&t->record, config, t->model, &t->plan, t->world));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     TRY(trainer_rehearse(t));
     TRY(comm_attach_device(t->mesh->group[MESH_DATA], t->device));
-    t->buckets = buckets_create(t->mesh->group[MESH_DATA], t->model->grads, t->model->table.elements,
+    t->buckets = buckets_create(t->mesh->group[MESH_DATA], t->model->weights.grads, t->model->weights.placement.gradients,
                                 (int64_t)(config->parallel.bucket_mib * 1048576));
     TRY(rehearse_exchange(t));
     if (t->step >= config->train.steps) {
@@ -278,7 +281,7 @@ static Error *run(Trainer *t, bool *stopped) {
         return NULL;
     }
     TRY(train_loop(t, stopped));
-    return run_record_finish(&t->record, t->world);
+    return run_record_finish(&t->record, &t->machine, t->device, t->world);
 }
 
 static void trainer_free(Trainer *t, bool failed) {
@@ -301,9 +304,11 @@ static void trainer_free(Trainer *t, bool failed) {
     run_record_free(&t->record);
     free(t->tensors);
     free(t->slices);
-    if (t->model != NULL) {
-        model_destroy(t->model);
+    if (t->batch_memory != NULL) {
+        device_release(t->device, t->batch_memory, t->batch_bytes);
     }
+    free(t->batches);
+    model_destroy(t->model);
     device_close(t->device);
     order_free(t->order);
     if (t->tokenizer != NULL) {

@@ -6,6 +6,7 @@
 #include "parallel/buckets.h"
 #include "parallel/mesh.h"
 #include "train/metrics.h"
+#include "train/run_plan.h"
 #include "train/run_record.h"
 #include "train/saved_run.h"
 #include "train/trainer.h"
@@ -21,7 +22,12 @@ typedef struct Trainer {
     Tokenizer *tokenizer;
     Order *order;
     Loader *loader;
+    Machine machine;
+    MemoryPlan plan;
     Model *model;
+    Batch *batches;  // on a card: where the micro-batches of a step lie; else NULL
+    void *batch_memory;
+    size_t batch_bytes;
     Buckets *buckets;
     CheckpointWriter *writer;
     CheckpointTensor *tensors;
@@ -46,9 +52,10 @@ typedef struct Trainer {
 } Trainer;
 
 // prepare.c: what comes before the first step. The mesh is collective; the rest each rank does alone, and creates nothing on
-// disk.
+// disk. All ranks have looked at the machine and planned before any of them allocates.
 Error *trainer_make_mesh(Trainer *t) MUST_CHECK;
 Error *trainer_prepare(Trainer *t) MUST_CHECK;
+Error *trainer_make_model(Trainer *t) MUST_CHECK;
 LoaderOptions trainer_loader_options(const Trainer *t);
 
 // resume.c: the run folder, and going on from a checkpoint. trainer_resume is collective and starts afresh where there is none.

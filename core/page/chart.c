@@ -270,8 +270,8 @@ static void draw_marks(const Chart *chart, const Axis *x, const Axis *y, Buffer 
     for (int i = 0; i < chart->mark_count; i++) {
         if (chart->marks[i] >= x->low && chart->marks[i] <= x->high) {
             double at = place(x, chart->marks[i]);
-            buffer_printf(out, "<g><title>resumed at step %.0f</title><path class=\"mark\" d=\"M%.1f %.1fV%.1f\"/>",
-                          chart->marks[i], at, y->to, y->from);
+            buffer_printf(out, "<g><title>%s %s %.0f</title><path class=\"mark\" d=\"M%.1f %.1fV%.1f\"/>", chart->mark_title,
+                          chart->x_unit, chart->marks[i], at, y->to, y->from);
             buffer_printf(out, "<path class=\"flag\" d=\"M%.1f %.1fl-4 -7h8z\"/></g>\n", at, y->to + 1);
         }
     }
@@ -320,7 +320,7 @@ static void draw_line(const Chart *chart, const ChartLine *line, const Series *s
             markup_string(out, line->label);
             buffer_text(out, ", ");
         }
-        buffer_printf(out, "step %.0f: %.4g</title></circle>\n", bin_x(bin), bin_y(bin));
+        buffer_printf(out, "%s %.0f: %.4g</title></circle>\n", chart->x_unit, bin_x(bin), bin_y(bin));
     }
 }
 

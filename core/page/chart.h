@@ -23,7 +23,7 @@ typedef struct ChartLine {
 typedef struct Chart {
     const char *title;   // for readers that do not see the drawing
     const char *unit;    // above the vertical axis
-    const char *x_unit;  // below the horizontal axis
+    const char *x_unit;  // below the horizontal axis: what x counts, "step"
     int width, height;   // in pixels at natural size
     double settle;       // values in this first share of x do not widen the vertical range: they may leave the drawing
     bool logarithmic;    // vertical axis; needs positive values
@@ -31,9 +31,10 @@ typedef struct Chart {
     bool percent;        // values are shares: 0.25 is written 25%
     const ChartLine *lines;
     int line_count;
-    const double *marks;  // x of the resumes: dashed verticals
+    const double *marks;  // x of dashed verticals
     int mark_count;
-    const char *id;  // unique in the page
+    const char *mark_title;  // what they are: "resumed at"
+    const char *id;          // unique in the page
 } Chart;
 
 // Appends <svg class="`class_name`">...</svg>, or a sentence where no line has a point.

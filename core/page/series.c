@@ -46,7 +46,7 @@ void series_add(Series *series, double x, double y) {
         series->records_per_bin = 1;
     }
     while (series->count > 0 && series->bins[series->count - 1].last_x >= x) {
-        series->count--;  // the run went back: what follows replaces it
+        series->count--;  // gone back: what follows replaces it
     }
     Bin bin = {x, x, y, y, y, 1};
     if (series->count > 0 && series->bins[series->count - 1].records < series->records_per_bin) {

@@ -2,7 +2,7 @@
 //
 // Points are bins of consecutive records. When SERIES_BINS are full, neighbours are merged and every later bin holds twice as
 // many records: a million records keep the least and greatest value of each of at most 2,048 bins, so no spike is lost.
-// Records of a resumed run that go back in x replace what they repeat.
+// Records that go back in x replace what they repeat.
 #pragma once
 
 #include "core/memory.h"

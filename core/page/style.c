@@ -1,7 +1,7 @@
-// The style sheet of a report.
+// The style sheet of pages: see style.h.
 #include "core/page/style.h"
 
-const char report_style[] =
+const char page_style[] =
     ":root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#23211e;--soft:#6b665f;--line:#e4dfd7;--grid:#ece8e1;"
     "--ember:#c2480f;--c0:#c2480f;--c1:#1f66ad;--c2:#197a57;--c3:#8046a8;--c4:#a8731a;--c5:#0d7a87;--c6:#b13260;--c7:#59636f}\n"
     "@media screen and (prefers-color-scheme:dark){:root{--paper:#161412;--card:#1e1b18;--ink:#ece7df;--soft:#a39b90;"

@@ -1,4 +1,4 @@
-// The style sheet of a report: light and dark, wide and narrow, screen and paper.
+// The style sheet of pages: light and dark, wide and narrow, screen and paper.
 #pragma once
 
-extern const char report_style[];
+extern const char page_style[];

@@ -23,6 +23,15 @@ size_t batch_bytes(int64_t sequences, int64_t length) {
     return (size_t)(sequences * length) * BATCH_ARRAYS * sizeof(int32_t);
 }
 
+const void *batch_block(const Batch *batch) {
+    Batch block;
+    batch_place(&block, batch->tokens, batch->sequences, batch->length);
+    ensure(batch->targets == block.targets && batch->weights == block.weights && batch->first == block.first &&
+               batch->positions == block.positions,
+           "a batch whose arrays are no block");
+    return batch->tokens;
+}
+
 void batch_fill_empty(Batch *batch, int64_t b) {
     for (int64_t t = 0, i = b * batch->length; t < batch->length; t++, i++) {
         batch->tokens[i] = 0;

@@ -20,13 +20,17 @@ typedef struct Batch {
 
 enum { BATCH_ARRAYS = 5 };
 
-// Points the arrays of a batch into memory for sequences * length * BATCH_ARRAYS elements, in the order above.
+// The arrays lie behind each other in one block, in the order above, so that one copy brings a batch to a card. Points them
+// into memory for sequences * length * BATCH_ARRAYS elements.
 void batch_place(Batch *batch, int32_t *memory, int64_t sequences, int64_t length);
 
 // One block of memory for a batch of that size.
 void batch_allocate(Batch *batch, int64_t sequences, int64_t length);
 void batch_free(Batch *batch);
 size_t batch_bytes(int64_t sequences, int64_t length);
+
+// The block of a batch, batch_bytes(sequences, length) long. Not for one whose arrays are parts of a larger batch's.
+const void *batch_block(const Batch *batch);
 
 // Fills sequence b from tokens [first_token, first_token + length] of the file. A stream that ends earlier is padded with
 // weight 0; at least two tokens must be there. `end_of_text` is -1 where there is none.

@@ -177,7 +177,8 @@ static void backward(Device *device, const Chunk *chunk, int64_t begin, int64_t 
 }
 
 void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a) {
-    ensure(a->chunk_rows > 0 && (a->dx == NULL) == (a->dw == NULL), "a classifier without chunks, or with half a gradient");
+    ensure(a->chunk_rows > 0 && (a->dx != NULL || (a->dw == NULL && a->dbias == NULL)),
+           "a classifier without chunks, or with a gradient without dx");
     Chunk chunk = {.a = a, .stride = logits_stride(a->vocabulary), .logits = a->scratch};
     chunk.grad_scale = a->grad_scale * (a->loss_scale != NULL ? *a->loss_scale : 1);
     chunk.largest = chunk.logits + a->chunk_rows * chunk.stride;

@@ -52,9 +52,11 @@ static void sum_up_part(void *context, int64_t task, int thread) {
     float scale = a->scale;
     for (int64_t r = 0; r < a->rows; r++) {
         const float *dy = (const float *)a->dy + r * width + range.begin;
-        float *restrict token = a->dtoken_table + a->tokens[r] * width + range.begin;
-        for (int64_t c = 0; c < columns; c++) {
-            token[c] += scale * dy[c];
+        if (a->dtoken_table != NULL) {
+            float *restrict token = a->dtoken_table + a->tokens[r] * width + range.begin;
+            for (int64_t c = 0; c < columns; c++) {
+                token[c] += scale * dy[c];
+            }
         }
         if (a->dposition_table != NULL) {
             float *restrict position = a->dposition_table + a->positions[r] * width + range.begin;

@@ -142,6 +142,11 @@ static void sum_a(const Gemm *g, Range rows) {
     }
 }
 
+static void sum_task(void *context, int64_t task, int thread) {
+    const Plan *plan = context;
+    sum_a(plan->g, range_part(plan->g->m, plan->row_grain, plan->row_parts, task));
+}
+
 static void run_task(void *context, int64_t task, int thread) {
     const Plan *plan = context;
     const Gemm *g = plan->g;
@@ -214,6 +219,13 @@ void CPU_NAME(gemm)(Device *device, const Gemm *g) {
         return;
     }
     Plan plan = {.g = g};
+    if (g->c == NULL) {
+        plan.row_grain = 4 * VEC_LANES;
+        plan.row_parts =
+            g->a_sums != NULL ? at_most(threads_count(device->pool), (g->m + plan.row_grain - 1) / plan.row_grain) : 0;
+        threads_run(device->pool, plan.row_parts, sum_task, &plan);
+        return;
+    }
     int64_t depth_most = partial_sums(g) == NULL ? g->k : g->a_transposed ? DEPTH_MOST_PACKED : DEPTH_MOST;
     int64_t depth_blocks = (g->k + depth_most - 1) / depth_most;
     plan.depth = (g->k + depth_blocks - 1) / depth_blocks;

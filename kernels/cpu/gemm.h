@@ -23,7 +23,7 @@ typedef struct Gemm {
     const float *residual;  // like c, may be NULL, may be c
     const float *slope_at;  // like c: the product is multiplied by activation'(slope_at); NULL: activation is applied to it
     float *pre;             // like c: = the value before the activation, may be NULL
-    float *c;               // C[m,n] at c[m * c_stride + n]; residual, slope_at and pre have this stride too
+    float *c;  // C[m,n] at c[m * c_stride + n]; residual, slope_at and pre have this stride too; NULL: a_sums alone
     int64_t c_stride;
     float *a_sums;  // [M] += sums of A over k (a_transposed only), may be NULL
 } Gemm;

@@ -218,8 +218,10 @@ static void norm_backward_columns(void *context, int64_t task, int thread) {
     for (int64_t block = 0; block < w->blocks; block++) {
         const float *restrict dweight = w->sums + block * 2 * a->width, *restrict dbias = dweight + a->width;
         float *restrict weights = a->dweight, *restrict biases = a->dbias;
-        for (int64_t c = range.begin; c < range.end; c++) {
-            weights[c] += dweight[c];
+        if (weights != NULL) {
+            for (int64_t c = range.begin; c < range.end; c++) {
+                weights[c] += dweight[c];
+            }
         }
         if (biases != NULL) {
             for (int64_t c = range.begin; c < range.end; c++) {

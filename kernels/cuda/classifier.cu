@@ -261,27 +261,30 @@ static void gradients_of(Card *card, const Classifier *a, int64_t rows, const vo
     p.c = dx;
     p.b_stride = p.c_stride = p.pre_stride = a->width;
     product_compute(card, &p);
-    p = {};
-    p.form = PRODUCT_BACKWARD_WEIGHT;
-    p.epilogue = EPILOGUE_BACKWARD;
-    p.type = type;
-    p.float_output = p.accumulate = true;
-    p.m = a->vocabulary;
-    p.n = a->width;
-    p.k = rows;
-    p.a = c.logits;
-    p.a_stride = c.stride;
-    p.b = x;
-    p.c = a->dw;
-    p.b_stride = p.c_stride = p.pre_stride = a->width;
-    product_compute(card, &p);
+    if (a->dw != NULL) {
+        p = {};
+        p.form = PRODUCT_BACKWARD_WEIGHT;
+        p.epilogue = EPILOGUE_BACKWARD;
+        p.type = type;
+        p.float_output = p.accumulate = true;
+        p.m = a->vocabulary;
+        p.n = a->width;
+        p.k = rows;
+        p.a = c.logits;
+        p.a_stride = c.stride;
+        p.b = x;
+        p.c = a->dw;
+        p.b_stride = p.c_stride = p.pre_stride = a->width;
+        product_compute(card, &p);
+    }
     if (a->dbias != NULL) {
         bias_gradient(card, type, rows, a->vocabulary, c.logits, c.stride, a->dbias);
     }
 }
 
 void classifier(Device *device, const Classifier *a) {
-    ensure(a->chunk_rows > 0 && (a->dx == NULL) == (a->dw == NULL), "a classifier without chunks, or with half a gradient");
+    ensure(a->chunk_rows > 0 && (a->dx != NULL || (a->dw == NULL && a->dbias == NULL)),
+           "a classifier without chunks, or with a gradient without dx");
     Card *card = card_of(device);
     int64_t bytes = data_type_bytes(device->type), stride = logits_stride(a->vocabulary);
     Chunk c = {};

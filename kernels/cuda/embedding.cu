@@ -231,10 +231,12 @@ void embedding_backward(Device *device, const EmbeddingBackward *a) {
     }
     ensure(a->rows <= INT32_MAX, "%lld rows of an embedding", (long long)a->rows);
     ensure(divide_up(a->width, 32) <= 65535, "rows of %lld elements", (long long)a->width);
-    scatter_add(card_of(device), device->type, a->rows, a->width, a->tokens, a->vocabulary, a->dy, a->scale, a->dtoken_table);
+    Card *card = card_of(device);
+    if (a->dtoken_table != NULL) {
+        scatter_add(card, device->type, a->rows, a->width, a->tokens, a->vocabulary, a->dy, a->scale, a->dtoken_table);
+    }
     if (a->dposition_table != NULL) {
-        // How many positions there are is not told.
-        scatter_add(card_of(device), device->type, a->rows, a->width, a->positions, INT32_MAX, a->dy, 1.0f, a->dposition_table);
+        scatter_add(card, device->type, a->rows, a->width, a->positions, a->positions_most, a->dy, 1.0f, a->dposition_table);
     }
 }
 

@@ -463,22 +463,24 @@ void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a) {
     if (a->rows == 0) {
         return;
     }
-    Product p = {};
-    p.form = PRODUCT_BACKWARD_WEIGHT;
-    p.epilogue = EPILOGUE_BACKWARD;
-    p.type = device->type;
-    p.float_output = true;
-    p.accumulate = true;
-    p.m = a->out;
-    p.n = a->in;
-    p.k = a->rows;
-    p.a = a->dy;
-    p.a_stride = a->out;
-    p.b = a->x;
-    p.b_stride = a->in;
-    p.c = a->dw;
-    p.c_stride = a->in;
-    product_compute(card_of(device), &p);
+    if (a->dw != NULL) {
+        Product p = {};
+        p.form = PRODUCT_BACKWARD_WEIGHT;
+        p.epilogue = EPILOGUE_BACKWARD;
+        p.type = device->type;
+        p.float_output = true;
+        p.accumulate = true;
+        p.m = a->out;
+        p.n = a->in;
+        p.k = a->rows;
+        p.a = a->dy;
+        p.a_stride = a->out;
+        p.b = a->x;
+        p.b_stride = a->in;
+        p.c = a->dw;
+        p.c_stride = a->in;
+        product_compute(card_of(device), &p);
+    }
     if (a->dbias != NULL) {
         bias_gradient(card_of(device), device->type, a->rows, a->out, a->dy, a->out, a->dbias);
     }

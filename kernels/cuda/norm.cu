@@ -480,21 +480,22 @@ static __global__ void __launch_bounds__(COLUMN_THREADS)
     sums[a.width + c] = dbias;
 }
 
-// out[c] += the sum over blocks of sums[b][c], for 32 columns of dweight and dbias, which stand side by side. Warp w adds
-// blocks w, w + SUM_WARPS ... in order, then the warps are added in order.
+// out[c] += the sum over blocks of sums[b][c], for 32 of the columns begin .. end of dweight and dbias, which stand side by
+// side: those of one alone where the other is NULL. Warp w adds blocks w, w + SUM_WARPS ... in order, then the warps are added
+// in order.
 static __global__ void __launch_bounds__(SUM_WARPS * 32)
-    norm_sums_kernel(int64_t width, int blocks, const float *sums, float *dweight, float *dbias) {
+    norm_sums_kernel(int64_t width, int64_t begin, int64_t end, int blocks, const float *sums, float *dweight, float *dbias) {
     SHARED(float, parts, [SUM_WARPS][32]);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int64_t c = (int64_t)blockIdx.x * 32 + lane, columns = (dbias != NULL ? 2 : 1) * width;
+    int64_t c = begin + (int64_t)blockIdx.x * 32 + lane;
     float sum = 0;
 #pragma unroll 4
     for (int b = warp; b < blocks; b += SUM_WARPS) {
-        sum += c < columns ? sums[b * 2 * width + c] : 0;
+        sum += c < end ? sums[b * 2 * width + c] : 0;
     }
     parts[warp][lane] = sum;
     __syncthreads();
-    if (warp == 0 && c < columns) {
+    if (warp == 0 && c < end) {
         for (int w = 1; w < SUM_WARPS; w++) {
             sum += parts[w][lane];
         }
@@ -520,13 +521,17 @@ template <typename T> static void norm_backward_of(Card *card, const NormBackwar
         return;  // no memory, which the card remembers
     }
     Backward b = {a->kind == NORM_LAYER, a->accumulate, a->rows, a->width, 1.0f / (float)a->width, a->mean, a->rstd, sums};
+    int64_t begin = a->dweight != NULL ? 0 : a->width, end = a->dbias != NULL ? 2 * a->width : a->width;
     if (threads > 0) {
         size_t shared = threads < TEAM_MOST ? (size_t)a->width * 2 * sizeof(float) : 0;
         launch(card, "norm_backward", norm_backward_kernel<T>, dim3((unsigned)blocks), TEAM_MOST, shared, b, threads, dy, x,
                weight, dx);
     } else {
-        launch(card, "norm_backward columns", norm_backward_columns_kernel<T>,
-               dim3((unsigned)divide_up(a->width, COLUMN_THREADS), (unsigned)blocks), COLUMN_THREADS, 0, b, rows_each, dy, x);
+        if (begin < end) {
+            launch(card, "norm_backward columns", norm_backward_columns_kernel<T>,
+                   dim3((unsigned)divide_up(a->width, COLUMN_THREADS), (unsigned)blocks), COLUMN_THREADS, 0, b, rows_each, dy,
+                   x);
+        }
         if (packs) {
             launch(card, "norm_backward", norm_backward_walk_kernel<Pack<T>::COUNT, T>, dim3((unsigned)a->rows),
                    walk_threads(a->width / Pack<T>::COUNT), 0, b, dy, x, weight, dx);
@@ -535,8 +540,10 @@ template <typename T> static void norm_backward_of(Card *card, const NormBackwar
                    b, dy, x, weight, dx);
         }
     }
-    launch(card, "norm_backward sums", norm_sums_kernel, dim3((unsigned)divide_up((a->dbias != NULL ? 2 : 1) * a->width, 32)),
-           SUM_WARPS * 32, 0, a->width, (int)blocks, sums, a->dweight, a->dbias);
+    if (begin < end) {
+        launch(card, "norm_backward sums", norm_sums_kernel, dim3((unsigned)divide_up(end - begin, 32)), SUM_WARPS * 32, 0,
+               a->width, begin, end, (int)blocks, sums, a->dweight, a->dbias);
+    }
 }
 
 void norm_backward(Device *device, const NormBackward *a) {

@@ -6,8 +6,8 @@
 //   eight-bit moments  read g 4, m 1, v 1, p 4; write m 1, v 1, p 4, weight 2: 18.  Without masters:              12.
 //
 // A thread takes four neighbouring parameters at a time, in 128-bit accesses of everything in fp32. A block walks over a range
-// of the flat array: one binary search finds its first segment, and as segments rise, a cursor finds the others. Where four
-// parameters do not lie in one segment, each segment takes its own of them, in accesses of single values.
+// of the optimizer's state: one binary search finds its first segment, and as segments rise, a cursor finds the others. Four
+// neighbours from a multiple of four on belong to one segment at most; its last ones are accessed as single values.
 //
 // Eight-bit moments: a warp takes a block of 256 values, eight a lane, so that the largest magnitude needs no shared memory;
 // the codes are looked up in tables in shared memory (kernels/quantize.h). Elements do not depend on the grid: deterministic.
@@ -52,18 +52,22 @@ template <> __device__ __forceinline__ void store_four<float>(float *to, const F
     store_pack_once(to, *(const Pack<float> *)&four);
 }
 
-// The segment that holds the flat element looked at, or the next one behind it.
+// The segment that holds the element of the state looked at, or the next one behind it.
 struct Cursor {
     int number;
-    int64_t begin, end;  // flat; both the largest number behind the last segment
+    int64_t begin, end;        // of the state; both the largest number behind the last segment
+    int64_t weight, gradient;  // what to add to a place in the state
 };
 
 __device__ __forceinline__ void cursor_set(const OptimizerUpdate &a, Cursor *c, int number) {
     c->number = number;
     c->begin = c->end = INT64_MAX;
     if (number < a.segment_count) {
-        c->begin = a.segments[number].offset;
-        c->end = c->begin + a.segments[number].count;
+        const UpdateSegment *s = &a.segments[number];
+        c->begin = s->state;
+        c->end = s->state + s->count;
+        c->weight = s->weight - s->state;
+        c->gradient = s->gradient - s->state;
     }
 }
 
@@ -71,13 +75,13 @@ __device__ __forceinline__ Cursor cursor_find(const OptimizerUpdate &a, int64_t 
     int low = 0, high = (int)a.segment_count;
     while (low < high) {
         int middle = (low + high) / 2;
-        if (a.segments[middle].offset + a.segments[middle].count > at) {
+        if (a.segments[middle].state + a.segments[middle].count > at) {
             high = middle;
         } else {
             low = middle + 1;
         }
     }
-    Cursor cursor;
+    Cursor cursor = {};
     cursor_set(a, &cursor, low);
     return cursor;
 }
@@ -88,17 +92,10 @@ __device__ __forceinline__ void cursor_advance(const OptimizerUpdate &a, Cursor 
     }
 }
 
-// Which of the parameters flat .. + GROUP lie in the cursor's segment and below `end`: a bit each.
-__device__ __forceinline__ unsigned cursor_mask(const Cursor &c, int64_t flat, int64_t end) {
-    if (flat >= c.begin && flat + GROUP <= c.end && flat + GROUP <= end) {
-        return ALL;
-    }
-    unsigned mask = 0;
-#pragma unroll
-    for (int i = 0; i < GROUP; i++) {
-        mask |= (unsigned)(flat + i >= c.begin && flat + i < c.end && flat + i < end) << i;
-    }
-    return mask;
+// Which of the elements at .. + GROUP of the state lie in the cursor's segment, a bit each.
+__device__ __forceinline__ unsigned cursor_mask(const Cursor &c, int64_t at) {
+    int64_t left = c.end - at;
+    return c.begin > at || left <= 0 ? 0 : left >= GROUP ? ALL : (1u << left) - 1;
 }
 
 // The elements of `mask`, zeros elsewhere.
@@ -129,25 +126,26 @@ template <typename T> __device__ __forceinline__ void store_masked(T *to, const 
     }
 }
 
-// Updates those of the parameters index .. + GROUP of the arrays that are in `mask`, all of segment `number`. Of m and v, only
+// Updates those of the parameters at .. + GROUP of the state that are in `mask`, all of the cursor's segment. Of m and v, only
 // what is in `mask` changes.
 template <typename T>
-__device__ __forceinline__ void update_group(const OptimizerUpdate &a, int number, int64_t index, unsigned mask, Four<float> *m,
-                                             Four<float> *v) {
+__device__ __forceinline__ void update_group(const OptimizerUpdate &a, const Cursor &cursor, int64_t at, unsigned mask,
+                                             Four<float> *m, Four<float> *v) {
     const StepControl *c = a.control;
+    const UpdateSegment *s = &a.segments[cursor.number];
     UpdateRule rule;
     rule.beta1 = a.beta1;
     rule.beta2 = a.beta2;
     rule.epsilon = a.epsilon;
     rule.correction1 = c->correction1;
     rule.correction2 = c->correction2;
-    rule.rate = c->learning_rate * a.segments[number].rate_scale;
-    rule.decay = a.segments[number].weight_decay;
+    rule.rate = c->learning_rate * s->rate_scale;
+    rule.decay = s->weight_decay;
     float scale = c->grad_scale;
-    Four<float> g = load_masked(a.grads + index, mask), p = {};
-    T *weights = (T *)a.weights + index;
-    if (a.params != NULL) {
-        p = load_masked(a.params + index, mask);
+    Four<float> g = load_masked(a.grads + cursor.gradient + at, mask), p = {};
+    T *weights = (T *)a.weights + cursor.weight + at;
+    if (a.masters != NULL) {
+        p = load_masked(a.masters + at, mask);
     } else {
         Four<T> rounded = load_masked(weights, mask);
 #pragma unroll
@@ -165,50 +163,45 @@ __device__ __forceinline__ void update_group(const OptimizerUpdate &a, int numbe
         v->at[i] = mask >> i & 1 ? two : v->at[i];
     }
     Four<T> rounded;
-    if (a.params != NULL) {
-        store_masked(a.params + index, p, mask);
+    if (a.masters != NULL) {
+        store_masked(a.masters + at, p, mask);
 #pragma unroll
         for (int i = 0; i < GROUP; i++) {
             rounded.at[i] = from_float<T>(p.at[i]);
         }
     } else {
         uint64_t stream = philox_stream(RANDOM_ROUNDING, (uint64_t)c->updates);
-        Philox random = philox(a.seed, stream, (uint64_t)(a.first + index) / GROUP);
+        Philox random = philox(a.seed, stream, (s->random + (uint64_t)(at - cursor.begin)) / GROUP);
 #pragma unroll
         for (int i = 0; i < GROUP; i++) {
             rounded.at[i] = round_stochastic<T>(p.at[i], random.word[i]);
         }
     }
-    if (a.weights != NULL) {
-        store_masked(weights, rounded, mask);
-    }
+    store_masked(weights, rounded, mask);
 }
 
-// A block updates `range` neighbouring parameters.
+// A block updates `range` neighbouring elements of the state.
 template <typename T> static __global__ void __launch_bounds__(THREADS, 4) update_fp32(OptimizerUpdate a, int64_t range) {
     if (a.control->skip) {
         return;
     }
-    int64_t begin = a.first + blockIdx.x * range, end = min(a.first + a.count, begin + range);
+    int64_t begin = blockIdx.x * range, end = min(a.count, begin + range);
     Cursor cursor = cursor_find(a, begin);
-    for (int64_t flat = begin + threadIdx.x * GROUP; flat < end; flat += THREADS * GROUP) {
-        int64_t index = flat - a.first;
-        float *moment1 = (float *)a.moment1 + index, *moment2 = (float *)a.moment2 + index;
-        for (cursor_advance(a, &cursor, flat); cursor.begin < min(end, flat + GROUP);
-             cursor_set(a, &cursor, cursor.number + 1)) {
-            unsigned mask = cursor_mask(cursor, flat, end);
-            Four<float> m = load_masked(moment1, mask), v = {};
-            if (a.kind == OPTIMIZER_ADAMW) {
-                v = load_masked(moment2, mask);
-            }
-            update_group<T>(a, cursor.number, index, mask, &m, &v);
-            store_masked(moment1, m, mask);
-            if (a.kind == OPTIMIZER_ADAMW) {
-                store_masked(moment2, v, mask);
-            }
-            if (cursor.end > flat + GROUP) {
-                break;  // the next parameters may be of this segment too
-            }
+    for (int64_t at = begin + threadIdx.x * GROUP; at < end; at += THREADS * GROUP) {
+        cursor_advance(a, &cursor, at);
+        unsigned mask = cursor_mask(cursor, at);
+        if (mask == 0) {
+            continue;  // between segments
+        }
+        float *moment1 = (float *)a.moment1 + at, *moment2 = (float *)a.moment2 + at;
+        Four<float> m = load_masked(moment1, mask), v = {};
+        if (a.kind == OPTIMIZER_ADAMW) {
+            v = load_masked(moment2, mask);
+        }
+        update_group<T>(a, cursor, at, mask, &m, &v);
+        store_masked(moment1, m, mask);
+        if (a.kind == OPTIMIZER_ADAMW) {
+            store_masked(moment2, v, mask);
         }
     }
 }
@@ -217,8 +210,9 @@ struct CodeTables {
     float value1[MOMENT_CODES], tree1[MOMENT_CODES], value2[MOMENT_CODES], tree2[MOMENT_CODES];
 };
 
+// The values of `mask`, zeros elsewhere.
 __device__ __forceinline__ Four<float> decode_four(const float *value, const uint8_t *codes, unsigned mask, float scale) {
-    Four<uint8_t> four = load_masked(codes, mask);
+    Four<uint8_t> four = load_four(codes);
     Four<float> out;
 #pragma unroll
     for (int i = 0; i < GROUP; i++) {
@@ -228,15 +222,14 @@ __device__ __forceinline__ Four<float> decode_four(const float *value, const uin
 }
 
 template <bool SIGNED>
-__device__ __forceinline__ void encode_four(const float *tree, const Four<float> &x, float inverse, uint8_t *codes,
-                                            unsigned mask) {
+__device__ __forceinline__ void encode_four(const float *tree, const Four<float> &x, float inverse, uint8_t *codes) {
     Four<uint8_t> four;
 #pragma unroll
     for (int i = 0; i < GROUP; i++) {
         float y = x.at[i] * inverse;
         four.at[i] = (uint8_t)(SIGNED ? code_nearest(tree, y) : code_nearest_unsigned(tree, y));
     }
-    store_masked(codes, four, mask);
+    store_four(codes, four);
 }
 
 __device__ __forceinline__ float largest_of(const Four<float> &x) {
@@ -257,36 +250,31 @@ template <typename T> static __global__ void __launch_bounds__(THREADS, 3) updat
     tables->tree1[threadIdx.x] = threadIdx.x > 0 ? code_tree(1, threadIdx.x) : 0;
     tables->tree2[threadIdx.x] = threadIdx.x > 0 ? code_tree(0, threadIdx.x) : 0;
     __syncthreads();
-    int64_t begin = a.first + blockIdx.x * range, end = min(a.first + a.count, begin + range);
+    int64_t begin = blockIdx.x * range, end = min(a.count, begin + range);
     Cursor cursor = cursor_find(a, begin);
-    for (int64_t at = begin + warp * MOMENT_BLOCK; at < end; at += WARPS * MOMENT_BLOCK) {
-        cursor_advance(a, &cursor, at);
-        if (cursor.begin >= min(end, at + MOMENT_BLOCK)) {
-            continue;  // the block lies between segments
+    for (int64_t block = begin + warp * MOMENT_BLOCK; block < end; block += WARPS * MOMENT_BLOCK) {
+        cursor_advance(a, &cursor, block);
+        if (cursor.begin > block) {
+            continue;  // between segments
         }
-        int64_t block = (at - a.first) / MOMENT_BLOCK;
-        float scale1 = a.scale1[block], scale2 = adamw ? a.scale2[block] : 0, largest1 = 0, largest2 = 0;
+        int64_t number = block / MOMENT_BLOCK;
+        float scale1 = a.scale1[number], scale2 = adamw ? a.scale2[number] : 0, largest1 = 0, largest2 = 0;
         Four<float> m[HALVES], v[HALVES];
-        uint8_t *codes1 = (uint8_t *)a.moment1 + (at - a.first), *codes2 = (uint8_t *)a.moment2 + (at - a.first);
+        uint8_t *codes1 = (uint8_t *)a.moment1 + block, *codes2 = (uint8_t *)a.moment2 + block;
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
             int place = (h * 32 + lane) * GROUP;
-            int64_t left = end - at - place;
-            unsigned present = left >= GROUP ? ALL : left > 0 ? (1u << left) - 1 : 0;
-            m[h] = decode_four(tables->value1, codes1 + place, present, scale1);
+            unsigned mask = cursor_mask(cursor, block + place);
+            m[h] = decode_four(tables->value1, codes1 + place, mask, scale1);
             v[h] = {};
             if (adamw) {
-                v[h] = decode_four(tables->value2, codes2 + place, present, scale2);
+                v[h] = decode_four(tables->value2, codes2 + place, mask, scale2);
             }
         }
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
-            int place = (h * 32 + lane) * GROUP;
-            int64_t flat = at + place;
-            Cursor own = cursor;
-            for (cursor_advance(a, &own, flat); own.begin < min(end, flat + GROUP); cursor_set(a, &own, own.number + 1)) {
-                update_group<T>(a, own.number, flat - a.first, cursor_mask(own, flat, end), &m[h], &v[h]);
-            }
+            int64_t at = block + (h * 32 + lane) * GROUP;
+            update_group<T>(a, cursor, at, cursor_mask(cursor, at), &m[h], &v[h]);
             largest1 = fmaxf(largest1, largest_of(m[h]));
             largest2 = fmaxf(largest2, largest_of(v[h]));
         }
@@ -296,28 +284,25 @@ template <typename T> static __global__ void __launch_bounds__(THREADS, 3) updat
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
             int place = (h * 32 + lane) * GROUP;
-            int64_t left = end - at - place;
-            unsigned present = left >= GROUP ? ALL : left > 0 ? (1u << left) - 1 : 0;
-            encode_four<true>(tables->tree1, m[h], inverse1, codes1 + place, present);
+            encode_four<true>(tables->tree1, m[h], inverse1, codes1 + place);
             if (adamw) {
-                encode_four<false>(tables->tree2, v[h], inverse2, codes2 + place, present);
+                encode_four<false>(tables->tree2, v[h], inverse2, codes2 + place);
             }
         }
         if (lane == 0) {
-            a.scale1[block] = scale1;
+            a.scale1[number] = scale1;
             if (adamw) {
-                a.scale2[block] = scale2;
+                a.scale2[number] = scale2;
             }
         }
     }
 }
 
 void optimizer_update(Device *device, const OptimizerUpdate *a) {
-    ensure(a->params != NULL || a->weights != NULL, "an update without parameters");
-    ensure(a->first % MOMENT_BLOCK == 0, "an update from the middle of a block of moments");
     ensure((a->moment2 != NULL) == (a->kind == OPTIMIZER_ADAMW), "an update with the wrong moments");
-    Card *card = card_of(device);
     bool eight_bit = a->moment_type == MOMENT_8BIT;
+    ensure(!eight_bit || a->count % MOMENT_BLOCK == 0, "eight-bit moments in parts of blocks");
+    Card *card = card_of(device);
     // Many ranges for each multiprocessor, so that all finish together; fewer where each first fills its tables.
     int64_t step = eight_bit ? WARPS * MOMENT_BLOCK : THREADS * GROUP, steps = divide_up(a->count, step);
     int64_t range = divide_up(steps, (int64_t)card->multiprocessors * (eight_bit ? 8 : 32)) * step;

@@ -31,20 +31,39 @@ Model *models_open_variant(const ModelConfig *config, const ModelOptions *option
 Model *models_open_on(Device *device, const ModelConfig *config, const ModelOptions *options) {
     Model *model;
     must(model_create(device, config, options, &model));
-    int64_t elements = model->table.elements;
-    float *values = memory_zeroed((size_t)elements, sizeof *values), *noise = memory_new((size_t)elements, sizeof *noise);
-    params_initialise(&model->table, 1, device->pool, (Range){0, elements}, values);
+    model_initialise(model, 1);
+    float *values = models_values(model, ARRAY_WEIGHT), *noise = memory_new((size_t)model->table.elements, sizeof *noise);
     for (int32_t i = 0; i < model->table.count; i++) {
         const Param *row = &model->table.rows[i];
         philox_normal(2, philox_stream(RANDOM_TEST, (uint64_t)i), 0, 0.15F, noise, row->count);
         for (int64_t j = 0; j < row->count; j++) {
-            values[row->offset + j] += noise[j];
+            values[row->index + j] += noise[j];
         }
     }
-    model_write(model, MODEL_PARAMS, 0, elements, values);
+    models_write(model, ARRAY_WEIGHT, values);
     free(noise);
     free(values);
     return model;
+}
+
+float *models_values(const Model *model, WeightsArray array) {
+    float *values = memory_zeroed((size_t)model->table.elements, sizeof *values);
+    for (int32_t i = 0; i < model->table.count; i++) {
+        Range extent = weights_extent(&model->weights, array, i);
+        weights_read(&model->weights, array, i, extent.begin, extent.end, values + model->table.rows[i].index);
+    }
+    return values;
+}
+
+void models_write(Model *model, WeightsArray array, const float *values) {
+    for (int32_t i = 0; i < model->table.count; i++) {
+        Range extent = weights_extent(&model->weights, array, i);
+        weights_write(&model->weights, array, i, extent.begin, extent.end, values + model->table.rows[i].index);
+    }
+}
+
+float *models_weight(const Model *model, int32_t row) {
+    return placement_weight(&model->weights.placement, row, model->weights.weights);
 }
 
 void models_close(Model *model) {
@@ -53,15 +72,10 @@ void models_close(Model *model) {
     device_close(device);
 }
 
-TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed) {
+Batch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed) {
     size_t rows = (size_t)(sequences * length);
-    TestBatch out = {
-        .tokens = memory_new(rows, sizeof(int32_t)),
-        .targets = memory_new(rows, sizeof(int32_t)),
-        .first = memory_new(rows, sizeof(int32_t)),
-        .positions = memory_new(rows, sizeof(int32_t)),
-        .weights = memory_new(rows, sizeof(float)),
-    };
+    Batch out;
+    batch_allocate(&out, sequences, length);
     for (size_t r = 0; r < rows; r++) {
         Philox random = philox(seed, philox_stream(RANDOM_TEST, 0), r);
         int32_t t = (int32_t)(r % (size_t)length);
@@ -76,28 +90,11 @@ TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bo
             out.targets[r] = -1;
         }
     }
-    out.batch = (Batch){
-        .sequences = sequences,
-        .length = length,
-        .tokens = out.tokens,
-        .targets = out.targets,
-        .weights = out.weights,
-        .first = out.first,
-        .positions = out.positions,
-    };
     return out;
 }
 
-void models_batch_free(TestBatch *batch) {
-    free(batch->tokens);
-    free(batch->targets);
-    free(batch->first);
-    free(batch->positions);
-    free(batch->weights);
-}
-
-Batch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count) {
-    Batch part = batch->batch;
+Batch models_batch_rows(const Batch *batch, int64_t begin, int64_t count) {
+    Batch part = *batch;
     int64_t skip = begin * part.length;
     part.sequences = count;
     part.tokens += skip;

@@ -14,15 +14,15 @@ Model *models_open_variant(const ModelConfig *config, const ModelOptions *option
 Model *models_open_on(Device *device, const ModelConfig *config, const ModelOptions *options);
 void models_close(Model *model);
 
+// A copy of all values of an array, row i from its index in the table on, gaps zero: [model->table.elements]. The caller frees.
+float *models_values(const Model *model, WeightsArray array);
+void models_write(Model *model, WeightsArray array, const float *values);
+// A row's weight, on the CPU where it lies.
+float *models_weight(const Model *model, int32_t row);
+
 // A batch with random tokens, targets, weights (some 0, their targets -1) and, where `documents`, several documents in a row.
-typedef struct TestBatch {
-    Batch batch;
-    int32_t *tokens, *targets, *first, *positions;
-    float *weights;
-} TestBatch;
+// Free with batch_free.
+Batch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed);
 
-TestBatch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed);
-void models_batch_free(TestBatch *batch);
-
-// Rows [begin, begin + count) of a batch, sharing its memory.
-Batch models_batch_rows(const TestBatch *batch, int64_t begin, int64_t count);
+// Rows [begin, begin + count) of a batch, sharing its memory: for the CPU, where a batch is used where it is.
+Batch models_batch_rows(const Batch *batch, int64_t begin, int64_t count);

@@ -106,7 +106,7 @@ static int norm_backward_tensors(const OpCase *c, OpTensor *t) {
     t[3] = (OpTensor){.name = "mean", OP_INPUT, OP_FLOAT, a->kind == NORM_LAYER ? a->rows : 0};
     t[4] = (OpTensor){.name = "rstd", OP_INPUT, OP_FLOAT, a->rows};
     t[5] = (OpTensor){.name = "dx", a->accumulate ? OP_UPDATE : OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
-    t[6] = (OpTensor){.name = "dweight", OP_UPDATE, OP_FLOAT, a->width};
+    t[6] = (OpTensor){.name = "dweight", OP_UPDATE, OP_FLOAT, c->frozen ? 0 : a->width};
     t[7] = (OpTensor){.name = "dbias", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->width};
     return 8;
 }
@@ -201,14 +201,12 @@ static long double gated_objective(const OpCase *c, double **t) {
     return sum;
 }
 
-enum { EMBEDDING_POSITIONS = 13 };
-
 static int embedding_forward_tensors(const OpCase *c, OpTensor *t) {
     const EmbeddingForward *a = &c->embedding_forward;
     t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
-    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, EMBEDDING_POSITIONS};
+    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, a->positions_most};
     t[2] = (OpTensor){.name = "token_table", OP_INPUT, OP_COMPUTE, a->vocabulary * a->width};
-    t[3] = (OpTensor){.name = "position_table", OP_INPUT, OP_COMPUTE, c->bare ? 0 : EMBEDDING_POSITIONS * a->width};
+    t[3] = (OpTensor){.name = "position_table", OP_INPUT, OP_COMPUTE, c->bare ? 0 : a->positions_most * a->width};
     t[4] = (OpTensor){.name = "y", OP_OUTPUT, OP_COMPUTE, a->rows * a->width};
     return 5;
 }
@@ -221,10 +219,10 @@ static void embedding_forward_run(Device *device, const OpCase *c, void **t) {
 static int embedding_backward_tensors(const OpCase *c, OpTensor *t) {
     const EmbeddingBackward *a = &c->embedding_backward;
     t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
-    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, EMBEDDING_POSITIONS};
+    t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, a->positions_most};
     t[2] = (OpTensor){.name = "dy", OP_INPUT, OP_COMPUTE, a->rows * a->width};
-    t[3] = (OpTensor){.name = "dtoken_table", OP_UPDATE, OP_FLOAT, a->vocabulary * a->width};
-    t[4] = (OpTensor){.name = "dposition_table", OP_UPDATE, OP_FLOAT, c->bare ? 0 : EMBEDDING_POSITIONS * a->width};
+    t[3] = (OpTensor){.name = "dtoken_table", OP_UPDATE, OP_FLOAT, c->frozen ? 0 : a->vocabulary * a->width};
+    t[4] = (OpTensor){.name = "dposition_table", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->positions_most * a->width};
     return 5;
 }
 static void embedding_backward_run(Device *device, const OpCase *c, void **t) {
@@ -236,12 +234,15 @@ static long double embedding_objective(const OpCase *c, double **t) {
     // The tables of the forward pass stand where the backward pass has their gradients.
     const EmbeddingBackward *a = &c->embedding_backward;
     OpCase forward = {.bare = c->bare, .embedding_forward = {.rows = a->rows, .width = a->width, .scale = a->scale}};
-    double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y), *tensors[] = {t[0], t[1], t[3], t[4], y};
+    double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y);
+    double *none = c->frozen ? memory_zeroed((size_t)(a->vocabulary * a->width) + 1, sizeof *none) : NULL;
+    double *tensors[] = {t[0], t[1], c->frozen ? none : t[3], t[4], y};
     long double sum = 0;
     reference64_embedding_forward(&forward, tensors);
     for (int64_t i = 0; i < a->rows * a->width; i++) {
         sum += (long double)t[2][i] * y[i];
     }
+    free(none);
     free(y);
     return sum;
 }
@@ -258,11 +259,16 @@ static void dropout_run(Device *device, const OpCase *c, void **t) {
 
 // ---- Parameters
 
-int op_segments(int64_t first, int64_t count, UpdateSegment *out) {
-    int64_t half = count / 2;
-    out[0] = (UpdateSegment){first / 2, first + half - first / 2, 1, 0.1f};
-    out[1] = (UpdateSegment){first + half + 1, count - half, 0.3f, 0};
-    return count - half - 1 > 0 ? 2 : 1;
+int op_segments(int64_t count, UpdateSegment *out) {
+    int64_t first = (count + 1) / 2, next = (first + 3) / 4 * 4, second = count - next - 4;
+    out[0] = (UpdateSegment){.weight = second > 0 ? (second + 3) / 4 * 4 + 8 : 4,
+                             .gradient = 12,
+                             .count = first,
+                             .rate_scale = 1,
+                             .weight_decay = 0.1f};
+    out[1] = (UpdateSegment){
+        .weight = 4, .gradient = next + 16, .state = next + 4, .count = second, .random = 1ull << 40, .rate_scale = 0.3f};
+    return second > 0 ? 2 : 1;
 }
 StepControl op_control(const OptimizerUpdate *a) {
     double updates = 1 + (double)(a->count % 7);
@@ -274,9 +280,9 @@ StepControl op_control(const OptimizerUpdate *a) {
 }
 static int optimizer_update_tensors(const OpCase *c, OpTensor *t) {
     const OptimizerUpdate *a = &c->optimizer_update;
-    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, a->count};
-    t[1] = (OpTensor){.name = "params", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->count};
-    t[2] = (OpTensor){.name = "weights", OP_UPDATE, OP_COMPUTE, a->count};
+    t[0] = (OpTensor){.name = "grads", OP_INPUT, OP_FLOAT, a->count + OP_SEGMENTS_ROOM};
+    t[1] = (OpTensor){.name = "masters", OP_UPDATE, OP_FLOAT, c->bare ? 0 : a->count};
+    t[2] = (OpTensor){.name = "weights", OP_UPDATE, OP_COMPUTE, a->count + OP_SEGMENTS_ROOM};
     t[3] = (OpTensor){.name = "moment1", OP_UPDATE, OP_FLOAT, a->count, .deviation = 0.1};
     t[4] = (OpTensor){.name = "moment2", OP_UPDATE, OP_FLOAT, a->kind == OPTIMIZER_ADAMW ? a->count : 0, OP_POSITIVE};
     return 5;
@@ -286,14 +292,14 @@ static void optimizer_update_run(Device *device, const OpCase *c, void **t) {
     OptimizerUpdate a = c->optimizer_update;
     StepControl control = op_control(&a);
     void *memory[2];
-    a.segment_count = op_segments(a.first, a.count, segments);
+    a.segment_count = op_segments(a.count, segments);
     size_t bytes[2] = {(size_t)a.segment_count * sizeof *segments, sizeof control};
     for (int i = 0; i < 2; i++) {
         CHECK_OK(device_allocate(device, bytes[i], &memory[i]));
         device_upload(device, memory[i], i == 0 ? (const void *)segments : &control, bytes[i]);
     }
     a.segments = memory[0], a.control = memory[1];
-    a.grads = t[0], a.params = t[1], a.weights = t[2], a.moment1 = t[3], a.moment2 = t[4];
+    a.grads = t[0], a.masters = t[1], a.weights = t[2], a.moment1 = t[3], a.moment2 = t[4];
     device->op->optimizer_update(device, &a);
     CHECK_OK(device_finish(device));
     for (int i = 0; i < 2; i++) {
@@ -412,22 +418,21 @@ KIND(copy_rows);
     {                                                                                                                          \
         .kind = &gated_backward, .gated_backward = { which, 67, 131 }                                                          \
     }
-#define EMBEDDING(R, C, V, S)                                                                                                  \
-    {.kind = &embedding_forward, .embedding_forward = {R, C, V, .scale = S}},                                                  \
+#define EMBEDDING(R, C, V, P, S)                                                                                               \
+    {.kind = &embedding_forward, .embedding_forward = {R, C, V, P, .scale = S}},                                               \
         {.kind = &embedding_forward, .bare = true, .embedding_forward = {R, C, V, .scale = S}},                                \
-        {.kind = &embedding_backward, .embedding_backward = {R, C, V, .scale = S}}, {                                          \
+        {.kind = &embedding_backward, .embedding_backward = {R, C, V, P, .scale = S}}, {                                       \
         .kind = &embedding_backward, .bare = true, .embedding_backward = { R, C, V, .scale = S }                               \
     }
 #define DROPOUT(N, P, F)                                                                                                       \
     {                                                                                                                          \
         .kind = &dropout, .dropout = { N, P, 0x123456789ABCDEFu, 0xFEDCBA987654321u, F }                                       \
     }
-// A number of parameters, the flat index of the first, masters or not.
-#define OPTIMIZER(which, N, FIRST, BARE)                                                                                       \
+// A number of parameters, masters or not.
+#define OPTIMIZER(which, N, BARE)                                                                                              \
     {                                                                                                                          \
         .kind = &optimizer_update, .bare = BARE, .optimizer_update = {                                                         \
             .kind = which,                                                                                                     \
-            .first = FIRST,                                                                                                    \
             .count = N,                                                                                                        \
             .beta1 = 0.9f,                                                                                                     \
             .beta2 = 0.95f,                                                                                                    \
@@ -512,6 +517,11 @@ const OpCase op_cases[] = {
     NORM(29, 2056),
     NORM(3, 4104),
     NORM(2, 8200),
+    {.kind = &norm_backward, .frozen = true, .norm_backward = {NORM_LAYER, 67, 131}},  // walked, and held
+    {.kind = &norm_backward, .frozen = true, .bare = true, .norm_backward = {NORM_RMS, 67, 131, .accumulate = true}},
+    {.kind = &norm_backward, .frozen = true, .norm_backward = {NORM_LAYER, 130, 128, .accumulate = true}},
+    {.kind = &norm_backward, .frozen = true, .bare = true, .norm_backward = {NORM_RMS, 33, 768}},
+    {.kind = &norm_backward, .frozen = true, .bare = true, .norm_backward = {NORM_LAYER, 2, 8200}},
     NORM_EASY(1, 16392),
     ROTARY(0, 1, 2, 2),
     ROTARY(1, 1, 2, 2),
@@ -532,30 +542,35 @@ const OpCase op_cases[] = {
     ACTIVATION(ACTIVATION_RELU, 4097, 1, 4104),
     ACTIVATION(ACTIVATION_SILU, 1024, 129, 128),
     ACTIVATION(ACTIVATION_NONE, 2047, 2, 40),
-    EMBEDDING(0, 8, 3, 1.0f),
-    EMBEDDING(1, 1, 1, 1.0f),
-    EMBEDDING(37, 17, 5, 0.5f),
-    EMBEDDING(300, 64, 1000, 1.0f),
-    EMBEDDING(129, 200, 31, 3.0f),
-    EMBEDDING(255, 1, 2, 1.0f),
-    EMBEDDING(517, 40, 3, 0.5f),      // tokens that come often
-    EMBEDDING(2111, 64, 1031, 1.0f),  // several tiles of the sort, two digits
-    EMBEDDING(63, 1032, 64, 1.0f),
+    EMBEDDING(0, 8, 3, 13, 1.0f),
+    EMBEDDING(1, 1, 1, 1, 1.0f),
+    EMBEDDING(37, 17, 5, 13, 0.5f),
+    EMBEDDING(300, 64, 1000, 2, 1.0f),
+    EMBEDDING(129, 200, 31, 129, 3.0f),
+    EMBEDDING(255, 1, 2, 13, 1.0f),
+    EMBEDDING(517, 40, 3, 13, 0.5f),      // tokens that come often
+    EMBEDDING(2111, 64, 1031, 13, 1.0f),  // several tiles of a card's sort, two digits
+    EMBEDDING(63, 1032, 64, 64, 1.0f),
+    EMBEDDING(4096, 8, 512, 513, 1.0f),      // a whole digit and one more; one round of the scan
+    EMBEDDING(6145, 8, 1 << 18, 511, 1.0f),  // two whole digits, two rounds
+    EMBEDDING(10243, 8, 513, 512, 2.0f),     // six tiles: three rounds
+    {.kind = &embedding_backward, .frozen = true, .embedding_backward = {2111, 64, 1031, 700, .scale = 2}},
+    {.kind = &embedding_backward, .frozen = true, .bare = true, .embedding_backward = {300, 64, 50, .scale = 1}},
     DROPOUT(0, 0.5f, 0),
     DROPOUT(1, 0.5f, 0),
     DROPOUT(63, 0.1f, 4),
     DROPOUT(1025, 0.25f, (1ull << 34) - 8),
     DROPOUT(40003, 0.9f, 1ull << 50),
     DROPOUT(37, 0.0f, 12),
-    OPTIMIZER(OPTIMIZER_ADAMW, 1, 0, false),
-    OPTIMIZER(OPTIMIZER_ADAMW, 37, 256, true),
-    OPTIMIZER(OPTIMIZER_ADAMW, 1024, 0, false),
-    OPTIMIZER(OPTIMIZER_ADAMW, 2049, 512, true),
-    OPTIMIZER(OPTIMIZER_ADAMW, 80001, 1 << 20, false),
-    OPTIMIZER(OPTIMIZER_LION, 37, 0, false),
-    OPTIMIZER(OPTIMIZER_LION, 1003, 768, true),
-    OPTIMIZER(OPTIMIZER_SGD, 37, 0, true),
-    OPTIMIZER(OPTIMIZER_SGD, 1003, 256, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 37, true),
+    OPTIMIZER(OPTIMIZER_ADAMW, 1024, false),
+    OPTIMIZER(OPTIMIZER_ADAMW, 2049, true),
+    OPTIMIZER(OPTIMIZER_ADAMW, 80001, false),
+    OPTIMIZER(OPTIMIZER_LION, 37, false),
+    OPTIMIZER(OPTIMIZER_LION, 1003, true),
+    OPTIMIZER(OPTIMIZER_SGD, 37, true),
+    OPTIMIZER(OPTIMIZER_SGD, 1003, false),
     {.kind = &add, .add = 0},
     {.kind = &add, .add = 1},
     {.kind = &add, .add = 17},

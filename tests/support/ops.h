@@ -34,9 +34,10 @@ typedef struct OpKind OpKind;
 
 typedef struct OpCase {
     const OpKind *kind;
-    bool bare;   // tensors that may be NULL are NULL; of attention: one document a sequence
-    bool loose;  // bits may differ from run to run: attention_backward's any_order
-    bool alias;  // the output shares memory with the input that it may alias
+    bool bare;    // tensors that may be NULL are NULL; of attention: one document a sequence
+    bool frozen;  // the gradient of the weight or token table is NULL
+    bool loose;   // bits may differ from run to run: attention_backward's any_order
+    bool alias;   // the output shares memory with the input that it may alias
     union {
         AttentionForward attention_forward;
         AttentionBackward attention_backward;
@@ -81,10 +82,11 @@ static const float op_scale = 0.3f;
 extern const OpCase op_cases[];
 extern const int op_case_count;
 
-// The segments of an optimizer case over `count` parameters from flat index `first` on: two that differ in rate and decay, and
-// one parameter between them that belongs to none; the first begins before `first` where it can, the last ends behind. Returns
+// The segments of an optimizer case of `count` elements of state: two that differ in rate and decay, elements between them that
+// belong to none, in other places and another order in weights and gradients, of count + OP_SEGMENTS_ROOM elements. Returns
 // their number.
-int op_segments(int64_t first, int64_t count, UpdateSegment *out);
+enum { OP_SEGMENTS_ROOM = 24 };
+int op_segments(int64_t count, UpdateSegment *out);
 
 // What the update of an optimizer case is told of the step.
 StepControl op_control(const OptimizerUpdate *a);

@@ -230,7 +230,9 @@ void REFERENCE(norm_backward)(const OpCase *c, REAL **t) {
             REAL n = (x[i] - mean) * rstd;
             mean_g += a->kind == NORM_LAYER ? dy[i] * t[2][i] : 0;
             mean_gn += dy[i] * t[2][i] * n;
-            t[6][i] += dy[i] * n;
+            if (!c->frozen) {
+                t[6][i] += dy[i] * n;
+            }
             if (!c->bare) {
                 t[7][i] += dy[i];
             }
@@ -302,7 +304,9 @@ void REFERENCE(embedding_backward)(const OpCase *c, REAL **t) {
     const int32_t *tokens = (const void *)t[0], *positions = (const void *)t[1];
     for (int64_t r = 0; r < a->rows; r++) {
         for (int64_t i = 0; i < a->width; i++) {
-            t[3][tokens[r] * a->width + i] += R(a->scale) * t[2][r * a->width + i];
+            if (!c->frozen) {
+                t[3][tokens[r] * a->width + i] += R(a->scale) * t[2][r * a->width + i];
+            }
             if (!c->bare) {
                 t[4][positions[r] * a->width + i] += t[2][r * a->width + i];
             }
@@ -324,13 +328,14 @@ void REFERENCE(optimizer_update)(const OpCase *c, REAL **t) {
     const OptimizerUpdate *a = &c->optimizer_update;
     UpdateSegment segments[2];
     StepControl control = op_control(a);
-    int count = op_segments(a->first, a->count, segments);
+    int count = op_segments(a->count, segments);
     REAL b1 = a->beta1, b2 = a->beta2;
     for (int s = 0; s < count; s++) {
         REAL rate = R(control.learning_rate) * R(segments[s].rate_scale), decay = segments[s].weight_decay;
-        int64_t begin = segments[s].offset - a->first, end = begin + segments[s].count;
-        for (int64_t i = begin > 0 ? begin : 0; i < end && i < a->count; i++) {
-            REAL g = t[0][i] * R(control.grad_scale), *p = c->bare ? &t[2][i] : &t[1][i], *m = &t[3][i], *v = &t[4][i];
+        for (int64_t i = 0; i < segments[s].count; i++) {
+            int64_t at = segments[s].state + i;
+            REAL g = t[0][segments[s].gradient + i] * R(control.grad_scale), *m = &t[3][at], *v = &t[4][at];
+            REAL *weight = &t[2][segments[s].weight + i], *p = c->bare ? weight : &t[1][at];
             if (a->kind == OPTIMIZER_ADAMW) {
                 *m = b1 * *m + (1 - b1) * g;
                 *v = b2 * *v + (1 - b2) * g * g;
@@ -344,7 +349,7 @@ void REFERENCE(optimizer_update)(const OpCase *c, REAL **t) {
                 *m = b1 * *m + g;
                 *p -= rate * (*m + decay * *p);
             }
-            t[2][i] = *p;
+            *weight = *p;
         }
     }
 }

@@ -2,35 +2,31 @@
 //
 // Shapes of one layer:  x[R,C] -> norm1[R,C] -> qkv[R,(H+2G)D] -> attention[R,H D] -> middle[R,C] = x + attention Wout
 //                       -> norm2[R,C] -> pre[R,F or 2F] -> inner[R,F] -> output[R,C] = middle + inner Wdown
-// Backward goes through the same list from its end. It reads the stream (x, middle), qkv, attention and pre as they were kept,
-// and norm1, norm2, inner either kept or computed again by the same operations from the same inputs, so that gradients are the
-// same bits.
+// Backward goes through the same list from its end, each branch in two steps: gradients of inputs, which lead on to the layer
+// before, and gradients of weights, which nothing waits for. It reads the stream (x, middle), qkv, attention and pre as they
+// were kept, and norm1, norm2, inner either kept or computed again by the same operations from the same inputs, so that
+// gradients are the same bits.
 #include "train/model/block.h"
 
 #include "core/philox.h"
 
 #include <math.h>
 
-const void *block_weight(const Model *model, int32_t row) {
-    return row < 0 ? NULL : (const char *)model->weights + model->table.rows[row].offset * data_type_bytes(model->device->type);
-}
-
-static float *gradient(const Model *model, int32_t row) {
-    return row < 0 ? NULL : model->grads + model->table.rows[row].offset;
-}
-
 // ---- Small steps
 
-static void drop(const Pass *pass, int64_t layer, DropoutSite site, void *x) {
+void block_drop(const Pass *pass, int64_t layer, DropoutSite site, void *x) {
     const ModelConfig *config = &pass->model->config;
     Device *device = pass->model->device;
     uint64_t which = (uint64_t)layer * SITE_COUNT + site;
+    if (pass->dropout == 0) {
+        return;
+    }
     device->op->dropout(device, &(Dropout){
                                     .count = pass->rows * config->width,
                                     .probability = pass->dropout,
                                     .seed = pass->seed,
                                     .stream = philox_stream(RANDOM_DROPOUT, which),
-                                    .first = pass->first_sample * (uint64_t)(pass->length * config->width),
+                                    .first = pass->batch.first_sample * (uint64_t)(pass->batch.length * config->width),
                                     .x = x,
                                 });
 }
@@ -43,17 +39,16 @@ void block_norm(const Model *model, int64_t rows, int32_t weight, int32_t bias, 
                                                        .width = model->config.width,
                                                        .epsilon = (float)model->config.norm_epsilon,
                                                        .x = x,
-                                                       .weight = block_weight(model, weight),
-                                                       .bias = block_weight(model, bias),
+                                                       .weight = weights_row(&model->weights, weight),
+                                                       .bias = weights_row(&model->weights, bias),
                                                        .y = y,
                                                        .mean = mean,
                                                        .rstd = rstd,
                                                    });
 }
 
-// dstream += the gradient through a norm whose output's gradient is dy.
-static void norm_backward(const Pass *pass, int32_t weight, int32_t bias, const void *x, const float *mean, const float *rstd,
-                          const void *dy, void *dstream) {
+void block_norm_backward(const Pass *pass, int32_t weight, int32_t bias, const void *x, const float *mean, const float *rstd,
+                         const void *dy, bool accumulate) {
     const Model *model = pass->model;
     model->device->op->norm_backward(model->device, &(NormBackward){
                                                         .kind = (NormKind)model->config.norm,
@@ -61,72 +56,66 @@ static void norm_backward(const Pass *pass, int32_t weight, int32_t bias, const 
                                                         .width = model->config.width,
                                                         .dy = dy,
                                                         .x = x,
-                                                        .weight = block_weight(model, weight),
+                                                        .weight = weights_row(&model->weights, weight),
                                                         .mean = mean,
                                                         .rstd = rstd,
-                                                        .accumulate = true,
-                                                        .dx = dstream,
-                                                        .dweight = gradient(model, weight),
-                                                        .dbias = gradient(model, bias),
+                                                        .accumulate = accumulate,
+                                                        .dx = pass->workspace->dstream,
+                                                        .dweight = weights_gradient(&model->weights, weight),
+                                                        .dbias = weights_gradient(&model->weights, bias),
                                                     });
 }
 
-void block_project(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, const void *residual,
-                   void *y) {
-    const Param *row = &model->table.rows[weight];
-    model->device->op->matmul_forward(model->device, &(MatmulForward){
-                                                         .rows = rows,
-                                                         .in = row->shape[1],
-                                                         .out = row->shape[0],
-                                                         .x = x,
-                                                         .w = block_weight(model, weight),
-                                                         .bias = block_weight(model, bias),
-                                                         .residual = residual,
-                                                         .y = y,
-                                                     });
+// The door through which every projection of a layer goes: y = x W^T + bias (+ residual), its input's gradient (through the
+// activation below it, where `pre` is given), its weights'.
+static MatmulForward projection(const Pass *pass, int32_t weight, int32_t bias, const void *x, void *y) {
+    const ModelWeights *weights = &pass->model->weights;
+    const int64_t *shape = weights->placement.places[weight].shape;
+    return (MatmulForward){.rows = pass->rows,
+                           .in = shape[1],
+                           .out = shape[0],
+                           .x = x,
+                           .w = weights_row(weights, weight),
+                           .bias = weights_row(weights, bias),
+                           .y = y};
 }
 
-void block_logits(const Model *model, int64_t rows, const void *x, float *logits) {
-    const Param *row = &model->table.rows[model->table.head];
-    model->device->op->matmul_forward(model->device, &(MatmulForward){
-                                                         .rows = rows,
-                                                         .in = row->shape[1],
-                                                         .out = row->shape[0],
-                                                         .x = x,
-                                                         .w = block_weight(model, model->table.head),
-                                                         .y = logits,
-                                                         .float_output = true,
-                                                     });
+static void project(const Pass *pass, MatmulForward product) {
+    pass->model->device->op->matmul_forward(pass->model->device, &product);
 }
 
-// The gradient of a projection: of its input (through the activation below it, where `pre` is given) and of its parameters.
-static void project_backward(const Pass *pass, int32_t weight, int32_t bias, const void *x, const void *dy,
-                             Activation activation, bool gated, const void *pre, void *dx) {
-    const Model *model = pass->model;
-    const Param *row = &model->table.rows[weight];
-    model->device->op->matmul_backward_input(model->device, &(MatmulBackwardInput){
-                                                                .rows = pass->rows,
-                                                                .in = row->shape[1],
-                                                                .out = row->shape[0],
-                                                                .dy = dy,
-                                                                .w = block_weight(model, weight),
-                                                                .activation = activation,
-                                                                .gated = gated,
-                                                                .pre = pre,
-                                                                .dx = dx,
-                                                            });
-    model->device->op->matmul_backward_weight(model->device, &(MatmulBackwardWeight){
-                                                                 .rows = pass->rows,
-                                                                 .in = row->shape[1],
-                                                                 .out = row->shape[0],
-                                                                 .dy = dy,
-                                                                 .x = x,
-                                                                 .dw = gradient(model, weight),
-                                                                 .dbias = gradient(model, bias),
-                                                             });
+static void project_inputs(const Pass *pass, int32_t weight, const void *dy, Activation activation, bool gated,
+                           const void *pre, void *dx) {
+    const ModelWeights *weights = &pass->model->weights;
+    const int64_t *shape = weights->placement.places[weight].shape;
+    weights->device->op->matmul_backward_input(weights->device, &(MatmulBackwardInput){
+                                                                    .rows = pass->rows,
+                                                                    .in = shape[1],
+                                                                    .out = shape[0],
+                                                                    .dy = dy,
+                                                                    .w = weights_row(weights, weight),
+                                                                    .activation = activation,
+                                                                    .gated = gated,
+                                                                    .pre = pre,
+                                                                    .dx = dx,
+                                                                });
 }
 
-void block_rotate(const Pass *pass, void *qkv, bool inverse) {
+static void project_weights(const Pass *pass, int32_t weight, int32_t bias, const void *x, const void *dy) {
+    const ModelWeights *weights = &pass->model->weights;
+    const int64_t *shape = weights->placement.places[weight].shape;
+    weights->device->op->matmul_backward_weight(weights->device, &(MatmulBackwardWeight){
+                                                                     .rows = pass->rows,
+                                                                     .in = shape[1],
+                                                                     .out = shape[0],
+                                                                     .dy = dy,
+                                                                     .x = x,
+                                                                     .dw = weights_gradient(weights, weight),
+                                                                     .dbias = weights_gradient(weights, bias),
+                                                                 });
+}
+
+static void rotate(const Pass *pass, void *qkv, bool inverse) {
     const Model *model = pass->model;
     const ModelConfig *config = &model->config;
     if (config->position != POSITION_ROTARY) {
@@ -140,17 +129,19 @@ void block_rotate(const Pass *pass, void *qkv, bool inverse) {
                                                  .rotary_width = (int32_t)model_rotary_width(config),
                                                  .interleaved = config->rotary_interleaved,
                                                  .inverse = inverse,
-                                                 .positions = pass->positions,
-                                                 .cos_sin = model->activations->cos_sin,
+                                                 .positions = pass->batch.positions,
+                                                 .cos_sin = pass->workspace->cos_sin,
                                                  .x = qkv,
                                              });
 }
 
+// ---- Attention
+
 static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
     const ModelConfig *config = &pass->model->config;
     return (AttentionShape){
-        .batch = pass->sequences,
-        .length = pass->length,
+        .batch = pass->batch.sequences,
+        .length = pass->batch.length,
         .heads = (int32_t)config->heads,
         .groups = (int32_t)config->groups,
         .head_width = (int32_t)config->head_width,
@@ -158,46 +149,67 @@ static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
         .dropout = pass->dropout,
         .seed = pass->seed,
         .stream = philox_stream(RANDOM_DROPOUT, (uint64_t)layer * SITE_COUNT + SITE_ATTENTION),
-        .first_sample = pass->first_sample,
+        .first_sample = pass->batch.first_sample,
     };
 }
 
-// ---- Embedding
-
-void embedding_pass(const Pass *pass, void *x) {
-    const Model *model = pass->model;
-    model->device->op->embedding_forward(model->device, &(EmbeddingForward){
-                                                            .rows = pass->rows,
-                                                            .width = model->config.width,
-                                                            .vocabulary = model->config.vocabulary,
-                                                            .tokens = pass->tokens,
-                                                            .positions = pass->positions,
-                                                            .token_table = block_weight(model, model->table.token),
-                                                            .position_table = block_weight(model, model->table.position),
-                                                            .scale = (float)model->config.embedding_scale,
-                                                            .y = x,
-                                                        });
-    if (pass->dropout > 0) {
-        drop(pass, 0, SITE_EMBEDDING, x);
-    }
+// Where a sequence's part of a layer's cache starts, in elements.
+static int64_t cache_at(const Pass *pass, int64_t layer, int64_t sequence) {
+    const KeyCache *cache = pass->cache;
+    int64_t row = pass->model->config.groups * pass->model->config.head_width;
+    int64_t each = (cache->batch * cache->capacity * row + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    return layer * each + sequence * cache->capacity * row;
 }
 
-void embedding_pass_backward(const Pass *pass, void *dx) {
-    const Model *model = pass->model;
-    if (pass->dropout > 0) {
-        drop(pass, 0, SITE_EMBEDDING, dx);
+// Appends the keys and values of this pass to the cache. True where they are all that it holds.
+static bool remember(const Pass *pass, int64_t layer, const char *qkv) {
+    const ModelConfig *config = &pass->model->config;
+    const KeyCache *cache = pass->cache;
+    Device *device = pass->model->device;
+    int64_t element = data_type_bytes(device->type), row = config->groups * config->head_width * element;
+    int64_t stride = model_qkv_width(config) * element, length = pass->batch.length;
+    const char *keys = qkv + model_attention_width(config) * element;
+    bool fresh = true;
+    for (int64_t b = 0; b < pass->batch.sequences; b++) {
+        int64_t held = cache->lengths[pass->first_cached + b];
+        int64_t at = cache_at(pass, layer, pass->first_cached + b) * element + held * row;
+        const char *from = keys + b * length * stride;
+        device->op->copy_rows(device, &(CopyRows){length, row, from, stride, cache->keys + at, row});
+        device->op->copy_rows(device, &(CopyRows){length, row, from + row, stride, cache->values + at, row});
+        fresh &= held == 0;
     }
-    model->device->op->embedding_backward(model->device, &(EmbeddingBackward){
-                                                             .rows = pass->rows,
-                                                             .width = model->config.width,
-                                                             .vocabulary = model->config.vocabulary,
-                                                             .tokens = pass->tokens,
-                                                             .positions = pass->positions,
-                                                             .dy = dx,
-                                                             .scale = (float)model->config.embedding_scale,
-                                                             .dtoken_table = gradient(model, model->table.token),
-                                                             .dposition_table = gradient(model, model->table.position),
-                                                         });
+    return fresh;
+}
+
+static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) {
+    const ModelConfig *config = &pass->model->config;
+    Device *device = pass->model->device;
+    const KeyCache *cache = pass->cache;
+    if (cache == NULL || remember(pass, layer, at->qkv)) {
+        device->op->attention_forward(device, &(AttentionForward){
+                                                  .shape = attention_shape(pass, layer),
+                                                  .qkv = at->qkv,
+                                                  .first = pass->batch.first,
+                                                  .out = at->attention,
+                                                  .lse = at->lse,
+                                              });
+        return;
+    }
+    int64_t element = data_type_bytes(device->type), start = cache_at(pass, layer, pass->first_cached) * element;
+    device->op->attention_decode(device, &(AttentionDecode){
+                                             .batch = pass->batch.sequences,
+                                             .capacity = cache->capacity,
+                                             .heads = (int32_t)config->heads,
+                                             .groups = (int32_t)config->groups,
+                                             .head_width = (int32_t)config->head_width,
+                                             .scale = (float)(1.0 / sqrt((double)config->head_width)),
+                                             .q = at->qkv,
+                                             .q_stride = model_qkv_width(config),
+                                             .keys = cache->keys + start,
+                                             .values = cache->values + start,
+                                             .lengths = cache->lengths_with + pass->first_cached,
+                                             .out = at->attention,
+                                         });
 }
 
 // ---- Forward
@@ -206,23 +218,23 @@ void embedding_pass_backward(const Pass *pass, void *dx) {
 static void project_into_stream(const Pass *pass, int64_t layer, DropoutSite site, int32_t weight, int32_t bias, const void *x,
                                 const void *from, void *to) {
     Device *device = pass->model->device;
+    MatmulForward product = projection(pass, weight, bias, x, to);
+    product.residual = pass->dropout > 0 ? NULL : from;
+    project(pass, product);
     if (pass->dropout > 0) {
-        block_project(pass->model, pass->rows, weight, bias, x, NULL, to);
-        drop(pass, layer, site, to);
+        block_drop(pass, layer, site, to);
         device->op->add(device, pass->rows * pass->model->config.width, from, to);
-    } else {
-        block_project(pass->model, pass->rows, weight, bias, x, from, to);
     }
 }
 
 // inner = activation of pre, or of its gated halves.
-static void activate(const Model *model, int64_t rows, const LayerActivations *at) {
-    const ModelConfig *config = &model->config;
-    Device *device = model->device;
+static void activate(const Pass *pass, const LayerActivations *at) {
+    const ModelConfig *config = &pass->model->config;
+    Device *device = pass->model->device;
     if (config->gated) {
         device->op->gated_forward(device, &(GatedForward){
                                               .activation = (Activation)config->activation,
-                                              .rows = rows,
+                                              .rows = pass->rows,
                                               .width = config->ffn_width,
                                               .pre = at->pre,
                                               .y = at->inner,
@@ -230,139 +242,153 @@ static void activate(const Model *model, int64_t rows, const LayerActivations *a
     } else {
         device->op->activation_forward(device, &(ActivationForward){
                                                    .activation = (Activation)config->activation,
-                                                   .count = rows * config->ffn_width,
+                                                   .count = pass->rows * config->ffn_width,
                                                    .x = at->pre,
                                                    .y = at->inner,
                                                });
     }
 }
 
-void block_inner(const Model *model, int64_t rows, int64_t layer, const LayerActivations *at) {
-    const ModelConfig *config = &model->config;
-    const LayerParams *p = &model->table.layers[layer];
-    Device *device = model->device;
-    if (config->gated && !device->op->gated_products) {
-        block_project(model, rows, p->up, p->up_bias, at->norm2, NULL, at->pre);
-        activate(model, rows, at);
-    } else {
-        device->op->matmul_forward(device, &(MatmulForward){
-                                               .rows = rows,
-                                               .in = config->width,
-                                               .out = model_up_width(config),
-                                               .gated = config->gated,
-                                               .x = at->norm2,
-                                               .w = block_weight(model, p->up),
-                                               .bias = block_weight(model, p->up_bias),
-                                               .activation = (Activation)config->activation,
-                                               .pre = at->pre,
-                                               .y = at->inner,
-                                           });
-    }
+static void attention_norm(const Pass *pass, const LayerParams *p, const LayerActivations *at) {
+    block_norm(pass->model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
+}
+
+static void mlp_norm(const Pass *pass, const LayerParams *p, const LayerActivations *at) {
+    block_norm(pass->model, pass->rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
 }
 
 // Everything that backward reads: all but the projection into the output.
 static void forward_kept(const Pass *pass, int64_t layer, const LayerActivations *at) {
-    const Model *model = pass->model;
-    const LayerParams *p = &model->table.layers[layer];
-    Device *device = model->device;
-    block_norm(model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
-    block_project(model, pass->rows, p->qkv, p->qkv_bias, at->norm1, NULL, at->qkv);
-    block_rotate(pass, at->qkv, false);
-    device->op->attention_forward(device, &(AttentionForward){
-                                              .shape = attention_shape(pass, layer),
-                                              .qkv = at->qkv,
-                                              .first = pass->first,
-                                              .out = at->attention,
-                                              .lse = at->lse,
-                                          });
+    const ModelConfig *config = &pass->model->config;
+    const LayerParams *p = &pass->model->table.layers[layer];
+    attention_norm(pass, p, at);
+    project(pass, projection(pass, p->qkv, p->qkv_bias, at->norm1, at->qkv));
+    rotate(pass, at->qkv, false);
+    attend(pass, layer, at);
     project_into_stream(pass, layer, SITE_ATTENTION_BRANCH, p->out, p->out_bias, at->attention, at->input, at->middle);
-    block_norm(model, pass->rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
-    block_inner(model, pass->rows, layer, at);
+    mlp_norm(pass, p, at);
+    if (config->gated && !pass->model->device->op->gated_products) {
+        project(pass, projection(pass, p->up, p->up_bias, at->norm2, at->pre));
+        activate(pass, at);
+    } else {
+        MatmulForward up = projection(pass, p->up, p->up_bias, at->norm2, at->inner);
+        up.gated = config->gated;
+        up.activation = (Activation)config->activation;
+        up.pre = at->pre;
+        project(pass, up);
+    }
 }
 
-void block_forward(const Pass *pass, int64_t layer, const LayerActivations *at) {
+void block_forward(const Pass *pass, int64_t layer) {
     const LayerParams *p = &pass->model->table.layers[layer];
+    const LayerActivations *at = pass_layer(pass, layer);
     forward_kept(pass, layer, at);
     project_into_stream(pass, layer, SITE_MLP_BRANCH, p->down, p->down_bias, at->inner, at->middle, at->output);
 }
 
 // ---- Backward
 
-// The gradient of a branch's output: that of the stream, with the dropped elements dropped.
-static const void *branch_gradient(const Pass *pass, int64_t layer, DropoutSite site, const Activations *scratch) {
+// The gradient of a branch's output: that of the stream, with the dropped elements dropped; a copy where it is kept for later,
+// because the stream's moves on.
+static const void *branch_gradient(const Pass *pass, int64_t layer, DropoutSite site, void *kept) {
     Device *device = pass->model->device;
+    const Workspace *w = pass->workspace;
     int64_t count = pass->rows * pass->model->config.width;
-    if (pass->dropout == 0) {
-        return scratch->dstream;
+    void *branch = kept != NULL ? kept : w->dbranch;
+    if (kept == NULL && pass->dropout == 0) {
+        return w->dstream;
     }
-    device->op->zero(device, count * data_type_bytes(device->type), scratch->dbranch);
-    device->op->add(device, count, scratch->dstream, scratch->dbranch);
-    drop(pass, layer, site, scratch->dbranch);
-    return scratch->dbranch;
+    device->op->zero(device, count * data_type_bytes(device->type), branch);
+    device->op->add(device, count, w->dstream, branch);
+    block_drop(pass, layer, site, branch);
+    return branch;
 }
 
-static void mlp_backward(const Pass *pass, int64_t layer, const LayerActivations *at, const Activations *scratch) {
-    const Model *model = pass->model;
-    const ModelConfig *config = &model->config;
-    const LayerParams *p = &model->table.layers[layer];
-    Device *device = model->device;
-    const void *dbranch = branch_gradient(pass, layer, SITE_MLP_BRANCH, scratch);
-    void *dpre = scratch->dwide;
+// From the gradient of the feed-forward branch to that of its norm's output, in dnarrow.
+static void mlp_inputs(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
+    const ModelConfig *config = &pass->model->config;
+    const Workspace *w = pass->workspace;
+    Device *device = pass->model->device;
+    Activation activation = (Activation)config->activation;
     if (config->gated && !device->op->gated_products) {
-        project_backward(pass, p->down, p->down_bias, at->inner, dbranch, ACTIVATION_NONE, false, NULL, scratch->dinner);
-        device->op->gated_backward(device, &(GatedBackward){
-                                               .activation = (Activation)config->activation,
-                                               .rows = pass->rows,
-                                               .width = config->ffn_width,
-                                               .dy = scratch->dinner,
-                                               .pre = at->pre,
-                                               .dpre = dpre,
-                                           });
+        project_inputs(pass, p->down, dbranch, ACTIVATION_NONE, false, NULL, w->dinner);
+        device->op->gated_backward(device, &(GatedBackward){.activation = activation,
+                                                            .rows = pass->rows,
+                                                            .width = config->ffn_width,
+                                                            .dy = w->dinner,
+                                                            .pre = at->pre,
+                                                            .dpre = at->dpre});
     } else {
-        const void *pre = config->activation == ACTIVATION_NONE && !config->gated ? NULL : at->pre;
-        project_backward(pass, p->down, p->down_bias, at->inner, dbranch, (Activation)config->activation, config->gated, pre,
-                         dpre);
+        const void *pre = activation == ACTIVATION_NONE && !config->gated ? NULL : at->pre;
+        project_inputs(pass, p->down, dbranch, activation, config->gated, pre, at->dpre);
     }
-    project_backward(pass, p->up, p->up_bias, at->norm2, dpre, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
-    norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, scratch->dnarrow, scratch->dstream);
+    project_inputs(pass, p->up, at->dpre, ACTIVATION_NONE, false, NULL, w->dnarrow);
 }
 
-static void attention_backward(const Pass *pass, int64_t layer, const LayerActivations *at, const Activations *scratch) {
-    const Model *model = pass->model;
-    const LayerParams *p = &model->table.layers[layer];
-    Device *device = model->device;
-    const void *dbranch = branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, scratch);
-    project_backward(pass, p->out, p->out_bias, at->attention, dbranch, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
+static void mlp_weights(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
+    if (pass->workspace->options.recompute == RECOMPUTE_SELECTIVE) {
+        mlp_norm(pass, p, at);
+        activate(pass, at);
+    }
+    project_weights(pass, p->down, p->down_bias, at->inner, dbranch);
+    project_weights(pass, p->up, p->up_bias, at->norm2, at->dpre);
+}
+
+// From the gradient of the attention branch to that of its norm's output, in dnarrow.
+static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams *p, const LayerActivations *at,
+                             const void *dbranch) {
+    Device *device = pass->model->device;
+    const Workspace *w = pass->workspace;
+    project_inputs(pass, p->out, dbranch, ACTIVATION_NONE, false, NULL, w->dnarrow);
     device->op->attention_backward(device, &(AttentionBackward){
                                                .shape = attention_shape(pass, layer),
                                                .qkv = at->qkv,
                                                .out = at->attention,
-                                               .dout = scratch->dnarrow,
+                                               .dout = w->dnarrow,
                                                .lse = at->lse,
-                                               .first = pass->first,
-                                               .dqkv = scratch->dwide,
-                                               .any_order = model->options.any_order,
+                                               .first = pass->batch.first,
+                                               .dqkv = at->dqkv,
+                                               .any_order = !pass->model->options.deterministic,
                                            });
-    block_rotate(pass, scratch->dwide, true);
-    project_backward(pass, p->qkv, p->qkv_bias, at->norm1, scratch->dwide, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
-    norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1, scratch->dnarrow,
-                  scratch->dstream);
+    rotate(pass, at->dqkv, true);
+    project_inputs(pass, p->qkv, at->dqkv, ACTIVATION_NONE, false, NULL, w->dnarrow);
 }
 
-void block_backward(const Pass *pass, int64_t layer, const LayerActivations *at, const Activations *scratch) {
-    const Model *model = pass->model;
-    const LayerParams *p = &model->table.layers[layer];
-    bool again = model->options.recompute == RECOMPUTE_SELECTIVE;
-    if (model->options.recompute == RECOMPUTE_FULL) {
+static void attention_weights(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
+    if (pass->workspace->options.recompute == RECOMPUTE_SELECTIVE) {
+        attention_norm(pass, p, at);
+    }
+    project_weights(pass, p->out, p->out_bias, at->attention, dbranch);
+    project_weights(pass, p->qkv, p->qkv_bias, at->norm1, at->dqkv);
+}
+
+void block_backward(const Pass *pass, int64_t layer, Gradients which) {
+    const LayerParams *p = &pass->model->table.layers[layer];
+    const LayerActivations *at = pass_layer(pass, layer);
+    const void *dnarrow = pass->workspace->dnarrow, *dbranch = at->dmlp;
+    bool inputs = which & GRADIENTS_OF_INPUTS, weights = which & GRADIENTS_OF_WEIGHTS;
+    if (pass->workspace->options.recompute == RECOMPUTE_FULL) {
         forward_kept(pass, layer, at);
     }
-    if (again) {
-        block_norm(model, pass->rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
-        activate(model, pass->rows, at);
+    if (inputs) {
+        dbranch = branch_gradient(pass, layer, SITE_MLP_BRANCH, at->dmlp);
+        mlp_inputs(pass, p, at, dbranch);
     }
-    mlp_backward(pass, layer, at, scratch);
-    if (again) {
-        block_norm(model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
+    if (weights) {
+        mlp_weights(pass, p, at, dbranch);
     }
-    attention_backward(pass, layer, at, scratch);
+    if (inputs) {
+        block_norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, dnarrow, true);
+    }
+    dbranch = at->dattention;
+    if (inputs) {
+        dbranch = branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, at->dattention);
+        attention_inputs(pass, layer, p, at, dbranch);
+    }
+    if (weights) {
+        attention_weights(pass, p, at, dbranch);
+    }
+    if (inputs) {
+        block_norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1, dnarrow, true);
+    }
 }

@@ -1,20 +1,7 @@
-// The decoder block: forward and backward of one layer, and of what stands before and after the layers.
-//
-// Private to train/model. A pass names what all its calls share.
+// The decoder block: one layer, forward and back. Private to train/model.
 #pragma once
 
-#include "train/model/activations.h"
-#include "train/model/model.h"
-
-typedef struct Pass {
-    const Model *model;
-    const Batch *batch;  // NULL when decoding
-    int64_t sequences, length, rows;
-    const int32_t *tokens, *first, *positions;
-    uint64_t first_sample;
-    float dropout;  // 0 outside training
-    uint64_t seed;
-} Pass;
+#include "train/model/pass.h"
 
 // Dropout sites; each layer has its own stream for each.
 typedef enum DropoutSite {
@@ -25,25 +12,13 @@ typedef enum DropoutSite {
     SITE_COUNT,
 } DropoutSite;
 
-// The row of the parameters in the compute type; NULL for row -1.
-const void *block_weight(const Model *model, int32_t row);
+void block_forward(const Pass *pass, int64_t layer);
+void block_backward(const Pass *pass, int64_t layer, Gradients which);
 
-// x[R,C] = the embedding.
-void embedding_pass(const Pass *pass, void *x);
-void embedding_pass_backward(const Pass *pass, void *dx);  // dropout changes dx
-
-// One layer. input, middle and output may be one buffer where there is no dropout.
-void block_forward(const Pass *pass, int64_t layer, const LayerActivations *at);
-
-// Parts of the forward pass that a decoder shares: a norm; y = x W^T + bias (+ residual); the first half of the feed-forward.
+// What stands around the layers uses too: dropout of rows [R,C] in place (nothing where the pass has none), a norm, and the way
+// back through one into dstream (+= where accumulate).
+void block_drop(const Pass *pass, int64_t layer, DropoutSite site, void *x);
 void block_norm(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, void *y, float *mean,
                 float *rstd);
-void block_project(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, const void *residual,
-                   void *y);
-void block_logits(const Model *model, int64_t rows, const void *x, float *logits);  // of the head, in fp32
-void block_rotate(const Pass *pass, void *qkv, bool inverse);                       // nothing without rotary positions
-void block_inner(const Model *model, int64_t rows, int64_t layer, const LayerActivations *at);  // norm2 -> inner
-
-// The gradient through a layer: activations->dstream (in: of the output, out: of the input); parameter gradients +=. Norm
-// outputs and activations are computed again where they are not kept.
-void block_backward(const Pass *pass, int64_t layer, const LayerActivations *at, const Activations *scratch);
+void block_norm_backward(const Pass *pass, int32_t weight, int32_t bias, const void *x, const float *mean, const float *rstd,
+                         const void *dy, bool accumulate);

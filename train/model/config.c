@@ -8,46 +8,56 @@
 #include <inttypes.h>
 #include <math.h>
 
-static const char *const family_names[] = {"gpt2", "llama", NULL};
 static const char *const norm_names[] = {"layer", "rms", NULL};
 static const char *const position_names[] = {"learned", "rotary", "none", NULL};
 static const char *const activation_names[] = {"none", "gelu_tanh", "gelu_erf", "relu", "silu", NULL};
-_Static_assert(sizeof family_names / sizeof *family_names == FAMILY_COUNT + 1, "one name a family");
 
 #define AT(field) offsetof(ModelConfig, field)
+// What counts for a model's identity: shapes always, a switch where it is not what a model without that switch has.
+#define SHAPE .identity = true
+#define SWITCH(without) .identity = true, .neutral = (without)
 
 const Key model_keys[] = {
     {"model.family", KEY_CHOICE, AT(family), "gpt2", .choices = family_names,
      .help = "Sets every switch below that is not given; shapes keep their own defaults."},
-    {"model.layers", KEY_INT, AT(layers), "12", 1, 4096, .help = "Blocks."},
-    {"model.width", KEY_INT, AT(width), "768", 1, 1 << 18, NULL, "channels", "Width of the residual stream."},
-    {"model.heads", KEY_INT, AT(heads), "12", 1, 1 << 14, .help = "Query heads."},
-    {"model.groups", KEY_INT, AT(groups), "0", 0, 1 << 14, .help = "Key/value heads, a divisor of the heads; 0: as many."},
-    {"model.head_width", KEY_INT, AT(head_width), "0", 0, 4096, NULL, "channels", "Width of one head; 0: width / heads."},
+    {"model.layers", KEY_INT, AT(layers), "12", 1, 4096, .help = "Blocks.", SHAPE},
+    {"model.width", KEY_INT, AT(width), "768", 1, 1 << 18, NULL, "channels", "Width of the residual stream.", SHAPE},
+    {"model.heads", KEY_INT, AT(heads), "12", 1, 1 << 14, .help = "Query heads.", SHAPE},
+    {"model.groups", KEY_INT, AT(groups), "0", 0, 1 << 14, .help = "Key/value heads, a divisor of the heads; 0: as many.",
+     SHAPE},
+    {"model.head_width", KEY_INT, AT(head_width), "0", 0, 4096, NULL, "channels", "Width of one head; 0: width / heads.",
+     SHAPE},
     {"model.ffn_width", KEY_INT, AT(ffn_width), "0", 0, 1 << 20, NULL, "channels",
-     "Inner width of the feed-forward part; 0: 4 times the width, gated 8/3 of it rounded up to a multiple of 64."},
-    {"model.context", KEY_INT, AT(context), "1024", 1, 1 << 24, NULL, "tokens", "Positions: the longest sequence."},
+     "Inner width of the feed-forward part; 0: 4 times the width, gated 8/3 of it rounded up to a multiple of 64.", SHAPE},
+    {"model.context", KEY_INT, AT(context), "1024", 1, 1 << 24, NULL, "tokens", "Positions: the longest sequence.", SHAPE},
     {"model.vocabulary", KEY_INT, AT(vocabulary), "0", 0, 1 << 28, NULL, "tokens",
-     "Rows of the embedding; 0: the tokenizer's vocabulary."},
-    {"model.norm", KEY_CHOICE, AT(norm), "layer", .choices = norm_names, .help = "LayerNorm or RMSNorm (by family)."},
-    {"model.norm_epsilon", KEY_FLOAT, AT(norm_epsilon), "1e-5", 1e-12, 1, .help = "Added to the variance (by family)."},
-    {"model.norm_bias", KEY_BOOL, AT(norm_bias), "true", .help = "Biases in the norms (by family)."},
-    {"model.qkv_bias", KEY_BOOL, AT(qkv_bias), "true", .help = "Biases of queries, keys and values (by family)."},
-    {"model.attention_bias", KEY_BOOL, AT(attention_bias), "true", .help = "Bias of attention's output (by family)."},
-    {"model.ffn_bias", KEY_BOOL, AT(ffn_bias), "true", .help = "Biases of the feed-forward part (by family)."},
+     "Rows of the embedding; 0: the tokenizer's vocabulary.", SHAPE},
+    {"model.norm", KEY_CHOICE, AT(norm), "layer", .choices = norm_names, .help = "LayerNorm or RMSNorm (by family).",
+     SWITCH("layer")},
+    {"model.norm_epsilon", KEY_FLOAT, AT(norm_epsilon), "1e-5", 1e-12, 1, .help = "Added to the variance (by family).",
+     SWITCH("1e-05")},
+    {"model.norm_bias", KEY_BOOL, AT(norm_bias), "true", .help = "Biases in the norms (by family).", SWITCH("false")},
+    {"model.qkv_bias", KEY_BOOL, AT(qkv_bias), "true", .help = "Biases of queries, keys and values (by family).",
+     SWITCH("false")},
+    {"model.attention_bias", KEY_BOOL, AT(attention_bias), "true", .help = "Bias of attention's output (by family).",
+     SWITCH("false")},
+    {"model.ffn_bias", KEY_BOOL, AT(ffn_bias), "true", .help = "Biases of the feed-forward part (by family).", SWITCH("false")},
     {"model.position", KEY_CHOICE, AT(position), "learned", .choices = position_names,
-     .help = "How a token knows its place (by family)."},
-    {"model.rotary_theta", KEY_FLOAT, AT(rotary_theta), "10000", 1, 1e12,
-     .help = "Base of the rotary wavelengths (by family)."},
+     .help = "How a token knows its place (by family).", SWITCH("none")},
+    {"model.rotary_theta", KEY_FLOAT, AT(rotary_theta), "10000", 1, 1e12, .help = "Base of the rotary wavelengths (by family).",
+     SWITCH("1e+04")},
     {"model.rotary_fraction", KEY_FLOAT, AT(rotary_fraction), "1", 0.001, 1,
-     .help = "The part of each head that is turned (by family)."},
+     .help = "The part of each head that is turned (by family).", SWITCH("1")},
     {"model.rotary_interleaved", KEY_BOOL, AT(rotary_interleaved), "false",
-     .help = "Turn pairs (2i, 2i+1) instead of (i, i + half) (by family)."},
+     .help = "Turn pairs (2i, 2i+1) instead of (i, i + half) (by family).", SWITCH("false")},
     {"model.activation", KEY_CHOICE, AT(activation), "gelu_tanh", .choices = activation_names,
-     .help = "The feed-forward part's nonlinearity (by family)."},
-    {"model.gated", KEY_BOOL, AT(gated), "false", .help = "Gated units: activation(gate) times up (by family)."},
-    {"model.tied_head", KEY_BOOL, AT(tied_head), "true", .help = "The head is the token embedding (by family)."},
-    {"model.embedding_scale", KEY_FLOAT, AT(embedding_scale), "1", 1e-6, 1e6, .help = "Multiplies the token embedding."},
+     .help = "The feed-forward part's nonlinearity (by family).", SWITCH("none")},
+    {"model.gated", KEY_BOOL, AT(gated), "false", .help = "Gated units: activation(gate) times up (by family).",
+     SWITCH("false")},
+    {"model.tied_head", KEY_BOOL, AT(tied_head), "true", .help = "The head is the token embedding (by family).",
+     SWITCH("false")},
+    {"model.embedding_scale", KEY_FLOAT, AT(embedding_scale), "1", 1e-6, 1e6, .help = "Multiplies the token embedding.",
+     SWITCH("1")},
     {"model.dropout", KEY_FLOAT, AT(dropout), "0", 0, 0.99,
      .help = "Probability of dropping an element of the embedding, of attention and of each branch, in training."},
     {"model.init_deviation", KEY_FLOAT, AT(init_deviation), "0.02", 0, 10, .help = "Deviation of initial matrices."},
@@ -55,11 +65,6 @@ const Key model_keys[] = {
      .help = "Projections into the residual stream start sqrt(2 layers) times smaller."},
 };
 const int model_key_count = sizeof model_keys / sizeof *model_keys;
-
-// Keys that do not change what the parameters mean.
-static bool counts_for_identity(const Key *key) {
-    return key->offset != AT(family) && key->offset < AT(dropout);
-}
 
 static Error *apply_family(ModelConfig *config, const bool *seen, const char *where) {
     const Family *family = &families[config->family];
@@ -145,12 +150,47 @@ Error *model_config_read(const char *path, int64_t corpus_vocabulary, ModelConfi
 }
 
 uint64_t model_config_hash(const ModelConfig *config) {
+    return keys_identity(model_keys, model_key_count, config);
+}
+
+// The keys that version 0.1.0 hashed, in its order, whatever their values. Frozen.
+static const char *const keys_v1[] = {
+    "model.layers",          "model.width",           "model.heads",
+    "model.groups",          "model.head_width",      "model.ffn_width",
+    "model.context",         "model.vocabulary",      "model.norm",
+    "model.norm_epsilon",    "model.norm_bias",       "model.qkv_bias",
+    "model.attention_bias",  "model.ffn_bias",        "model.position",
+    "model.rotary_theta",    "model.rotary_fraction", "model.rotary_interleaved",
+    "model.activation",      "model.gated",           "model.tied_head",
+    "model.embedding_scale",
+};
+enum { KEYS_V1 = sizeof keys_v1 / sizeof *keys_v1 };
+
+static bool is_v1(const Key *key) {
+    for (int i = 0; i < KEYS_V1; i++) {
+        if (strcmp(keys_v1[i], key->name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void print_line(const Key *key, const void *config, Buffer *text) {
+    buffer_printf(text, "%s=", key->name);
+    key_print(key, config, text);
+    buffer_byte(text, '\n');
+}
+
+uint64_t model_config_hash_v1(const Key *keys, int count, const void *config) {
     Buffer text = {0};
-    for (int i = 0; i < model_key_count; i++) {
-        if (counts_for_identity(&model_keys[i])) {
-            buffer_printf(&text, "%s=", model_keys[i].name);
-            key_print(&model_keys[i], config, &text);
-            buffer_byte(&text, '\n');
+    for (int i = 0; i < KEYS_V1; i++) {
+        const Key *key = keys_find(keys, count, keys_v1[i]);
+        ensure(key != NULL, "%s is no key any more", keys_v1[i]);
+        print_line(key, config, &text);
+    }
+    for (int i = 0; i < count; i++) {
+        if (keys[i].identity && !is_v1(&keys[i]) && !key_neutral(&keys[i], config)) {
+            print_line(&keys[i], config, &text);
         }
     }
     uint64_t hash = hash64(text.data, text.size);
@@ -158,10 +198,14 @@ uint64_t model_config_hash(const ModelConfig *config) {
     return hash;
 }
 
+bool model_config_matches(const ModelConfig *config, uint64_t hash) {
+    return hash == model_config_hash(config) || hash == model_config_hash_v1(model_keys, model_key_count, config);
+}
+
 Error *model_config_same(const ModelConfig *there, const ModelConfig *here, const char *what) {
     Error *error = NULL;
     for (int i = 0; i < model_key_count && error == NULL; i++) {
-        if (counts_for_identity(&model_keys[i])) {
+        if (model_keys[i].identity) {
             Buffer a = {0}, b = {0};
             key_print(&model_keys[i], there, &a);
             key_print(&model_keys[i], here, &b);

@@ -18,8 +18,6 @@
 #include "core/keys.h"
 #include "kernels/kernels.h"
 
-typedef enum ModelFamily { FAMILY_GPT2, FAMILY_LLAMA, FAMILY_COUNT } ModelFamily;
-
 typedef enum PositionScheme {
     POSITION_LEARNED,  // a table of vectors added to the token's
     POSITION_ROTARY,   // queries and keys turned (Su et al. 2021)
@@ -27,7 +25,7 @@ typedef enum PositionScheme {
 } PositionScheme;
 
 typedef struct ModelConfig {
-    int family;  // ModelFamily
+    int family;  // of families (families.h)
     // Shape.
     int64_t layers, width, heads;
     int64_t groups;      // key/value heads
@@ -66,10 +64,18 @@ Error *model_config_check(const ModelConfig *config, const char *where) MUST_CHE
 // Reads a YAML file with a section `model` alone, such as configs/models/gpt2-124m.yaml, and resolves it.
 Error *model_config_read(const char *path, int64_t corpus_vocabulary, ModelConfig *out) MUST_CHECK;
 
-// The identity of the model: equal for configs whose parameters mean the same (dropout and initialisation do not count).
+// The identity of the model: equal for configs whose parameters mean the same (dropout and initialisation do not count). It
+// outlives the switches: one that is added later counts only where a model uses it (keys_identity).
 uint64_t model_config_hash(const ModelConfig *config);
 
-// An error that names the first key in which two models differ, NULL where their hashes are equal:
+// What version 0.1.0 took for the identity, from a table that holds at least its keys: a switch that came later counts, so that
+// no old checkpoint passes for a model that uses it.
+uint64_t model_config_hash_v1(const Key *keys, int count, const void *config);
+
+// Whether `hash`, which a checkpoint of any version names, is this model's.
+bool model_config_matches(const ModelConfig *config, uint64_t hash);
+
+// An error that names the first key in which two models differ, NULL where their identities are equal:
 // "`what` is of another model: model.width is 128 there, 256 here".
 Error *model_config_same(const ModelConfig *there, const ModelConfig *here, const char *what) MUST_CHECK;
 

@@ -1,8 +1,9 @@
 // Generation: the model one token at a time, with the keys and values of earlier tokens kept.
 //
 //   Decoder *d = decoder_create(model, 4, 512);
-//   decoder_prefill(d, 0, prompt, n, logits);          // each sequence by itself
-//   decoder_step(d, tokens, logits);                   // then all sequences together
+//   decoder_prefill(d, 0, prompt, n);                  // each sequence by itself
+//   decoder_draw(d, &sampling, &index, &token);        // where the logits are: they stay on the device
+//   decoder_step(d, tokens);                           // then all sequences together
 //
 // Logits equal those of the full forward pass within rounding. Each sequence is one document from position 0.
 #pragma once
@@ -16,11 +17,27 @@ typedef struct Decoder Decoder;
 Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decoder **out) MUST_CHECK;
 void decoder_destroy(Decoder *decoder);
 
+// What it takes of a machine's memory, as lines of a plan.
+void decoder_plan(const ModelConfig *config, const Machine *machine, int64_t batch, int64_t capacity, MemoryPlan *plan);
+
 int64_t decoder_capacity(const Decoder *decoder);
 int64_t decoder_length(const Decoder *decoder, int64_t sequence);  // tokens held
 
-// Restarts `sequence` with `count` tokens (1 .. capacity) and writes the logits [V] after the last one to host memory.
-void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, int64_t count, float *logits);
+// Restarts `sequence` with `count` tokens (1 .. capacity). Its logits after the last one are then the decoder's only row.
+void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, int64_t count);
 
-// Appends one token to each sequence (tokens[B]; every length must be under the capacity) and writes the logits [B,V].
-void decoder_step(Decoder *decoder, const int32_t *tokens, float *logits);
+// Appends one token to each sequence (tokens[B]; every length must be under the capacity). There is a row of logits for each.
+void decoder_step(Decoder *decoder, const int32_t *tokens);
+
+typedef struct Sampling {
+    double temperature;  // 0: the most likely token (the lowest id among equals)
+    int64_t top_k;       // 0: all
+    double top_p;        // 1: all
+    uint64_t seed;
+} Sampling;
+
+// Draws a token from each row of logits: the index[r]-th of its text, ids below `usable`, into tokens[r] of the host. Waits.
+void decoder_draw(Decoder *decoder, const Sampling *sampling, int64_t usable, const int64_t *index, int32_t *tokens);
+
+// The rows of logits [rows, V], to host memory. Waits.
+void decoder_logits(const Decoder *decoder, float *logits);

@@ -71,10 +71,22 @@ static const FamilyName llama_names[] = {
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
-const Family families[FAMILY_COUNT] = {
-    [FAMILY_GPT2] = {"gpt2", gpt2_switches, COUNT(gpt2_switches), gpt2_names, COUNT(gpt2_names)},
-    [FAMILY_LLAMA] = {"llama", llama_switches, COUNT(llama_switches), llama_names, COUNT(llama_names)},
-};
+// The one list of families: each row is NAME_switches and NAME_names.
+#define FAMILIES(ROW) ROW(gpt2) ROW(llama)
+
+#define FAMILY(name) {#name, name##_switches, COUNT(name##_switches), name##_names, COUNT(name##_names)},
+const Family families[] = {FAMILIES(FAMILY)};
+
+#define NAME(name) #name,
+const char *const family_names[] = {FAMILIES(NAME) NULL};
+
+int family_find(const char *name) {
+    int family = 0;
+    while (strcmp(families[family].name, name) != 0) {
+        ensure(++family < COUNT(families), "no family %s", name);
+    }
+    return family;
+}
 
 void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count) {
     int64_t query = config->heads * config->head_width, key = config->groups * config->head_width;

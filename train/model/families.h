@@ -29,7 +29,12 @@ typedef struct Family {
     int name_count;
 } Family;
 
-extern const Family families[FAMILY_COUNT];
+// The list of families, and their names as the key model.family gives them (NULL-terminated), by the same index.
+extern const Family families[];
+extern const char *const family_names[];
+
+// The index of the family of that name, which must exist.
+int family_find(const char *name);
 
 // The rows [*first, *first + *count) of our tensor that a part holds.
 void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count);

@@ -1,12 +1,10 @@
-// The memory plan: every buffer of a model, sized before the first step, printed, and then what is used.
+// The memory plan: every buffer of a rank, sized before the first step, printed, and then what is used.
 //
-// One arena holds all device buffers of a model; each line of the plan is a part of it. Lines that others own (batches,
-// a checkpoint's snapshot, communication) are added by their owners with memory_plan_add, so that the printed total is the
-// process's.
+// Plans are made from a machine's description alone, without a device or a model, so that a run is refused (and another one
+// proposed) before anything is allocated. A model's part of it is model_plan; train/run_plan.h adds what a whole run takes.
 #pragma once
 
 #include "kernels/device.h"
-#include "train/model/params.h"
 
 #include <stdio.h>
 
@@ -17,48 +15,43 @@ typedef enum Recompute {
 } Recompute;
 extern const char *const recompute_names[];  // "none", "selective", "full", NULL: for a KEY_CHOICE
 
-// What a model is created for.
-typedef struct ModelOptions {
-    int64_t sequences, length;  // the largest batch: B, T
-    Recompute recompute;
-    OptimizerKind optimizer;
-    int64_t head_rows;  // rows of logits held at a time; 0: chosen
-    bool forward_only;  // no gradients, moments or kept activations
-    int64_t batches;    // micro-batches that a card holds at once; 0: one
-    // Where the compute type is not fp32: no fp32 copy of the parameters, updates are rounded stochastically.
-    bool no_masters;
-    bool any_order;  // AttentionBackward's: gradients are no longer the same bits each time
-    double weight_decay;
-    MomentType moments;
-} ModelOptions;
+// What a plan needs to know of where one rank computes.
+typedef struct Machine {
+    DeviceKind kind;
+    DataType type;  // that it computes in
+    int threads;
+    int64_t program;      // bytes of the host that the process has already, what MPI and libraries mapped included
+    int64_t memory;       // of the device, for this rank; 0: not known
+    int64_t host_memory;  // of the host, for this rank, beside `program`; 0: not known. On the CPU `memory` is the same.
+} Machine;
+
+// The machine of an open device, whose host (and card, where there is one) so many ranks share between them. What this process
+// has already is part of `program`, not of what there is: ask on all ranks before any of them allocates.
+Machine machine_of(Device *device, int host_sharers, int card_sharers);
 
 typedef struct PlanLine {
     bool host;  // in the host's memory though the device is a card
     char name[48];
-    char detail[64];  // "12 layers x 4096 x 768 x 4 B"
+    char detail[64];  // "12 x 4096 x 768 x 4 B"
     int64_t bytes;
 } PlanLine;
 
-enum { PLAN_LINES = 48, CARD_WORKSPACE = 256 << 20 };
+enum { PLAN_LINES = 64 };
 
 typedef struct MemoryPlan {
     PlanLine lines[PLAN_LINES];
     int count;
-    int64_t total;  // of the device
+    int64_t total;  // of the device; on the CPU `program` included
     int64_t host;   // of the host beside a card
-    int64_t held;   // of total, what the device has given already
 } MemoryPlan;
 
 void memory_plan_add(MemoryPlan *plan, const char *name, int64_t bytes, const char *detail, ...) PRINTF_LIKE(4, 5);
 // A line of the host's memory: the same where the device is the CPU.
-void memory_plan_add_host(MemoryPlan *plan, const Device *device, const char *name, int64_t bytes, const char *detail, ...)
+void memory_plan_add_host(MemoryPlan *plan, DeviceKind kind, const char *name, int64_t bytes, const char *detail, ...)
     PRINTF_LIKE(5, 6);
 
-// Prints the plan as a table with a total, and beside it the memory that the device has free. device NULL: the host.
-void memory_plan_print(const MemoryPlan *plan, Device *device, FILE *out);
+// Prints the plan as a table with a total, and beside it the memory that the machine has for this rank.
+void memory_plan_print(const MemoryPlan *plan, const Machine *machine, FILE *out);
 
-// The plan of a model on a device, without creating it. The same lines are in Model.plan.
-void model_plan(const ModelConfig *config, const ModelOptions *options, Device *device, MemoryPlan *out);
-
-// An error where the plan's total exceeds the memory available now, with what to change. device NULL: the host.
-Error *memory_plan_check(const MemoryPlan *plan, Device *device) MUST_CHECK;
+// An error where the plan exceeds what the machine has, with what to change.
+Error *memory_plan_check(const MemoryPlan *plan, const Machine *machine) MUST_CHECK;

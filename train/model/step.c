@@ -14,7 +14,8 @@ void model_begin_step(Model *model, double learning_rate) {
 void model_finish_step(Model *model, const UpdateOptions *options) {
     Device *device = model->device;
     StepControl *control = model->control;
-    device->op->squares(device, model->table.elements, model->grads, &control->grad_squares);
+    const ModelWeights *weights = &model->weights;
+    device->op->squares(device, weights->placement.gradients, weights->grads, &control->grad_squares);
     device->op->step_decide(device, &(StepDecide){
                                         .control = control,
                                         .batch_weight = options->batch_weight,
@@ -25,21 +26,21 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
                                     });
     device->op->optimizer_update(device, &(OptimizerUpdate){
                                              .kind = model->options.optimizer,
-                                             .segments = model->segments,
-                                             .segment_count = model->segment_count,
-                                             .count = model->table.elements,
+                                             .segments = weights->segments,
+                                             .segment_count = weights->segment_count,
+                                             .count = weights->placement.state,
                                              .beta1 = options->beta1,
                                              .beta2 = options->beta2,
                                              .epsilon = options->epsilon,
                                              .control = control,
-                                             .grads = model->grads,
-                                             .params = model->params,
-                                             .weights = model->weights != model->params ? model->weights : NULL,
+                                             .grads = weights->grads,
+                                             .masters = weights->masters,
+                                             .weights = weights->weights,
                                              .moment_type = model->options.moments,
-                                             .moment1 = model->moment1,
-                                             .moment2 = model->moment2,
-                                             .scale1 = model->scale1,
-                                             .scale2 = model->scale2,
+                                             .moment1 = weights->moment1,
+                                             .moment2 = weights->moment2,
+                                             .scale1 = weights->scale1,
+                                             .scale2 = weights->scale2,
                                              .seed = options->seed,
                                          });
 }

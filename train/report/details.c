@@ -2,6 +2,7 @@
 #include "train/report/details.h"
 
 #include "core/page/markup.h"
+#include "core/page/page.h"
 #include "core/text.h"
 
 #include <math.h>
@@ -53,14 +54,17 @@ void details_memory(const RunData *data, Buffer *out) {
     }
     char text[32];
     double full = peak > planned ? peak : planned, x = 0;
-    buffer_printf(out, "<h2>Memory</h2>\n<p class=\"about\">Planned before the first step: %s a rank.",
-                  text_bytes(text, planned));
+    Buffer about = {0};
+    buffer_printf(&about, "Planned before the first step: %s a rank.", text_bytes(text, planned));
     if (peak > 0) {
-        buffer_printf(out, " Measured peak: %s, %.1f%% %s the plan.", text_bytes(text, peak), fabs(100 * (peak / planned - 1)),
-                      peak > planned ? "above" : "below");
+        buffer_printf(&about, " Measured peak: %s, %.1f%% %s the plan.", text_bytes(text, peak),
+                      fabs(100 * (peak / planned - 1)), peak > planned ? "above" : "below");
     }
+    page_section("Memory", about.data, out);
+    buffer_free(&about);
+    page_figure(NULL, NULL, out);
     buffer_printf(out,
-                  "</p>\n<figure class=\"card\" style=\"margin:0\">\n<svg viewBox=\"0 0 1000 %d\" role=\"img\" "
+                  "<svg viewBox=\"0 0 1000 %d\" role=\"img\" "
                   "preserveAspectRatio=\"none\" style=\"height:%dpx\"><title>Planned memory by use%s</title>\n",
                   peak > 0 ? 56 : 34, peak > 0 ? 56 : 34, peak > 0 ? ", above the measured peak" : "");
     for (int i = 0; i < count; i++) {
@@ -83,7 +87,8 @@ void details_memory(const RunData *data, Buffer *out) {
         buffer_printf(out, "</td><td>%s</td><td>%.1f%%</td></tr>\n", text_bytes(text, rows[i].bytes),
                       100 * rows[i].bytes / planned);
     }
-    buffer_text(out, "</tbody></table></div>\n</figure>\n");
+    buffer_text(out, "</tbody></table></div>\n");
+    page_figure_end(out);
 }
 
 // ---- Configuration and machine
@@ -124,7 +129,8 @@ static void add_yaml(const Buffer *yaml, Buffer *out) {
 
 void details_configuration(const RunData *data, Buffer *out) {
     if (data->config.size > 0) {
-        buffer_text(out, "<h2>Configuration</h2>\n<p class=\"about\">As resolved when the run started.</p>\n<details "
+        page_section("Configuration", "As resolved when the run started.", out);
+        buffer_text(out, "<details "
                          "open=\"open\"><summary>config.yaml</summary><div class=\"card\"><pre>");
         add_yaml(&data->config, out);
         buffer_text(out, "</pre></div></details>\n");
@@ -159,7 +165,8 @@ void details_machine(const RunData *data, Buffer *out) {
     add_fact("hosts", hosts.data, &facts);
     add_fact("started", run_data_text(data, "started"), &facts);
     if (facts.size > 0) {
-        buffer_printf(out, "<h2>Made by</h2>\n<div class=\"card\"><dl>\n%s</dl></div>\n", facts.data);
+        page_section("Made by", NULL, out);
+        buffer_printf(out, "<div class=\"card\"><dl>\n%s</dl></div>\n", facts.data);
     }
     buffer_free(&hosts);
     buffer_free(&facts);

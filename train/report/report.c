@@ -1,13 +1,10 @@
 // The report of a run: see report.h.
 #include "train/report/report.h"
 
-#include "core/clock.h"
 #include "core/durable.h"
-#include "core/page/chart.h"
 #include "core/page/markup.h"
-#include "core/page/style.h"
+#include "core/page/page.h"
 #include "core/text.h"
-#include "core/version.h"
 #include "train/report/details.h"
 #include "train/report/run_data.h"
 #include "train/report/summary.h"
@@ -15,7 +12,7 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { MOST_SAMPLE_BYTES = 3000, WIDE = 1000, NARROW = 380 };
+enum { MOST_SAMPLE_BYTES = 3000 };
 
 // ---- Curves
 
@@ -77,52 +74,26 @@ static void add_lead(const RunData *data, Buffer *out) {
     buffer_free(&words);
 }
 
-static void add_head(const RunData *data, Buffer *out) {
-    buffer_text(out,
-                "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n"
-                "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
-                "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src &#39;none&#39;; style-src "
-                "&#39;unsafe-inline&#39;; img-src data:\"/>\n"
-                "<meta name=\"generator\" content=\"athanor " ATHANOR_VERSION "\"/>\n<link rel=\"icon\" href=\"data:,\"/>\n"
-                "<title>");
-    markup_string(out, data->name);
-    buffer_text(out, " \xC2\xB7 athanor</title>\n<style>\n");
-    buffer_text(out, report_style);
-    buffer_text(out,
-                "</style>\n</head>\n<body>\n<header>\n<div class=\"brand\"><svg viewBox=\"0 0 18 22\" aria-hidden=\"true\">"
-                "<path style=\"fill:inherit\" d=\"M9.6 0C10.4 4 4 7 2.6 11.200a7.300 7.300 0 0 0 1.700 8.300C3.500 16 5.600 "
-                "14.200 6.600 12c1 1.200 1 2.300.900 3.300C10 13.600 10.300 10.300 9.800 8.200c3 2 4.200 6.400 2.300 "
-                "11.600 5.700-3.600 4.600-9.800 1.900-13.100-.300 1.300-.900 2-1.700 2.400C12.800 5.600 11.900 2 9.600 0z\"/>"
-                "</svg>ATHANOR</div>\n<h1>");
-    markup_string(out, data->name);
-    buffer_text(out, "</h1>\n");
-    add_lead(data, out);
-}
-
-static void add_tile(Buffer *out, const char *class_name, const char *value, const char *name) {
-    buffer_printf(out, "<div class=\"card tile%s\"><b>%s</b><span>%s</span></div>\n", class_name, value, name);
-}
-
 static void add_tiles(const RunData *data, Buffer *out) {
     char value[64], name[128], number[32];
-    buffer_text(out, "<div class=\"tiles\">\n");
+    page_tiles(out);
     const SetHistory *set = run_data_main_set(data);
     if (set != NULL && set->loss.count > 0) {
         snprintf(value, sizeof value, "%.3f", last_of(&set->loss));
         snprintf(name, sizeof name, "held-out loss, was %.3f", first_of(&set->loss));
-        add_tile(out, " first", value, set->loss.count > 1 ? name : "held-out loss");
+        page_tile(value, set->loss.count > 1 ? name : "held-out loss", true, out);
         if (isfinite(set->last_bits_per_byte)) {
             snprintf(value, sizeof value, "%.3f", set->last_bits_per_byte);
             snprintf(name, sizeof name, "bits per byte, perplexity %s",
                      isfinite(set->last_perplexity) ? text_count(number, set->last_perplexity) : "unknown");
-            add_tile(out, "", value, name);
+            page_tile(value, name, false, out);
         }
     }
     if (data->loss.count > 0) {
         Series even = {0};
         smooth(&data->loss, &even);
         snprintf(value, sizeof value, "%.3f", last_of(&even));
-        add_tile(out, set == NULL ? " first" : "", value, "training loss");
+        page_tile(value, "training loss", set == NULL, out);
         series_free(&even);
     }
     if (data->tokens > 0) {
@@ -135,15 +106,15 @@ static void add_tiles(const RunData *data, Buffer *out) {
     } else {
         text_count(value, data->last_step);
     }
-    add_tile(out, "", value, name);
+    page_tile(value, name, false, out);
     double speed = series_median(&data->tokens_per_second);
     if (isfinite(speed)) {
-        add_tile(out, "", text_count(number, speed), "tokens a second, median");
+        page_tile(text_count(number, speed), "tokens a second, median", false, out);
     }
     if (data->seconds > 0) {
-        add_tile(out, "", text_duration(number, data->seconds), "in training steps");
+        page_tile(text_duration(number, data->seconds), "in training steps", false, out);
     }
-    buffer_text(out, "</div>\n");
+    page_tiles_end(out);
 }
 
 static void add_warnings(const RunData *data, Buffer *out) {
@@ -165,6 +136,8 @@ static void add_warnings(const RunData *data, Buffer *out) {
 
 // ---- Charts
 
+#define RESUMED "resumed at"
+
 typedef struct Marks {
     double *steps;
     int count;
@@ -178,17 +151,6 @@ static Marks find_marks(const RunData *data) {
     return marks;
 }
 
-// The drawing twice: for wide and for narrow screens, where a scaled one could not be read.
-static void add_wide_chart(Chart chart, int narrow_height, Buffer *out) {
-    char *name = memory_format("%s-narrow", chart.id);
-    chart_svg(&chart, "wide", out);
-    chart.width = NARROW;
-    chart.height = narrow_height;
-    chart.id = name;
-    chart_svg(&chart, "narrow", out);
-    free(name);
-}
-
 static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
     const SetHistory *set = run_data_main_set(data);
     Series even = {0}, none = {0};
@@ -198,22 +160,23 @@ static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
         {&even, "train", LINE_PLAIN, 0},
         {set != NULL ? &set->loss : &none, "held-out", LINE_DOTS, 1},
     };
-    buffer_text(out,
-                "<h2>Loss</h2>\n<p class=\"about\">Cross-entropy of the next token. The faint band is every training step, "
-                "the line through it its running mean; points are measured on text the model never trains on.</p>\n"
-                "<figure class=\"card\" style=\"margin:0\">\n");
-    add_wide_chart((Chart){.title = "Training and held-out loss over steps",
-                           .unit = "loss, nats per token",
-                           .x_unit = "step",
-                           .width = WIDE,
-                           .height = 400,
-                           .lines = lines,
-                           .line_count = 3,
-                           .marks = marks->steps,
-                           .mark_count = marks->count,
-                           .id = "loss"},
-                   300, out);
-    buffer_text(out, "</figure>\n");
+    page_section("Loss",
+                 "Cross-entropy of the next token. The faint band is every training step, the line through it its running "
+                 "mean; points are measured on text the model never trains on.",
+                 out);
+    page_figure(NULL, NULL, out);
+    page_chart((Chart){.title = "Training and held-out loss over steps",
+                       .unit = "loss, nats per token",
+                       .x_unit = "step",
+                       .height = 400,
+                       .lines = lines,
+                       .line_count = 3,
+                       .marks = marks->steps,
+                       .mark_count = marks->count,
+                       .mark_title = RESUMED,
+                       .id = "loss"},
+               300, out);
+    page_figure_end(out);
     if (marks->count > 0) {
         buffer_printf(out, "<p class=\"none\">Dashed verticals: the run was resumed there (%d time%s).</p>\n", marks->count,
                       marks->count == 1 ? "" : "s");
@@ -257,24 +220,24 @@ static void add_sets(const RunData *data, const Marks *marks, Buffer *out) {
             count++;
         }
     }
-    buffer_text(out,
-                "<h2>Held-out sets</h2>\n<p class=\"about\">Each set is measured by itself. Bits per byte does not depend on "
-                "the tokenizer, so it compares "
-                "runs with different ones. The drawing shows what follows the first steep fall.</p>\n<figure class=\"card\" "
-                "style=\"margin:0\">\n");
+    page_section("Held-out sets",
+                 "Each set is measured by itself. Bits per byte does not depend on the tokenizer, so it compares runs with "
+                 "different ones. The drawing shows what follows the first steep fall.",
+                 out);
+    page_figure(NULL, NULL, out);
     int height = 340 > 17 * count + 90 ? 340 : 17 * count + 90;
-    add_wide_chart((Chart){.title = "Held-out loss of each set over steps",
-                           .unit = "loss, nats per token",
-                           .x_unit = "step",
-                           .width = WIDE,
-                           .height = height,
-                           .settle = count > 1 && data->sets[0].loss.count >= 8 ? 0.1 : 0,
-                           .lines = lines,
-                           .line_count = count,
-                           .marks = marks->steps,
-                           .mark_count = marks->count,
-                           .id = "sets"},
-                   height, out);
+    page_chart((Chart){.title = "Held-out loss of each set over steps",
+                       .unit = "loss, nats per token",
+                       .x_unit = "step",
+                       .height = height,
+                       .settle = count > 1 && data->sets[0].loss.count >= 8 ? 0.1 : 0,
+                       .lines = lines,
+                       .line_count = count,
+                       .marks = marks->steps,
+                       .mark_count = marks->count,
+                       .mark_title = RESUMED,
+                       .id = "sets"},
+               height, out);
     buffer_text(out, "<div class=\"scroll\" style=\"margin-top:12px\"><table>\n<thead><tr><th>set</th><th>first "
                      "loss</th><th>loss</th><th>perplexity</th><th>bits per byte</th></tr></thead>\n<tbody>\n");
     for (int i = 0, colour = 0; i < data->set_count; i++) {
@@ -285,17 +248,16 @@ static void add_sets(const RunData *data, const Marks *marks, Buffer *out) {
     if (run_data_set(data, "all") != NULL && named_sets(data) > 1) {
         add_set_row(run_data_set(data, "all"), -1, out);
     }
-    buffer_text(out, "</tbody></table></div>\n</figure>\n");
+    buffer_text(out, "</tbody></table></div>\n");
+    page_figure_end(out);
 }
 
 static void add_small_chart(const char *title, const char *note, Chart chart, Buffer *out) {
-    buffer_printf(out, "<figure class=\"card\" style=\"margin:0\"><h3>%s<small>%s</small></h3>\n", title, note);
+    page_figure(title, note, out);
     chart.title = title;
     chart.x_unit = "step";
-    chart.width = 460;
-    chart.height = 230;
-    chart_svg(&chart, "small", out);
-    buffer_text(out, "</figure>\n");
+    page_small_chart(chart, out);
+    page_figure_end(out);
 }
 
 static void add_course(const RunData *data, const Marks *marks, Buffer *out) {
@@ -308,10 +270,10 @@ static void add_course(const RunData *data, const Marks *marks, Buffer *out) {
     ChartLine norm_lines[] = {{&data->grad_norm, NULL, LINE_FAINT, 3}, {&norm, NULL, LINE_PLAIN, 3}};
     ChartLine speed_lines[] = {{&data->tokens_per_second, NULL, LINE_FAINT, 2}, {&speed, NULL, LINE_PLAIN, 2}};
     ChartLine wait_lines[] = {{&waits[0], "data", LINE_PLAIN, 5}, {&waits[1], "ranks", LINE_PLAIN, 6}};
-    Chart base = {.marks = marks->steps, .mark_count = marks->count};
+    Chart base = {.marks = marks->steps, .mark_count = marks->count, .mark_title = RESUMED};
     Chart chart;
-    buffer_text(out, "<h2>How it ran</h2>\n<p class=\"about\">Bands are single steps, lines running means.</p>\n<div "
-                     "class=\"pair\">\n");
+    page_section("How it ran", "Bands are single steps, lines running means.", out);
+    buffer_text(out, "<div class=\"pair\">\n");
     chart = base;
     chart.unit = "";
     chart.lines = rate_lines;
@@ -362,9 +324,8 @@ static void add_samples(const RunData *data, Buffer *out) {
         return;
     }
     const Sample *first = run_data_first_sample(data), *last = run_data_last_sample(data);
-    buffer_text(out,
-                "<h2>What it writes</h2>\n<p class=\"about\">Text continued by the model from the same prompt, which is set "
-                "in colour.</p>\n<div class=\"pair\">\n");
+    page_section("What it writes", "Text continued by the model from the same prompt, which is set in colour.", out);
+    buffer_text(out, "<div class=\"pair\">\n");
     if (last != first) {
         add_sample(first, "At first", "", out);
     }
@@ -386,9 +347,10 @@ static void add_samples(const RunData *data, Buffer *out) {
 
 static void add_page(const RunData *data, Buffer *out) {
     Marks marks = find_marks(data);
-    add_head(data, out);
+    page_begin(data->name, out);
+    add_lead(data, out);
     add_tiles(data, out);
-    buffer_text(out, "</header>\n<main>\n");
+    page_body(out);
     add_warnings(data, out);
     add_loss(data, &marks, out);
     add_samples(data, out);
@@ -397,9 +359,7 @@ static void add_page(const RunData *data, Buffer *out) {
     details_memory(data, out);
     details_configuration(data, out);
     details_machine(data, out);
-    char stamp[24];
-    buffer_printf(out, "</main>\n<footer>Written %s by athanor " ATHANOR_VERSION ".</footer>\n</body>\n</html>\n",
-                  clock_stamp(stamp));
+    page_end(out);
     free(marks.steps);
 }
 

@@ -1,0 +1,248 @@
+// Where a rank keeps the rows of the parameter table: see placement.h.
+#include "train/model/placement.h"
+
+#include "parallel/sharding.h"
+
+enum { WEIGHT_ALIGN = 64 };  // bytes; with PARAM_ALIGN elements of 4 or 2 bytes the same gaps as in the other spaces
+
+static int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+RankShare rank_share_whole(const ParamTable *table) {
+    return (RankShare){.tensor_ranks = 1, .layers = {-1, table->layer_count + 1}, .shards = 1};
+}
+
+int moments_of(OptimizerKind kind) {
+    return kind == OPTIMIZER_ADAMW ? 2 : 1;
+}
+
+DataType moment_type(const Storage *storage, int moment) {
+    return storage->moments == MOMENT_FP32 ? TYPE_FP32 : moment == 1 ? TYPE_CODE8 : TYPE_CODE8_UNSIGNED;
+}
+
+// ---- Boxes
+
+// True where the row's blocks of quantised values are whole within the boxes, so that they are the same wherever it lies.
+static bool keeps_blocks(const Param *row, const Place *place) {
+    enum { BLOCK = DATA_TYPE_BLOCK };
+    int64_t columns = row->shape[1];
+    for (int i = 0; i < place->box_count; i++) {
+        const Box *box = &place->boxes[i];
+        bool wide = row->dims == 1 || (box->begin[1] == 0 && box->end[1] == columns);
+        int64_t begin = box->begin[0] * columns, end = box->end[0] * columns;
+        bool last = end == row->count && i + 1 == place->box_count;
+        bool whole = wide ? begin % BLOCK == 0 && (end % BLOCK == 0 || last)
+                          : columns % BLOCK == 0 && box->begin[1] % BLOCK == 0 && box->end[1] % BLOCK == 0;
+        if (!whole) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static Error *cut_row(const Param *row, const RankShare *share, Place *place) {
+    for (int i = 0; i < row->part_count; i++) {
+        const ParamPart *part = &row->parts[i];
+        Box box = box_whole(row->dims, row->shape);
+        box.begin[0] = part->begin;
+        box.end[0] = part->end;
+        if (part->cut != CUT_NONE) {
+            int64_t first = box.begin[part->cut], units = (box.end[part->cut] - first) / part->unit;
+            if (units % share->tensor_ranks != 0) {
+                return failure("%s: %lld %s cannot be divided among %d tensor-parallel ranks", row->name, (long long)units,
+                               part->units, share->tensor_ranks);
+            }
+            int64_t each = units / share->tensor_ranks * part->unit;
+            box.begin[part->cut] = first + share->tensor * each;
+            box.end[part->cut] = box.begin[part->cut] + each;
+        }
+        // Neighbours join, so that an uncut tensor is one box.
+        Box *before = place->box_count > 0 ? &place->boxes[place->box_count - 1] : NULL;
+        bool joins = before != NULL && before->end[0] == box.begin[0] &&
+                     (row->dims == 1 || (before->begin[1] == box.begin[1] && before->end[1] == box.end[1]));
+        if (joins) {
+            before->end[0] = box.end[0];
+        } else {
+            place->boxes[place->box_count++] = box;
+        }
+    }
+    for (int i = 0; i < place->box_count; i++) {
+        place->shape[0] += place->boxes[i].end[0] - place->boxes[i].begin[0];
+    }
+    place->shape[1] = row->dims == 1 ? 1 : place->boxes[0].end[1] - place->boxes[0].begin[1];
+    place->count = place->shape[0] * place->shape[1];
+    return NULL;
+}
+
+// ---- Spaces
+
+// Weights and gradients, which do not depend on who owns the state.
+static Error *place_row(const Param *row, const RankShare *share, int64_t align, Placement *out, Place *place) {
+    const Storage *storage = &out->storage;
+    TRY(cut_row(row, share, place));
+    bool frozen = !row->trainable;
+    place->type = frozen && row->dims == 2 ? storage->frozen_type : storage->type;
+    place->trainable = storage->learns && !frozen;
+    bool quantised = data_type_has_scales(place->type) || (place->trainable && storage->moments == MOMENT_8BIT);
+    if (quantised && !keeps_blocks(row, place)) {
+        return failure("%s: its cut among %d tensor-parallel ranks goes through blocks of %d quantised values; use fewer ranks, "
+                       "or values of 16 or 32 bits",
+                       row->name, share->tensor_ranks, DATA_TYPE_BLOCK);
+    }
+    int64_t bytes = data_type_bytes(place->type);
+    place->weight_at = out->weight_bytes;
+    out->weight_bytes += round_up(round_up(place->count, align) * bytes, WEIGHT_ALIGN);
+    place->scale_at = out->weight_scales;
+    out->weight_scales += data_type_scales(place->type, place->count);
+    if (place->trainable) {
+        place->gradient_at = out->gradients;
+        out->gradients += round_up(place->count, align);
+    }
+    return NULL;
+}
+
+static Range owned_of(const Param *row, const Place *place, Range shard) {
+    if (row->update == UPDATE_MATRIX) {
+        bool own = place->gradient_at >= shard.begin && place->gradient_at < shard.end;
+        return (Range){0, own ? place->count : 0};
+    }
+    int64_t begin = shard.begin - place->gradient_at, end = shard.end - place->gradient_at;
+    begin = begin > 0 ? begin : 0;
+    end = end < place->count ? end : place->count;
+    return begin < end ? (Range){begin, end} : (Range){0, 0};
+}
+
+// The state of what this rank owns: elementwise rows first, because whole-matrix rules have no second moment.
+static void place_states(const ParamTable *table, const RankShare *share, int64_t align, Placement *out) {
+    Range shard = range_part(out->gradients, MOMENT_BLOCK, share->shards, share->shard);
+    for (int matrices = 0; matrices < 2; matrices++) {
+        for (int32_t i = 0; i < table->count; i++) {
+            Place *place = &out->places[i];
+            if (place->trainable && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
+                place->owned = owned_of(&table->rows[i], place, shard);
+                place->state_at = out->state;
+                out->state += round_up(place->owned.end - place->owned.begin, align);
+            }
+        }
+        out->second_state = matrices == 0 && moments_of(out->storage.optimizer) > 1 ? out->state : out->second_state;
+    }
+}
+
+Error *placement_create(const ParamTable *table, const Storage *storage, const RankShare *share, Placement *out) {
+    *out = (Placement){.storage = *storage, .count = table->count};
+    out->places = memory_zeroed((size_t)table->count, sizeof *out->places);
+    // A block of 8-bit moments holds values of one row.
+    int64_t align = storage->learns && storage->moments == MOMENT_8BIT ? MOMENT_BLOCK : PARAM_ALIGN;
+    Error *error = NULL;
+    for (int32_t i = 0; i < table->count && error == NULL; i++) {
+        const Param *row = &table->rows[i];
+        if (row->layer >= share->layers.begin && row->layer < share->layers.end) {
+            error = place_row(row, share, align, out, &out->places[i]);
+        }
+    }
+    if (error != NULL) {
+        placement_free(out);
+        return error;
+    }
+    place_states(table, share, align, out);
+    return NULL;
+}
+
+void placement_free(Placement *placement) {
+    free(placement->places);
+    *placement = (Placement){0};
+}
+
+// ---- Pointers
+
+static const Place *place_of(const Placement *placement, int32_t row) {
+    ensure(row < placement->count, "row %d of %d", row, placement->count);
+    return row >= 0 && placement->places[row].box_count > 0 ? &placement->places[row] : NULL;
+}
+
+void *placement_weight(const Placement *placement, int32_t row, void *weights) {
+    const Place *place = place_of(placement, row);
+    return place != NULL && weights != NULL ? (char *)weights + place->weight_at : NULL;
+}
+
+float *placement_weight_scales(const Placement *placement, int32_t row, float *scales) {
+    const Place *place = place_of(placement, row);
+    return place != NULL && scales != NULL && data_type_has_scales(place->type) ? scales + place->scale_at : NULL;
+}
+
+float *placement_gradient(const Placement *placement, int32_t row, float *gradients) {
+    const Place *place = place_of(placement, row);
+    return place != NULL && place->trainable && gradients != NULL ? gradients + place->gradient_at : NULL;
+}
+
+void *placement_state(const Placement *placement, int32_t row, void *array, int64_t bytes) {
+    const Place *place = place_of(placement, row);
+    bool there = place != NULL && place->owned.end > place->owned.begin && array != NULL;
+    return there ? (char *)array + place->state_at * bytes : NULL;
+}
+
+float *placement_state_scales(const Placement *placement, int32_t row, float *scales) {
+    const Place *place = place_of(placement, row);
+    bool there = place != NULL && place->owned.end > place->owned.begin && scales != NULL;
+    return there ? scales + place->state_at / MOMENT_BLOCK : NULL;
+}
+
+int64_t placement_gradients_from(const Placement *placement, int32_t row) {
+    for (int32_t i = row; i < placement->count; i++) {
+        if (placement->places[i].trainable) {
+            return placement->places[i].gradient_at;
+        }
+    }
+    return placement->gradients;
+}
+
+// ---- Segments
+
+// Gaps are zero in weights, gradients and state, so a run may cross one that is as wide in all of them: zero stays zero.
+static bool joins(const UpdateSegment *before, const UpdateSegment *next) {
+    int64_t gap = next->gradient - (before->gradient + before->count);
+    return gap < PARAM_ALIGN && next->weight - (before->weight + before->count) == gap &&
+           next->state - (before->state + before->count) == gap &&
+           (int64_t)(next->random - before->random) - before->count == gap && before->rate_scale == next->rate_scale &&
+           before->weight_decay == next->weight_decay;
+}
+
+int64_t placement_segments(const Placement *placement, const ParamTable *table, double weight_decay, UpdateSegment **out) {
+    UpdateSegment *segments = memory_new((size_t)table->count, sizeof *segments);
+    int64_t count = 0;
+    for (int32_t i = 0; i < table->count; i++) {
+        const Place *place = &placement->places[i];
+        const Param *row = &table->rows[i];
+        int64_t begin = place->owned.begin, owned = place->owned.end - begin;
+        if (owned == 0 || row->update != UPDATE_ELEMENTWISE) {
+            continue;
+        }
+        UpdateSegment segment = {.weight = place->weight_at / data_type_bytes(place->type) + begin,
+                                 .gradient = place->gradient_at + begin,
+                                 .state = place->state_at,
+                                 .count = owned,
+                                 // Of a tensor that is cut: unique to its elements here, though not the same as uncut.
+                                 .random = (uint64_t)(row->index + begin),
+                                 .rate_scale = row->rate_scale,
+                                 .weight_decay = row->decay ? (float)weight_decay : 0};
+        if (count > 0 && joins(&segments[count - 1], &segment)) {
+            segments[count - 1].count = segment.gradient + owned - segments[count - 1].gradient;
+        } else {
+            segments[count++] = segment;
+        }
+    }
+    *out = segments;
+    return count;
+}
+
+Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank) {
+    const Place *place = &placement->places[row];
+    Range part = range_part(table->elements, PARAM_ALIGN, ranks, rank), out;
+    // Both sides of a cut move it to the same block of the row.
+    int64_t begin = round_up(part.begin - table->rows[row].index, DATA_TYPE_BLOCK);
+    int64_t end = round_up(part.end - table->rows[row].index, DATA_TYPE_BLOCK);
+    out.begin = part.begin <= table->rows[row].index ? 0 : begin < place->count ? begin : place->count;
+    out.end = part.end <= table->rows[row].index ? 0 : end < place->count && rank + 1 < ranks ? end : place->count;
+    return out.begin < out.end ? out : (Range){0, 0};
+}

@@ -1,0 +1,88 @@
+// Where a rank keeps the rows of the parameter table: the second table, computed from the first.
+//
+// A pure function of the rows, of the rank's share in the layout and of how things are stored. For each row: which part of the
+// tensor this rank holds, where its weight lies and in which type, where its gradient is, where the optimizer's state is, and
+// which elements' state is this rank's to keep. Four index spaces, each with its own order of rows, all rising:
+//
+//     weights    bytes of one block: every row that is here, in its own type, each from a multiple of 64 bytes
+//     gradients  floats: trainable rows alone, in the order of the table, so that a backward pass finishes them from the end
+//     state      elements of masters and moments: what this rank owns of the trainable rows; those of whole-matrix rules last
+//     scales     of quantised weights
+//
+// Nothing outside of placement.c computes a place: others ask for a row's pointer, and a test sees to it.
+//
+//   frozen row        no gradient and no state; its matrix may lie in another type, with scales
+//   tensor parallel   smaller boxes: each part's N-th, one box a part
+//   pipeline stage    absent rows
+//   optimizer shards  the flat gradients are cut into equal parts (parallel/sharding.h); a rank's state is its part's. A row of
+//                     UPDATE_MATRIX has one owner, the shard that holds its first element.
+#pragma once
+
+#include "train/model/params.h"
+
+// How things are stored on a rank.
+typedef struct Storage {
+    DataType type;         // of the device: weights of trainable rows and of all vectors
+    DataType frozen_type;  // of frozen matrices
+    bool learns;           // else neither gradients nor state
+    bool masters;          // fp32 copies of trainable rows, where `type` is not fp32
+    OptimizerKind optimizer;
+    MomentType moments;
+} Storage;
+
+// A rank's share in the layout. See rank_share_whole.
+typedef struct RankShare {
+    int tensor, tensor_ranks;
+    Range layers;  // rows with layer in [begin, end) are here; -1: before the layers, L: after them
+    int shard, shards;
+} RankShare;
+
+// One rank that has everything.
+RankShare rank_share_whole(const ParamTable *table);
+
+typedef struct Place {
+    Box boxes[PARAM_MOST_PARTS];  // what lies here, one box after the other; none: the row is absent
+    int box_count;
+    int64_t shape[2], count;  // of what lies here
+    DataType type;            // of the weight
+    Range owned;              // elements (of `count`) whose state lies here; of a frozen row none
+    bool trainable;           // it has a gradient here
+    // For placement.c alone.
+    int64_t weight_at, scale_at, gradient_at, state_at;
+} Place;
+
+typedef struct Placement {
+    Storage storage;
+    Place *places;  // one a row of the table
+    int32_t count;
+    int64_t weight_bytes, weight_scales;  // sizes of the four spaces
+    int64_t gradients;
+    int64_t state, second_state;  // elements that have a first moment, and those that have a second
+} Placement;
+
+// Computes it. Errors: a tensor that cannot be cut that often, or between whose blocks of quantised values the cut would go.
+Error *placement_create(const ParamTable *table, const Storage *storage, const RankShare *share, Placement *out) MUST_CHECK;
+void placement_free(Placement *placement);
+
+// The optimizer's kinds of state.
+int moments_of(OptimizerKind kind);
+DataType moment_type(const Storage *storage, int moment);  // moment 1 or 2
+
+// Pointers into arrays that have the placement's sizes: NULL where the row is -1, absent or without such a thing, or the array
+// is NULL. State: of the first owned element; `bytes` of one element.
+void *placement_weight(const Placement *placement, int32_t row, void *weights);
+float *placement_weight_scales(const Placement *placement, int32_t row, float *scales);
+float *placement_gradient(const Placement *placement, int32_t row, float *gradients);
+void *placement_state(const Placement *placement, int32_t row, void *array, int64_t bytes);
+float *placement_state_scales(const Placement *placement, int32_t row, float *scales);  // of 8-bit moments
+
+// The gradients from the returned element on are those of rows `row` .. and nothing else.
+int64_t placement_gradients_from(const Placement *placement, int32_t row);
+
+// The owned elements of rows with elementwise updates, in runs of equal settings, for Operations.optimizer_update. The caller
+// frees *out, which has at most placement->count entries. Returns the count.
+int64_t placement_segments(const Placement *placement, const ParamTable *table, double weight_decay, UpdateSegment **out);
+
+// Rank `rank`'s part of what `ranks` ranks with equal placements save between them: elements of the row as it lies here. Even
+// over all rows together, in whole blocks of quantised values.
+Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank);

@@ -1,0 +1,74 @@
+// The parameters of a model on a device, and what training keeps beside them: gradients, fp32 masters, moments.
+//
+// Sized and addressed by a placement; cut from its owner's arena. Everything goes in and out row by row, as floats of the host
+// or in the type in which it lies: for checkpoints, resumes and tests.
+#pragma once
+
+#include "kernels/device.h"
+#include "train/model/layout.h"
+#include "train/model/placement.h"
+
+typedef struct ModelWeights {
+    Device *device;
+    const ParamTable *table;
+    Placement placement;
+    // Device memory.
+    void *weights;            // [placement.weight_bytes]: what the passes read
+    float *scales;            // [placement.weight_scales]
+    float *masters;           // [placement.state], NULL where the weights are the masters or there are none
+    float *grads;             // [placement.gradients], NULL without learning
+    void *moment1, *moment2;  // [placement.state], [placement.second_state] of moment_type
+    float *scale1, *scale2;   // of 8-bit moments
+    UpdateSegment *segments;
+    int64_t segment_count;
+} ModelWeights;
+
+// Takes the table (not copied) and the placement (its memory becomes the weights'), and cuts everything off the layout; with a
+// layout that only counts, nothing else. Once memory is there and `device` is set, weights_fill uploads what the optimizer must
+// know.
+void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement placement, Layout *layout);
+void weights_fill(ModelWeights *weights, double weight_decay);
+void weights_free(ModelWeights *weights);  // not the device memory, which is its arena's
+
+// What the passes use: a row's weight, its scales, its gradient; NULL for row -1, an absent or (gradients) a frozen row.
+static inline const void *weights_row(const ModelWeights *weights, int32_t row) {
+    return placement_weight(&weights->placement, row, weights->weights);
+}
+static inline float *weights_gradient(const ModelWeights *weights, int32_t row) {
+    return placement_gradient(&weights->placement, row, weights->grads);
+}
+void weights_zero_gradients(const ModelWeights *weights);
+
+// ---- In and out
+
+typedef enum WeightsArray { ARRAY_WEIGHT, ARRAY_MOMENT1, ARRAY_MOMENT2, ARRAY_GRADIENT, ARRAY_COUNT } WeightsArray;
+const char *weights_array_name(WeightsArray array);  // "weight", "moment1", ...: the kinds of a checkpoint
+
+// The elements of the row, as it lies here, that this rank has in that array; empty where there are none. Of this and
+// weights_type and weights_saved only table and placement are asked.
+Range weights_extent(const ModelWeights *weights, WeightsArray array, int32_t row);
+// The type in which they lie: of a weight with a master, the master's.
+DataType weights_type(const ModelWeights *weights, WeightsArray array, int32_t row);
+
+// Elements [begin, end) of weights_extent, out of the device and back. Values with scales come and go in whole blocks, counted
+// from the first element of the extent. A written weight's master and its copy for the passes follow. Reading waits.
+void weights_read(const ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, float *to);
+void weights_write(ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, const float *from);
+// The same bytes as they lie, in weights_type; scales NULL where the type has none.
+void weights_fetch(const ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, void *to,
+                   float *scales);
+
+// ---- What is saved
+
+// A part of a row that a rank saves: elements [begin, end) of the row as it lies here, in weights_type.
+typedef struct SavedPart {
+    int32_t row;
+    WeightsArray array;
+    int64_t begin, end;
+} SavedPart;
+
+// What rank `rank` of `ranks` with equal placements saves: weights and moments. Returns the number; the caller frees *out.
+int weights_saved(const ModelWeights *weights, int ranks, int rank, SavedPart **out);
+
+// Initial values of all rows that are here.
+void weights_initialise(ModelWeights *weights, uint64_t seed);

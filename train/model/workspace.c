@@ -1,0 +1,268 @@
+// A workspace: see workspace.h.
+#include "train/model/workspace.h"
+
+#include "kernels/scratch.h"
+
+#include <math.h>
+#include <stddef.h>
+
+// ---- What a layer keeps
+
+typedef enum Kept {
+    KEPT_UNLESS_FULL,   // by every layer, but where layers are run again as a whole
+    KEPT_UNLESS_CHEAP,  // not where what is cheap to compute is computed again (selective) either
+    KEPT_FOR_WEIGHTS,   // where the gradients of weights are called later
+} Kept;
+
+typedef struct ActivationRow {
+    size_t field;  // in LayerActivations
+    const char *name;
+    int64_t (*columns)(const ModelConfig *config);  // 0: this model has none
+    bool statistic;                                 // fp32, else the compute type
+    Kept kept;
+    size_t with;  // the field whose buffer serves where neither is kept; of itself: none
+} ActivationRow;
+
+static int64_t width_of(const ModelConfig *config) {
+    return config->width;
+}
+static int64_t heads_of(const ModelConfig *config) {
+    return config->heads;
+}
+static int64_t ffn_width_of(const ModelConfig *config) {
+    return config->ffn_width;
+}
+static int64_t one(const ModelConfig *config) {
+    return 1;
+}
+static int64_t one_mean(const ModelConfig *config) {
+    return config->norm == NORM_LAYER;
+}
+
+#define AT(field) offsetof(LayerActivations, field)
+
+// The residual stream stands apart: a layer's output is the next one's input.
+static const ActivationRow rows[] = {
+    {AT(middle), "residual stream after attention", width_of, false, KEPT_UNLESS_FULL, AT(input)},
+    {AT(norm1), "norm outputs", width_of, false, KEPT_UNLESS_CHEAP, AT(norm1)},
+    {AT(norm2), "feed-forward norm outputs", width_of, false, KEPT_UNLESS_CHEAP, AT(norm1)},
+    {AT(mean1), "means", one_mean, true, KEPT_UNLESS_FULL, AT(mean1)},
+    {AT(rstd1), "deviations", one, true, KEPT_UNLESS_FULL, AT(rstd1)},
+    {AT(mean2), "feed-forward means", one_mean, true, KEPT_UNLESS_FULL, AT(mean1)},
+    {AT(rstd2), "feed-forward deviations", one, true, KEPT_UNLESS_FULL, AT(rstd1)},
+    {AT(qkv), "queries, keys, values", model_qkv_width, false, KEPT_UNLESS_FULL, AT(qkv)},
+    {AT(attention), "attention outputs", model_attention_width, false, KEPT_UNLESS_FULL, AT(attention)},
+    {AT(lse), "attention statistics", heads_of, true, KEPT_UNLESS_FULL, AT(lse)},
+    {AT(pre), "feed-forward inputs", model_up_width, false, KEPT_UNLESS_FULL, AT(pre)},
+    {AT(inner), "feed-forward activations", ffn_width_of, false, KEPT_UNLESS_CHEAP, AT(inner)},
+    {AT(dmlp), "gradients of feed-forward outputs", width_of, false, KEPT_FOR_WEIGHTS, AT(dmlp)},
+    {AT(dpre), "gradients of feed-forward inputs", model_up_width, false, KEPT_FOR_WEIGHTS, AT(dpre)},
+    {AT(dattention), "gradients of attention's branches", width_of, false, KEPT_FOR_WEIGHTS, AT(dattention)},
+    {AT(dqkv), "gradients of queries, keys, values", model_qkv_width, false, KEPT_FOR_WEIGHTS, AT(dqkv)},
+};
+enum { ROWS = sizeof rows / sizeof *rows };
+
+static void **slot(LayerActivations *at, size_t field) {
+    return (void **)(void *)((char *)at + field);
+}
+
+// In how many sets a row is kept: one a layer, one for all, or none.
+static int64_t sets_of(const ActivationRow *row, const WorkspaceOptions *options, int64_t layers) {
+    switch (row->kept) {
+    case KEPT_UNLESS_FULL:
+        return options->recompute == RECOMPUTE_FULL ? 1 : layers;
+    case KEPT_UNLESS_CHEAP:
+        return options->recompute == RECOMPUTE_NONE ? layers : 1;
+    case KEPT_FOR_WEIGHTS:
+        return options->weights_later ? layers : 0;
+    }
+    return 0;
+}
+
+static int64_t batch_rows(const WorkspaceOptions *options) {
+    return options->sequences * options->length;
+}
+
+// The buffers of all layers that a backward pass needs.
+static void lay_out_layers(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
+    const WorkspaceOptions *options = &w->options;
+    int64_t layers = options->layers.end - options->layers.begin, count = batch_rows(options),
+            element = data_type_bytes(machine->type);
+    void *stream = layout_take(layout, "residual stream", layers + 1, count, config->width, element);
+    for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
+        w->layers[i].input = layout_part(stream, i, layers + 1, count * config->width, element);
+        w->layers[i].output = layout_part(stream, i + 1, layers + 1, count * config->width, element);
+    }
+    for (int r = 0; r < ROWS; r++) {
+        const ActivationRow *row = &rows[r];
+        int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
+        int64_t sets = sets_of(row, options, layers);
+        // What is computed again one after the other, each right before it is read, shares a buffer.
+        bool shares = row->with != row->field && row->kept == KEPT_UNLESS_CHEAP && options->recompute == RECOMPUTE_SELECTIVE;
+        void *base = shares ? NULL : layout_take(layout, row->name, columns > 0 ? sets : 0, count, columns, size);
+        for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
+            LayerActivations *at = &w->layers[i];
+            *slot(at, row->field) = shares ? *slot(at, row->with) : layout_part(base, i, sets, count * columns, size);
+        }
+    }
+}
+
+// The buffers of a pass without a backward one: those of one layer, in place where that can be.
+static void lay_out_shared(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
+    int64_t count = batch_rows(&w->options), element = data_type_bytes(machine->type);
+    LayerActivations *at = &w->shared;
+    at->input = at->output = layout_take(layout, "residual stream", 1, count, config->width, element);
+    for (int r = 0; r < ROWS; r++) {
+        const ActivationRow *row = &rows[r];
+        int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
+        bool needed = row->kept != KEPT_FOR_WEIGHTS && columns > 0 && (row->field != AT(pre) || config->gated);
+        *slot(at, row->field) =
+            row->with != row->field ? *slot(at, row->with) : layout_take(layout, row->name, needed, count, columns, size);
+    }
+}
+
+static int64_t widest(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static void lay_out_gradients(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
+    int64_t count = batch_rows(&w->options), width = config->width, element = data_type_bytes(machine->type);
+    int64_t wide = widest(model_up_width(config), model_qkv_width(config));
+    int64_t narrow = widest(width, model_attention_width(config));
+    w->dstream = layout_take(layout, "gradient of the residual stream", 1, count, width, element);
+    w->dwide = layout_take(layout, "gradients of wide rows", !w->options.weights_later, count, wide, element);
+    w->dnarrow = layout_take(layout, "gradients of narrow rows", 1, count, narrow, element);
+    bool dinner = config->gated && machine->kind == DEVICE_CPU;
+    w->dinner = layout_take(layout, "gradients of gated rows", dinner, count, config->ffn_width, element);
+    w->dbranch = layout_take(layout, "gradients of dropped rows", config->dropout > 0 && !w->options.weights_later, count,
+                             width, element);
+    for (int64_t i = 0; w->layers != NULL && layout->base != NULL && i < w->options.layers.end - w->options.layers.begin; i++) {
+        w->layers[i].dpre = w->layers[i].dpre != NULL ? w->layers[i].dpre : w->dwide;
+        w->layers[i].dqkv = w->layers[i].dqkv != NULL ? w->layers[i].dqkv : w->dwide;
+    }
+}
+
+// Rows of logits held at a time, where the options leave the choice.
+static int64_t head_rows_chosen(const ModelConfig *config, const WorkspaceOptions *options, const Machine *machine) {
+    int64_t count = batch_rows(options), chosen = options->head_rows;
+    if (chosen == 0) {
+        // Fewer passes over the head's gradient against memory for logits: about 64 MiB of them on a CPU and 512 MiB on a card,
+        // at least 64 rows, and every pass with as many rows as the others, in whole tiles.
+        int64_t room = (int64_t)(machine->kind == DEVICE_CPU ? 64 : 512) << 20;
+        int64_t most = room / (data_type_bytes(machine->type) * config->vocabulary);
+        most = most < 64 ? 64 : most;
+        int64_t passes = (count + most - 1) / most;
+        chosen = ((count + passes - 1) / passes + 15) / 16 * 16;
+    }
+    return chosen < 0 ? 0 : chosen < count ? chosen : count;
+}
+
+void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *config, const WorkspaceOptions *options,
+                       Layout *layout) {
+    int64_t count = batch_rows(options), width = config->width, element = data_type_bytes(machine->type);
+    LayerActivations *layers = w->layers;
+    bool card = machine->kind != DEVICE_CPU;
+    *w = (Workspace){.options = *options, .layers = layers};
+    if (options->layers.begin == options->layers.end) {
+        w->options.layers = (Range){0, config->layers};
+    }
+    if (options->forward_only) {
+        lay_out_shared(w, machine, config, layout);
+    } else {
+        if (layout->base != NULL && w->layers == NULL) {
+            w->layers = memory_zeroed((size_t)(w->options.layers.end - w->options.layers.begin), sizeof *w->layers);
+        }
+        lay_out_layers(w, machine, config, layout);
+        lay_out_gradients(w, machine, config, layout);
+        if (layout->base != NULL) {
+            // A pass without backward runs in place in the first layer's buffers.
+            w->shared = w->layers[0];
+            w->shared.middle = w->shared.output = w->shared.input;
+            w->shared.pre = config->gated ? w->shared.pre : NULL;
+        }
+    }
+    bool layer_norm = config->norm == NORM_LAYER;
+    w->final = layout_take(layout, "final norm outputs", 1, count, width, element);
+    w->final_rstd = layout_take(layout, "final deviations", 1, count, 1, sizeof(float));
+    w->final_mean = layout_take(layout, "final means", layer_norm, count, 1, sizeof(float));
+    w->losses = layout_take(layout, "losses", 1, count, 1, sizeof(float));
+    w->zs = layout_take(layout, "losses' normalisers", 1, count, 1, sizeof(float));
+    w->head_rows = head_rows_chosen(config, options, machine);
+    int64_t scratch = classifier_scratch_bytes(card, machine->type, w->head_rows, config->vocabulary);
+    w->head_scratch = layout_take(layout, "logits", w->head_rows > 0, scratch, 1, 1);
+    w->cos_sin = layout_take(layout, "rotary table", 1, options->length, model_rotary_width(config), sizeof(float));
+    // On the CPU batches are used where they are.
+    w->batch_memory = layout_take(layout, "batch on the card", card, count, BATCH_ARRAYS, sizeof(int32_t));
+}
+
+void workspace_fill(Workspace *w, const ModelConfig *config) {
+    if (w->cos_sin != NULL) {
+        size_t count = (size_t)(w->options.length * model_rotary_width(config));
+        float *table = memory_new(count, sizeof *table);
+        rotary_table(config, w->options.length, table);
+        device_upload(w->device, w->cos_sin, table, count * sizeof *table);
+        free(table);
+    }
+}
+
+Error *workspace_create(Device *device, const ModelConfig *config, const WorkspaceOptions *options, Workspace **out) {
+    Workspace *w = memory_zeroed(1, sizeof *w);
+    MemoryPlan plan = {0};
+    Layout layout = {.plan = &plan};
+    Machine machine = machine_of(device, 1, 1);
+    memory_plan_add_host(&plan, machine.kind, "program", machine.program, "so far");
+    workspace_lay_out(w, &machine, config, options, &layout);
+    int64_t bytes = layout.used;
+    Error *error = memory_plan_check(&plan, &machine);
+    if (error == NULL) {
+        error = device_allocate(device, (size_t)bytes, (void **)&layout.base);
+    }
+    if (error != NULL) {
+        free(w);
+        return error;
+    }
+    void *arena = layout.base;
+    layout = (Layout){.base = arena};
+    workspace_lay_out(w, &machine, config, options, &layout);
+    w->device = device;
+    w->arena = arena;
+    w->arena_bytes = bytes;
+    workspace_fill(w, config);
+    *out = w;
+    return NULL;
+}
+
+void workspace_free(Workspace *w) {
+    free(w->layers);
+    w->layers = NULL;
+}
+
+void workspace_destroy(Workspace *w) {
+    if (w != NULL) {
+        device_release(w->device, w->arena, (size_t)w->arena_bytes);
+        workspace_free(w);
+        free(w);
+    }
+}
+
+Batch batch_to_device(Device *device, const Batch *batch, int32_t *memory) {
+    if (device->kind == DEVICE_CPU) {
+        return *batch;
+    }
+    Batch there = {0};
+    device_upload(device, memory, batch_block(batch), batch_bytes(batch->sequences, batch->length));
+    batch_place(&there, memory, batch->sequences, batch->length);
+    there.first_sample = batch->first_sample;
+    return there;
+}
+
+void rotary_table(const ModelConfig *config, int64_t positions, float *cos_sin) {
+    int64_t width = model_rotary_width(config), half = width / 2;
+    for (int64_t i = 0; i < half; i++) {
+        double frequency = pow(config->rotary_theta, -2.0 * (double)i / (double)width);
+        for (int64_t p = 0; p < positions; p++) {
+            cos_sin[p * width + i] = (float)cos((double)p * frequency);
+            cos_sin[p * width + half + i] = (float)sin((double)p * frequency);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+// A workspace: the activations of one pass through layers, and the scratch of its way back. Apart from the weights, so that one
+// model has several: of micro-batches under way in a pipeline, of a decoder, of validation.
+//
+// R = B T rows of the largest batch; a smaller batch uses the front of each buffer. What a layer leaves for its backward pass is
+// one table (workspace.c): name, columns, element type, when it is kept.
+#pragma once
+
+#include "data/tokens/batch.h"
+#include "train/model/config.h"
+#include "train/model/layout.h"
+
+typedef struct WorkspaceOptions {
+    int64_t sequences, length;  // the largest batch: B, T
+    Recompute recompute;
+    Range layers;           // those that pass through it; {0, 0}: all
+    bool forward_only;      // nothing is kept for a backward pass: all layers share their buffers
+    bool weights_later;     // gradients of inputs and of weights are called apart (pass.h): what the latter read is kept
+    int64_t head_rows;      // rows of logits held at a time; 0: chosen, negative: none, there is no loss
+} WorkspaceOptions;
+
+// One layer's activations, and what its backward pass hands to its weights' gradients.
+typedef struct LayerActivations {
+    void *input;           // [R,C] the residual stream as it enters
+    void *norm1;           // [R,C]
+    float *mean1, *rstd1;  // [R]; mean1 NULL for RMSNorm
+    void *qkv;             // [R,(H+2G)D] after the rotation
+    void *attention;       // [R,H D]
+    float *lse;            // [B,H,T]
+    void *middle;          // [R,C] the stream after attention
+    void *norm2;           // [R,C]
+    float *mean2, *rstd2;  // [R]
+    void *pre;             // [R,F] or [R,2F] before the activation; NULL where nothing will read it
+    void *inner;           // [R,F] after it
+    void *output;          // [R,C] the stream as it leaves
+    void *dmlp, *dattention;  // [R,C] gradients of the branches' outputs; NULL: not kept
+    void *dpre, *dqkv;        // gradients of pre and qkv
+} LayerActivations;
+
+typedef struct Workspace {
+    Device *device;
+    WorkspaceOptions options;
+    LayerActivations *layers;  // of options.layers, from its first; NULL where forward_only
+    LayerActivations shared;   // for passes without backward
+    void *final;               // [R,C] final norm
+    float *final_mean, *final_rstd;
+    // Gradients: of the residual stream, of the widest rows, of `inner` (gated), of the narrow rows, of a branch (dropout).
+    void *dstream, *dwide, *dinner, *dnarrow, *dbranch;
+    float *losses, *zs;  // [R]
+    void *head_scratch;
+    int64_t head_rows;
+    float *cos_sin;         // [T, rotary width]
+    int32_t *batch_memory;  // where a batch of the host is brought to; NULL on the CPU, which needs none
+    void *arena;            // its own, or NULL
+    int64_t arena_bytes;
+} Workspace;
+
+// Lays out a workspace for a config; with a layout that only counts, nothing but sizes. Once memory is there and `device` is set,
+// workspace_fill uploads constants.
+void workspace_lay_out(Workspace *workspace, const Machine *machine, const ModelConfig *config, const WorkspaceOptions *options,
+                       Layout *layout);
+void workspace_fill(Workspace *workspace, const ModelConfig *config);
+
+// One with memory of its own; and what one laid out elsewhere gives back: its memory stays its owner's. Errors: more memory than
+// the device has.
+Error *workspace_create(Device *device, const ModelConfig *config, const WorkspaceOptions *options, Workspace **out) MUST_CHECK;
+void workspace_free(Workspace *workspace);
+void workspace_destroy(Workspace *workspace);  // of workspace_create; NULL is fine
+
+// Brings a batch of the host to memory of a device, which the caller owns (batch_bytes of the largest batch), and returns it as
+// it lies there. On the CPU `memory` is not used and the batch itself is returned: it must stay until it has run.
+Batch batch_to_device(Device *device, const Batch *batch, int32_t *memory);
+
+// Fills a rotary table [positions, W]: W/2 cosines, then W/2 sines of position * theta^(-2 i / W), computed in double.
+void rotary_table(const ModelConfig *config, int64_t positions, float *cos_sin);

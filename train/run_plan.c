@@ -1,0 +1,126 @@
+// The memory plan of a run: see run_plan.h.
+#include "train/run_plan.h"
+
+#include "core/text.h"
+#include "data/tokens/loader.h"
+#include "parallel/buckets.h"
+#include "train/model/decoder.h"
+
+// What libraries still take after the plan is made: code that is first used by the kernels, MPI and HDF5, their buffers,
+// threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 6 to 8 MiB.
+enum { LIBRARY_BYTES = 8 << 20 };
+// On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
+enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
+
+ModelOptions run_model_options(const RunConfig *config) {
+    return (ModelOptions){.sequences = config->train.micro_batch,
+                          .length = config->data.sequence_length,
+                          .recompute = (Recompute)config->train.recompute,
+                          .optimizer = (OptimizerKind)config->optimizer.kind,
+                          .head_rows = config->train.head_rows,
+                          .masters = config->train.masters,
+                          .deterministic = config->train.deterministic,
+                          .moments = (MomentType)config->optimizer.moments,
+                          .weight_decay = config->optimizer.weight_decay};
+}
+
+// Weights and moments that this rank saves, and its gradients, in bytes.
+static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *gradients) {
+    ModelOptions options = run_model_options(config);
+    ParamTable table;
+    SavedPart *parts;
+    params_create(&config->model, &table);
+    ModelWeights weights = {.table = &table, .placement = model_placement(&table, &options, machine->type)};
+    int count = weights_saved(&weights, layout->ranks, layout->rank, &parts);
+    int64_t bytes = 0;
+    for (int i = 0; i < count; i++) {
+        DataType type = weights_type(&weights, parts[i].array, parts[i].row);
+        int64_t elements = parts[i].end - parts[i].begin;
+        bytes += elements * data_type_bytes(type) + data_type_scales(type, elements) * (int64_t)sizeof(float);
+    }
+    *gradients = weights.placement.gradients * (int64_t)sizeof(float);
+    weights_free(&weights);
+    params_free(&table);
+    free(parts);
+    return bytes;
+}
+
+// What a validation holds on the host: a batch, its losses, the bytes of each token.
+static int64_t validation_bytes(const RunConfig *config) {
+    int64_t sequences = config->train.micro_batch, length = config->data.sequence_length;
+    int64_t losses = sequences * length * (int64_t)sizeof(float);
+    return 2 * (int64_t)batch_bytes(sequences, length) + losses + config->model.vocabulary * (int64_t)sizeof(float);
+}
+
+// The longest text that a sample can become: a prompt's tokens are at most its bytes and the one that opens a document.
+static int64_t sample_capacity(const RunConfig *config) {
+    size_t longest = 0;
+    for (size_t i = 0; i < config->samples.prompts.count; i++) {
+        size_t length = strlen(config->samples.prompts.items[i]);
+        longest = length > longest ? length : longest;
+    }
+    int64_t capacity = (int64_t)longest + 1 + config->samples.tokens;
+    return capacity < config->model.context ? capacity : config->model.context;
+}
+
+void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
+    ModelOptions options = run_model_options(config);
+    DeviceKind kind = machine->kind;
+    bool card = kind != DEVICE_CPU;
+    model_plan(&config->model, &options, machine, out);
+    LoaderOptions loader = {
+        .sequences = config->train.micro_batch, .length = config->data.sequence_length, .prefetch = (int)config->data.prefetch};
+    int64_t gradients, saved = saved_bytes(config, layout, machine, &gradients);
+    if (card) {
+        memory_plan_add(out, "micro-batches on the card",
+                        layout->micro_batches * (int64_t)batch_bytes(config->train.micro_batch, config->data.sequence_length),
+                        "all %lld of a step", (long long)layout->micro_batches);
+    }
+    if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->rank == 0) {
+        decoder_plan(&config->model, machine, 1, sample_capacity(config), out);
+    }
+    memory_plan_add_host(out, kind, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
+                         (long long)config->data.prefetch);
+    if (config->data.validation != NULL && config->validation.every > 0) {
+        memory_plan_add_host(out, kind, "validation", validation_bytes(config), "a batch, its losses, bytes of tokens");
+    }
+    if (layout->ranks > 1) {
+        // MPI holds a copy of what it reduces; about two buckets are under way at a time.
+        int64_t buckets = (int64_t)(2 * config->parallel.bucket_mib * 1048576);
+        memory_plan_add_host(out, kind, "reduction buffers", gradients < buckets ? gradients : buckets,
+                             "two buckets of gradients");
+    }
+    if (kind == DEVICE_CUDA) {
+        int64_t bytes = CARD_LIBRARY_BYTES + (layout->ranks > 1 ? CARD_NCCL_BYTES : 0);
+        memory_plan_add(out, "libraries on the card", bytes, "their code and buffers, about");
+    }
+    memory_plan_add_host(out, kind, "libraries", LIBRARY_BYTES, "code and buffers first used later");
+    memory_plan_add_host(out, kind, "checkpoint snapshot", saved, "this rank's share of weights and moments");
+}
+
+Error *run_plan_check(const RunConfig *config, const RunLayout *layout, const Machine *machine) {
+    MemoryPlan plan;
+    run_plan(config, layout, machine, &plan);
+    Error *error = memory_plan_check(&plan, machine);
+    int64_t wanted = config->train.micro_batch;
+    for (int64_t sequences = wanted; error != NULL && sequences >= 1; sequences--) {
+        for (int recompute = config->train.recompute; recompute <= RECOMPUTE_FULL && wanted % sequences == 0; recompute++) {
+            RunConfig less = *config;
+            RunLayout other = *layout;
+            less.train.micro_batch = sequences;
+            less.train.recompute = recompute;
+            other.micro_batches = layout->micro_batches * wanted / sequences;
+            run_plan(&less, &other, machine, &plan);
+            Error *still = memory_plan_check(&plan, machine);
+            if (still == NULL) {
+                char bytes[32];
+                Error *told = failure("%s. train.micro_batch=%lld train.recompute=%s would fit, with %s", error->message,
+                                      (long long)sequences, recompute_names[recompute], text_bytes(bytes, (double)plan.total));
+                error_free(error);
+                return told;
+            }
+            error_free(still);
+        }
+    }
+    return error;
+}

@@ -1,0 +1,23 @@
+// What a rank of a run needs, before there is one: the memory plan as a pure function of configuration, layout and machine.
+//
+// The trainer allocates what it says, a refusal searches it for what would fit, and what was planned is compared with what the
+// rank took at its peak.
+#pragma once
+
+#include "parallel/mesh.h"
+#include "train/model/model.h"
+#include "train/run_config.h"
+
+// What a rank's share of the run is, besides the configuration.
+typedef struct RunLayout {
+    int ranks, rank;        // of the world
+    int64_t micro_batches;  // of this rank and step
+} RunLayout;
+
+// What the configuration makes of a model. It must be resolved.
+ModelOptions run_model_options(const RunConfig *config);
+
+void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out);
+
+// An error where the plan does not fit the machine, with the largest micro-batch and the least recompute that would.
+Error *run_plan_check(const RunConfig *config, const RunLayout *layout, const Machine *machine) MUST_CHECK;
