@@ -48,9 +48,9 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .documents_apart = config->data.documents_apart};
 }
 
-// This rank's slices of weights and moments: its even part of the flat arrays (each data-parallel rank saves a part of what all
+// This rank's parts of weights and moments: its even part of the flat arrays (each data-parallel rank saves a part of what all
 // hold).
-static void make_slices(Trainer *t) {
+static void make_parts(Trainer *t) {
     const ParamTable *table = &t->model->table;
     t->tensors = memory_zeroed((size_t)table->count, sizeof *t->tensors);
     ShardTensor *places = memory_new((size_t)table->count, sizeof *places);
@@ -63,12 +63,20 @@ static void make_slices(Trainer *t) {
     ShardPiece *pieces;
     Range own = shard_owned(table->elements, t->world->size, t->world->rank);
     int count = shard_pieces(places, table->count, own, &pieces);
-    t->slices = memory_zeroed((size_t)count * SLICE_KINDS + 1, sizeof *t->slices);
-    for (int kind = 0; kind < SLICE_KINDS; kind++) {
-        for (int i = 0; model_has(t->model, (ModelArray)kind) && i < count; i++) {
-            t->slices[t->slice_count++] =
-                (CheckpointSlice){pieces[i].tensor, (SliceKind)kind, pieces[i].begin, pieces[i].end, NULL};
+    t->parts = memory_zeroed((size_t)count * MODEL_KINDS + 1, sizeof *t->parts);
+    t->boxes = memory_zeroed((size_t)count * BOX_MOST_OF_RANGE + 1, sizeof *t->boxes);
+    Box *boxes = t->boxes;
+    for (int i = 0; i < count; i++) {
+        const CheckpointTensor *tensor = &t->tensors[pieces[i].tensor];
+        Box whole = box_whole(tensor->dims, tensor->shape);
+        int box_count = boxes_of_range(&whole, 1, pieces[i].begin, pieces[i].end, boxes);
+        for (int array = 0; array < MODEL_KINDS; array++) {
+            if (model_has(t->model, (ModelArray)array)) {
+                t->parts[t->part_count++] = (CheckpointPart){
+                    .tensor = pieces[i].tensor, .kind = model_kinds[array], .boxes = boxes, .box_count = box_count};
+            }
         }
+        boxes += box_count;
     }
     free(pieces);
     free(places);
@@ -121,7 +129,7 @@ static Error *make_model(Trainer *t) {
                             .weight_decay = config->optimizer.weight_decay};
     TRY(check_size(t, &options));
     TRY(model_create(t->device, &config->model, &options, &t->model));
-    make_slices(t);
+    make_parts(t);
     MemoryPlan *plan = &t->model->plan;
     LoaderOptions loader = trainer_loader_options(t);
     memory_plan_add_host(plan, t->device, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
@@ -138,7 +146,7 @@ static Error *make_model(Trainer *t) {
         memory_plan_add(plan, "libraries on the card", bytes, "their code and buffers, about");
     }
     memory_plan_add_host(plan, t->device, "libraries", LIBRARY_BYTES, "code and buffers first used later");
-    memory_plan_add_host(plan, t->device, "checkpoint snapshot", (int64_t)checkpoint_snapshot_bytes(t->slices, t->slice_count),
+    memory_plan_add_host(plan, t->device, "checkpoint snapshot", (int64_t)checkpoint_snapshot_bytes(t->parts, t->part_count),
                          "this rank's share of weights and moments");
     return NULL;
 }

@@ -1,19 +1,21 @@
 // The run folder, checkpoints and going on from one (trainer_state.h).
 #include "train/trainer_state.h"
 
+#include "core/clock.h"
 #include "core/durable.h"
+#include "core/hash.h"
 #include "core/log.h"
 #include "train/run_device.h"
 
 #include <float.h>
+#include <unistd.h>
 
 // ---- The run folder and resuming
 // --------------------------------------------------------------------------------------------------------
 
-static void fetch(void *context, const CheckpointSlice *slice, float *to) {
-    const Model *model = ((const Trainer *)context)->model;
-    int64_t offset = model->table.rows[slice->tensor].offset + slice->begin;
-    model_read(model, (ModelArray)slice->kind, offset, slice->end - slice->begin, to);
+static void fetch(void *context, const CheckpointPart *part, void *to, float *scales) {
+    (void)scales;  // all parts are fp32
+    model_read_boxes(((const Trainer *)context)->model, part->tensor, part->kind, part->boxes, part->box_count, to);
 }
 
 Error *trainer_make_writer(Trainer *t) {
@@ -32,8 +34,8 @@ Error *trainer_make_writer(Trainer *t) {
                            .seed = (uint64_t)config->seed,
                            .tensors = t->tensors,
                            .tensor_count = t->model->table.count,
-                           .slices = t->slices,
-                           .slice_count = t->slice_count,
+                           .parts = t->parts,
+                           .part_count = t->part_count,
                            .fetch = fetch,
                            .fetch_context = t};
     return checkpoint_writer_create(&plan, &t->writer);
@@ -123,6 +125,7 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
         t->step = checkpoint_info(checkpoint)->step;
         t->told = t->step;
         t->resumed = true;
+        t->run = checkpoint_info(checkpoint)->run;
         error = checkpoint_load_model(checkpoint, t->model, true);
         model_set_control(t->model, &t->control);
     }
@@ -136,6 +139,15 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
     buffer_free(&samples);
     checkpoint_close(checkpoint);
     return error;
+}
+
+// The identity of a run that has none: of when and where it began.
+static uint64_t draw_run(const Trainer *t) {
+    char *begin =
+        memory_format("%.9f %s %lld %s", clock_wall_seconds(), t->world->host, (long long)getpid(), t->config->folder);
+    uint64_t run = hash64(begin, strlen(begin));
+    free(begin);
+    return run != 0 ? run : 1;
 }
 
 // Rank 0 finds the newest good checkpoint and tells the others; none means a new run.
@@ -170,6 +182,7 @@ Error *trainer_resume(Trainer *t) {
             error = metrics_open(t->config->folder, NULL, NULL, &t->metrics);
         }
     }
+    t->run = t->run != 0 ? t->run : draw_run(t);
     buffer_free(&path);
     return comm_agree(t->world, error);
 }
@@ -203,7 +216,7 @@ void trainer_begin_checkpoint(Trainer *t) {
         blobs[1].bytes = metrics_samples(t->metrics)->data;
         blobs[1].size = metrics_samples(t->metrics)->size;
     }
-    checkpoint_writer_begin(t->writer, t->step, state, blobs, 2);
+    checkpoint_writer_begin(t->writer, t->run, t->step, state, blobs, 2);
     json_decref(state);
 }
 

@@ -5,8 +5,54 @@
 #include "core/log.h"
 #include "train/run_device.h"
 
+const char *const model_kinds[MODEL_KINDS] = {"weight", "moment1", "moment2"};
+
+static ModelArray array_of(const char *kind) {
+    int array = 0;
+    while (array < MODEL_KINDS - 1 && strcmp(model_kinds[array], kind) != 0) {
+        array++;
+    }
+    return (ModelArray)array;
+}
+
+typedef struct RowReader {
+    const Model *model;
+    int32_t row;
+    const char *kind;
+    float *to;
+} RowReader;
+
+static bool read_run(void *context, BoxRun run) {
+    const RowReader *r = context;
+    model_read(r->model, array_of(r->kind), r->model->table.rows[r->row].offset + run.from, run.count, r->to + run.to);
+    return true;
+}
+
+void model_read_boxes(const Model *model, int32_t row, const char *kind, const Box *boxes, int count, float *to) {
+    const Param *param = &model->table.rows[row];
+    Box whole = box_whole(param->rank, param->shape);
+    RowReader reader = {model, row, kind, to};
+    boxes_runs(&whole, 1, boxes, count, read_run, &reader, NULL);
+}
+
+static void read_row(void *context, const Box *boxes, int count, float *to) {
+    const RowReader *r = context;
+    model_read_boxes(r->model, r->row, r->kind, boxes, count, to);
+}
+
+Error *checkpoint_compare_model(const Checkpoint *checkpoint, const Model *model, bool moments) {
+    for (int array = 0; array < (moments ? MODEL_KINDS : 1); array++) {
+        bool exact = array == MODEL_PARAMS ? model->params != NULL : model->options.moments == MOMENT_FP32;
+        for (int32_t row = 0; row < model->table.count && exact && model_has(model, (ModelArray)array); row++) {
+            RowReader reader = {model, row, model_kinds[array], NULL};
+            TRY(checkpoint_compare(checkpoint, model->table.rows[row].name, reader.kind, read_row, &reader));
+        }
+    }
+    return NULL;
+}
+
 // Fills values[0 ..] with elements [begin, end) of a flat array; padding is zero.
-static Error *read_part(Checkpoint *checkpoint, const ParamTable *table, SliceKind kind, int64_t begin, int64_t end,
+static Error *read_part(Checkpoint *checkpoint, const ParamTable *table, const char *kind, int64_t begin, int64_t end,
                         float *values) {
     memset(values, 0, (size_t)(end - begin) * sizeof *values);
     for (int32_t i = 0; i < table->count; i++) {
@@ -14,8 +60,9 @@ static Error *read_part(Checkpoint *checkpoint, const ParamTable *table, SliceKi
         int64_t first = param->offset > begin ? param->offset : begin;
         int64_t last = param->offset + param->count < end ? param->offset + param->count : end;
         if (first < last) {
-            TRY(checkpoint_read(checkpoint, param->name, kind, first - param->offset, last - param->offset,
-                                values + first - begin));
+            Box whole = box_whole(param->rank, param->shape), boxes[BOX_MOST_OF_RANGE];
+            int count = boxes_of_range(&whole, 1, first - param->offset, last - param->offset, boxes);
+            TRY(checkpoint_read(checkpoint, param->name, kind, boxes, count, values + first - begin));
         }
     }
     return NULL;
@@ -26,11 +73,11 @@ Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments)
     int64_t elements = model->table.elements;
     float *values = memory_new((size_t)(elements < PART ? elements : PART), sizeof *values);
     Error *error = NULL;
-    for (int kind = 0; kind < (moments ? SLICE_KINDS : 1); kind++) {
+    for (int kind = 0; kind < (moments ? MODEL_KINDS : 1); kind++) {
         for (int64_t begin = 0; begin < elements && model_has(model, (ModelArray)kind) && error == NULL; begin += PART) {
             int64_t end = begin + PART < elements ? begin + PART : elements;
-            error = read_part(checkpoint, &model->table, (SliceKind)kind, begin, end, values);
-            if (error != NULL && kind != SLICE_WEIGHT) {
+            error = read_part(checkpoint, &model->table, model_kinds[kind], begin, end, values);
+            if (error != NULL && kind != MODEL_PARAMS) {
                 error =
                     error_wrap(error, "no moments for this optimizer.kind: set it back if it was another, or choose another "
                                       "folder");
@@ -41,7 +88,7 @@ Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments)
         }
     }
     free(values);
-    return error;
+    return error == NULL ? checkpoint_compare_model(checkpoint, model, moments) : error;
 }
 
 // The run that a path belongs to: itself, or two folders up from one of its checkpoints.

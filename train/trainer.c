@@ -265,7 +265,7 @@ static Error *run(Trainer *t, bool *stopped) {
         memory_plan_print(&t->model->plan, t->device, stderr);
     }
     TRY(comm_agree(t->world, trainer_write_files(t)));
-    TRY(run_record_create(&t->record, config, t->model, t->world));
+    TRY(run_record_create(&t->record, config, t->model, t->run, t->world));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     TRY(trainer_rehearse(t));
@@ -300,7 +300,8 @@ static void trainer_free(Trainer *t, bool failed) {
     metrics_close(t->metrics);
     run_record_free(&t->record);
     free(t->tensors);
-    free(t->slices);
+    free(t->parts);
+    free(t->boxes);
     if (t->model != NULL) {
         model_destroy(t->model);
     }

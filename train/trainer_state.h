@@ -25,8 +25,10 @@ typedef struct Trainer {
     Buckets *buckets;
     CheckpointWriter *writer;
     CheckpointTensor *tensors;
-    CheckpointSlice *slices;
-    int slice_count;
+    CheckpointPart *parts;
+    Box *boxes;  // of all parts
+    int part_count;
+    uint64_t run;      // the run's identity, kept over resumes; rank 0
     Metrics *metrics;  // rank 0
     RunRecord record;
     Schedule schedule;

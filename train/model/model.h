@@ -66,7 +66,7 @@ static inline float *model_row(const Model *model, float *flat, int32_t row) {
 
 // ---- Its arrays as floats of the host (store.c)
 
-typedef enum ModelArray { MODEL_PARAMS, MODEL_MOMENT1, MODEL_MOMENT2, MODEL_GRADS } ModelArray;  // the first as SliceKind
+typedef enum ModelArray { MODEL_PARAMS, MODEL_MOMENT1, MODEL_MOMENT2, MODEL_GRADS } ModelArray;  // the first as in checkpoints
 
 bool model_has(const Model *model, ModelArray array);
 // Elements [offset, offset + count) of a flat array, out of the device and back, exactly: also of 16-bit parameters and 8-bit
