@@ -6,8 +6,10 @@
 #include "kernels/quantize.h"
 #include "tests/support/check.h"
 #include "tests/support/checkpoints.h"
+#include "tests/support/models.h"
 #include "train/checkpoint/part.h"
 #include "train/checkpoint/steps.h"
+#include "train/saved_run.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -218,8 +220,10 @@ static CheckpointEvent save(const char *run, CheckpointPlan plan, const Checkpoi
         plan.layout = "test";
         plan.parts = parts[r];
         plan.part_count = counts[r];
-        plan.fetch = fetch_stored;
-        plan.fetch_context = &source;
+        if (plan.fetch == NULL) {
+            plan.fetch = fetch_stored;
+            plan.fetch_context = &source;
+        }
         CHECK_OK(checkpoint_writer_create(&plan, &writers[r]));
         checkpoint_writer_begin(writers[r], 1, 1, state, NULL, 0);
     }
@@ -429,6 +433,76 @@ static void test_compare(void) {
     free(path);
 }
 
+// A model takes its weights and moments back, and one that does not hold what was saved is found.
+static void fetch_model(void *context, const CheckpointPart *part, void *to, float *scales) {
+    ensure(scales == NULL, "fp32 has no scales");
+    model_read_boxes(context, part->tensor, part->kind, part->boxes, part->box_count, to);
+}
+
+static void save_model(const char *run, Model *model) {
+    const ParamTable *table = &model->table;
+    CheckpointTensor *tensors = memory_new((size_t)table->count, sizeof *tensors);
+    Box *boxes = memory_new((size_t)table->count, sizeof *boxes);
+    CheckpointPart *parts = memory_new((size_t)table->count * MODEL_KINDS, sizeof *parts);
+    for (int i = 0; i < table->count; i++) {
+        const Param *row = &table->rows[i];
+        tensors[i] = (CheckpointTensor){row->name, row->rank, {row->shape[0], row->shape[1]}};
+        boxes[i] = box_whole(row->rank, row->shape);
+        for (int k = 0; k < MODEL_KINDS; k++) {
+            parts[i * MODEL_KINDS + k] =
+                (CheckpointPart){.tensor = i, .kind = model_kinds[k], .boxes = &boxes[i], .box_count = 1};
+        }
+    }
+    CheckpointPlan plan = {.tensors = tensors, .tensor_count = table->count, .fetch = fetch_model, .fetch_context = model};
+    CHECK(save(run, plan, (const CheckpointPart *[]){parts}, (int[]){table->count * MODEL_KINDS}, 1) == CHECKPOINT_COMMITTED);
+    free(tensors);
+    free(boxes);
+    free(parts);
+}
+
+static void test_model(void) {
+    const char *run = check_folder();
+    ModelConfig config =
+        models_config("model:\n  family: llama\n  layers: 2\n  width: 20\n  heads: 2\n  context: 16\n  vocabulary: 37\n");
+    ModelOptions options = {.sequences = 1, .length = 16};
+    Device *device;
+    Model *saved, *loaded;
+    CHECK_OK(device_open_cpu(1, NULL, &device));
+    CHECK_OK(model_create(device, &config, &options, &saved));
+    CHECK_OK(model_create(device, &config, &options, &loaded));
+    int64_t elements = saved->table.elements;
+    float *values = memory_new((size_t)elements, sizeof *values);
+    params_initialise(&saved->table, 5, device->pool, (Range){0, elements}, values);
+    for (int k = 0; k < MODEL_KINDS; k++) {
+        model_write(saved, (ModelArray)k, 0, elements, values);
+    }
+    save_model(run, saved);
+    char *path = step_path(run, 1);
+    Checkpoint *c;
+    CHECK_OK(checkpoint_open(path, true, &c));
+    CHECK_OK(checkpoint_load_model(c, loaded, true));
+    float *back = memory_new((size_t)elements, sizeof *back);
+    for (int k = 0; k < MODEL_KINDS; k++) {
+        model_read(loaded, (ModelArray)k, 0, elements, back);
+        CHECK(memcmp(back, values, (size_t)elements * sizeof *back) == 0);
+    }
+    const Param *down = params_find(&loaded->table, "layers.1.mlp.down.weight");
+    float flipped = float_from_bits(float_to_bits(values[down->offset + 77]) ^ 1);
+    model_write(loaded, MODEL_PARAMS, down->offset + 77, 1, &flipped);
+    CHECK_FAILS(checkpoint_compare_model(c, loaded, true), "weight layers.1.mlp.down.weight was not loaded as it was saved");
+    model_write(loaded, MODEL_PARAMS, down->offset + 77, 1, &values[down->offset + 77]);
+    model_write(loaded, MODEL_MOMENT2, down->offset, 1, &flipped);
+    CHECK_FAILS(checkpoint_compare_model(c, loaded, true), "moment2 layers.1.mlp.down.weight was not loaded as it was saved");
+    CHECK_OK(checkpoint_compare_model(c, loaded, false));
+    checkpoint_close(c);
+    free(values);
+    free(back);
+    free(path);
+    model_destroy(saved);
+    model_destroy(loaded);
+    device_close(device);
+}
+
 // ---- bases ----
 
 static void test_base(void) {
@@ -538,6 +612,7 @@ int main(void) {
     RUN(test_blocks);
     RUN(test_few_reads);
     RUN(test_compare);
+    RUN(test_model);
     RUN(test_base);
     RUN(test_version1);
     return check_report();
