@@ -360,6 +360,7 @@ static Error *make_update_small(Work *w) {
 }
 static void run_update_small(Work *w) {
     OptimizerUpdate update = update_of(w);
+    update.count = (update.count + MOMENT_BLOCK - 1) / MOMENT_BLOCK * MOMENT_BLOCK;
     update.moment_type = MOMENT_8BIT;
     update.moment1 = w->buffers[2], update.scale1 = w->buffers[3];
     update.moment2 = w->buffers[4], update.scale2 = w->buffers[5];

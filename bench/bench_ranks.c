@@ -28,7 +28,7 @@ static const Key flags[] = {
     {"folder", KEY_TEXT, offsetof(Settings, folder), "/tmp/athanor-bench-ranks", 0, 0, NULL, NULL,
      "where checkpoints are written and removed again"},
 };
-enum { FLAG_COUNT = sizeof flags / sizeof *flags, MOST_REPEATS = 1000 };
+enum { FLAG_COUNT = sizeof flags / sizeof *flags, MOST_REPEATS = 1000, KINDS = 3 };
 
 static Comm *world;
 
@@ -110,13 +110,26 @@ static void measure_sums(float *data, int64_t count, int64_t repeats) {
     }
 }
 
-static void measure_checkpoints(const Settings *settings, float *arrays[SLICE_KINDS]) {
+static const char *const kinds[KINDS] = {"weight", "moment1", "moment2"};
+
+static void fetch(void *context, const CheckpointPart *part, void *to, float *scales) {
+    (void)scales;
+    float **arrays = context;
+    int k = 0;
+    while (strcmp(kinds[k], part->kind) != 0) {
+        k++;
+    }
+    memcpy(to, arrays[k] + part->boxes[0].begin[0], (size_t)box_count(&part->boxes[0]) * sizeof(float));
+}
+
+static void measure_checkpoints(const Settings *settings, float *arrays[KINDS]) {
     int64_t count = settings->parameters;
     Range mine = shard_owned(count, world->size, world->rank);
     CheckpointTensor tensor = {"weights", 1, {count}};
-    CheckpointSlice slices[SLICE_KINDS];
-    for (int k = 0; k < SLICE_KINDS; k++) {
-        slices[k] = (CheckpointSlice){0, (SliceKind)k, mine.begin, mine.end, arrays[k] + mine.begin};
+    CheckpointPart parts[KINDS];
+    Box whole = box_whole(1, &count), box = {.dims = 1, .begin = {mine.begin}, .end = {mine.end}};
+    for (int k = 0; k < KINDS; k++) {
+        parts[k] = (CheckpointPart){.kind = kinds[k], .boxes = &box, .box_count = 1};
     }
     CheckpointPlan plan = {.run_folder = settings->folder,
                            .rank = world->rank,
@@ -125,8 +138,10 @@ static void measure_checkpoints(const Settings *settings, float *arrays[SLICE_KI
                            .layout = "data",
                            .tensors = &tensor,
                            .tensor_count = 1,
-                           .slices = slices,
-                           .slice_count = mine.begin < mine.end ? SLICE_KINDS : 0};
+                           .parts = parts,
+                           .part_count = mine.begin < mine.end ? KINDS : 0,
+                           .fetch = fetch,
+                           .fetch_context = arrays};
     CheckpointWriter *writer;
     stop_on(comm_agree(world, checkpoint_writer_create(&plan, &writer)));
     double stand[MOST_REPEATS], save[MOST_REPEATS];
@@ -134,7 +149,7 @@ static void measure_checkpoints(const Settings *settings, float *arrays[SLICE_KI
     json_t *state = json_object();
     for (int64_t i = 0; i < settings->repeats; i++) {
         together();
-        checkpoint_writer_begin(writer, i, state, NULL, 0);
+        checkpoint_writer_begin(writer, 1, i, state, NULL, 0);
         CheckpointEvent event;
         stop_on(checkpoint_writer_wait(writer, world, &event));
         ensure(event == CHECKPOINT_COMMITTED, "not saved");
@@ -153,8 +168,8 @@ static void measure_checkpoints(const Settings *settings, float *arrays[SLICE_KI
         print_rate("checkpoint, found (all checksums, rank 0)", clock_seconds() - start, bytes);
         start = clock_seconds();
         stop_on(checkpoint_open(path, false, &checkpoint));
-        for (int k = 0; k < SLICE_KINDS; k++) {
-            stop_on(checkpoint_read(checkpoint, "weights", (SliceKind)k, 0, count, arrays[k]));
+        for (int k = 0; k < KINDS; k++) {
+            stop_on(checkpoint_read(checkpoint, "weights", kinds[k], &whole, 1, arrays[k]));
         }
         print_rate("checkpoint, read (rank 0)", clock_seconds() - start, bytes);
         checkpoint_close(checkpoint);
@@ -172,8 +187,8 @@ int main(int argc, char **argv) {
     stop_on(options_parse(flags, FLAG_COUNT, &settings, argc - 1 < 8 ? argc - 1 : 8, argv + 1, rest, &rest_count));
     stop_on(comm_open_world(&world));
     size_t bytes = (size_t)settings.parameters * sizeof(float);
-    float *arrays[SLICE_KINDS];
-    for (int k = 0; k < SLICE_KINDS; k++) {
+    float *arrays[KINDS];
+    for (int k = 0; k < KINDS; k++) {
         arrays[k] = memory_tensor(bytes);
         memset(arrays[k], 0, bytes);
     }
@@ -192,7 +207,7 @@ int main(int argc, char **argv) {
         measure_sums(arrays[0], settings.parameters, settings.repeats);
     }
     measure_checkpoints(&settings, arrays);
-    for (int k = 0; k < SLICE_KINDS; k++) {
+    for (int k = 0; k < KINDS; k++) {
         memory_tensor_free(arrays[k], bytes);
     }
     keys_free(flags, FLAG_COUNT, &settings);

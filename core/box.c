@@ -1,7 +1,7 @@
 // Boxes: see box.h.
 #include "core/box.h"
 
-#include "core/error.h"
+#include "core/memory.h"
 
 Box box_whole(int dims, const int64_t *shape) {
     ensure(dims >= 0 && dims <= BOX_MOST_DIMS, "%d dimensions", dims);
@@ -57,6 +57,61 @@ bool box_intersect(const Box *a, const Box *b, Box *out) {
     }
     *out = both;
     return true;
+}
+
+// ---- Overlaps
+
+enum { MOST_CUTS = 32, MOST_INTERLOCKED = 1000 };
+
+static int compare_begins(const void *left, const void *right, void *dimension) {
+    const Box *a = left, *b = right;
+    int d = *(const int *)dimension;
+    return a->begin[d] < b->begin[d] ? -1 : a->begin[d] > b->begin[d];
+}
+
+static bool pairs_disjoint(const Box *boxes, int count) {
+    for (int i = 0; i < count && count <= MOST_INTERLOCKED; i++) {
+        for (int j = i + 1; j < count; j++) {
+            Box both;
+            if (box_intersect(&boxes[i], &boxes[j], &both)) {
+                return false;
+            }
+        }
+    }
+    return count <= MOST_INTERLOCKED;
+}
+
+// Cuts the boxes (sorting them) across dimension d wherever no box is cut, and what lies between the cuts across the next
+// dimension; `whole` dimensions in a row had no cut.
+static bool cut(Box *boxes, int count, int d, int whole, int cuts) {
+    if (count <= 1) {
+        return true;
+    }
+    if (whole == boxes->dims || cuts == MOST_CUTS) {
+        return pairs_disjoint(boxes, count);
+    }
+    qsort_r(boxes, (size_t)count, sizeof *boxes, compare_begins, &d);
+    bool disjoint = true;
+    for (int first = 0, next; first < count && disjoint; first = next) {
+        int64_t end = boxes[first].end[d];
+        for (next = first + 1; next < count && boxes[next].begin[d] < end; next++) {
+            end = boxes[next].end[d] > end ? boxes[next].end[d] : end;
+        }
+        int still = next - first == count ? whole + 1 : 0;
+        disjoint = cut(boxes + first, next - first, (d + 1) % boxes->dims, still, cuts + 1);
+    }
+    return disjoint;
+}
+
+bool boxes_disjoint(const Box *boxes, int count) {
+    if (count <= 1) {
+        return true;
+    }
+    Box *copy = memory_new((size_t)count, sizeof *copy);
+    memcpy(copy, boxes, (size_t)count * sizeof *copy);
+    bool disjoint = cut(copy, count, 0, 0, 0);
+    free(copy);
+    return disjoint;
 }
 
 // ---- Ranges

@@ -51,7 +51,7 @@ static Error *need_text(const Reader *reader, const yaml_node_t *node, const cha
     return NULL;
 }
 
-static Error *set_weights(Reader *reader, const Key *key, const yaml_node_t *node) {
+static Error *set_proportions(Reader *reader, const Key *key, const yaml_node_t *node) {
     if (node->type != YAML_MAPPING_NODE) {
         return failure("%s: %s must be a map from name to number", place(reader, node), key->name);
     }
@@ -64,7 +64,7 @@ static Error *set_weights(Reader *reader, const Key *key, const yaml_node_t *nod
         if (!text_to_f64(scalar(value), &number)) {
             return failure("%s: %s: '%s' must be a number", place(reader, value), key->name, scalar(value));
         }
-        TRY(key_add_weight(key, reader->base, scalar(name), number, place(reader, name)));
+        TRY(key_add_proportion(key, reader->base, scalar(name), number, place(reader, name)));
     }
     return NULL;
 }
@@ -75,13 +75,13 @@ static Error *set_key(Reader *reader, const Key *key, const yaml_node_t *node) {
     }
     key_clear(key, reader->base);
     if (plain_null(node)) {
-        if (key->type == KEY_TEXT || key->type == KEY_LIST || key->type == KEY_WEIGHTS) {
+        if (key->type == KEY_TEXT || key->type == KEY_LIST || key->type == KEY_PROPORTIONS) {
             return NULL;
         }
         return failure("%s: %s must have a value", place(reader, node), key->name);
     }
-    if (key->type == KEY_WEIGHTS) {
-        return set_weights(reader, key, node);
+    if (key->type == KEY_PROPORTIONS) {
+        return set_proportions(reader, key, node);
     }
     if (key->type == KEY_LIST && node->type == YAML_SEQUENCE_NODE) {
         for (yaml_node_item_t *item = node->data.sequence.items.start; item < node->data.sequence.items.top; item++) {
@@ -253,7 +253,7 @@ static Error *override_key(const Key *keys, int count, void *base, const char *t
     Error *error = NULL;
     if (key == NULL) {
         error = keys_unknown(keys, count, name, "command line", "key", "");
-    } else if (key->type == KEY_LIST || key->type == KEY_WEIGHTS) {
+    } else if (key->type == KEY_LIST || key->type == KEY_PROPORTIONS) {
         // Nest the value at its place and read it as YAML.
         Buffer yaml = {0};
         int depth = 0;

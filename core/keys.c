@@ -71,14 +71,14 @@ Error *key_parse(const Key *key, void *base, const char *text, const char *where
     case KEY_LIST:
         strings_add(VALUE(Strings, key, base), text);
         return NULL;
-    case KEY_WEIGHTS: {
+    case KEY_PROPORTIONS: {
         const char *equals = strrchr(text, '=');
         double value;
         if (equals == NULL || equals == text || !text_to_f64(equals + 1, &value)) {
             return failure("%s: %s is '%s', it must be NAME=NUMBER", where, key->name, text);
         }
         char *name = memory_format("%.*s", (int)(equals - text), text);
-        Error *error = key_add_weight(key, base, name, value, where);
+        Error *error = key_add_proportion(key, base, name, value, where);
         free(name);
         return error;
     }
@@ -86,21 +86,21 @@ Error *key_parse(const Key *key, void *base, const char *text, const char *where
     return failure("%s: %s has no type", where, key->name);
 }
 
-Error *key_add_weight(const Key *key, void *base, const char *name, double value, const char *where) {
-    Weights *weights = VALUE(Weights, key, base);
+Error *key_add_proportion(const Key *key, void *base, const char *name, double value, const char *where) {
+    Proportions *proportions = VALUE(Proportions, key, base);
     if (!isfinite(value)) {
         return failure("%s: %s: '%s' must be a finite number", where, key->name, name);
     }
     TRY(check_range(key, value, where));
-    for (size_t i = 0; i < weights->count; i++) {
-        if (strcmp(weights->names[i], name) == 0) {
+    for (size_t i = 0; i < proportions->count; i++) {
+        if (strcmp(proportions->names[i], name) == 0) {
             return failure("%s: %s names '%s' twice", where, key->name, name);
         }
     }
-    weights->names = memory_resize(weights->names, weights->count + 1, sizeof *weights->names);
-    weights->values = memory_resize(weights->values, weights->count + 1, sizeof *weights->values);
-    weights->names[weights->count] = memory_string(name);
-    weights->values[weights->count++] = value;
+    proportions->names = memory_resize(proportions->names, proportions->count + 1, sizeof *proportions->names);
+    proportions->values = memory_resize(proportions->values, proportions->count + 1, sizeof *proportions->values);
+    proportions->names[proportions->count] = memory_string(name);
+    proportions->values[proportions->count++] = value;
     return NULL;
 }
 
@@ -110,14 +110,14 @@ void key_clear(const Key *key, void *base) {
         *VALUE(char *, key, base) = NULL;
     } else if (key->type == KEY_LIST) {
         strings_free(VALUE(Strings, key, base));
-    } else if (key->type == KEY_WEIGHTS) {
-        Weights *weights = VALUE(Weights, key, base);
-        for (size_t i = 0; i < weights->count; i++) {
-            free(weights->names[i]);
+    } else if (key->type == KEY_PROPORTIONS) {
+        Proportions *proportions = VALUE(Proportions, key, base);
+        for (size_t i = 0; i < proportions->count; i++) {
+            free(proportions->names[i]);
         }
-        free(weights->names);
-        free(weights->values);
-        *weights = (Weights){0};
+        free(proportions->names);
+        free(proportions->values);
+        *proportions = (Proportions){0};
     }
 }
 
@@ -236,13 +236,13 @@ void key_print(const Key *key, const void *base, Buffer *out) {
         buffer_byte(out, ']');
         break;
     }
-    case KEY_WEIGHTS: {
-        const Weights *weights = VALUE(const Weights, key, base);
+    case KEY_PROPORTIONS: {
+        const Proportions *proportions = VALUE(const Proportions, key, base);
         buffer_byte(out, '{');
-        for (size_t i = 0; i < weights->count; i++) {
+        for (size_t i = 0; i < proportions->count; i++) {
             buffer_text(out, i > 0 ? ", " : "");
-            print_text(out, weights->names[i]);
-            buffer_printf(out, ": %.17g", weights->values[i]);
+            print_text(out, proportions->names[i]);
+            buffer_printf(out, ": %.17g", proportions->values[i]);
         }
         buffer_byte(out, '}');
         break;

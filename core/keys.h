@@ -7,27 +7,27 @@
 #include "core/memory.h"
 
 typedef enum KeyType {
-    KEY_BOOL,     // bool
-    KEY_INT,      // int64_t; 10k, 4M, 64Ki are accepted
-    KEY_FLOAT,    // double
-    KEY_TEXT,     // char *, owned; NULL where not given and no default
-    KEY_CHOICE,   // int: index into `choices`
-    KEY_LIST,     // Strings: a YAML list, or a repeated flag
-    KEY_WEIGHTS,  // Weights: a YAML map from name to number, or a repeated flag NAME=NUMBER
+    KEY_BOOL,         // bool
+    KEY_INT,          // int64_t; 10k, 4M, 64Ki are accepted
+    KEY_FLOAT,        // double
+    KEY_TEXT,         // char *, owned; NULL where not given and no default
+    KEY_CHOICE,       // int: index into `choices`
+    KEY_LIST,         // Strings: a YAML list, or a repeated flag
+    KEY_PROPORTIONS,  // Proportions: a YAML map from name to number, or a repeated flag NAME=NUMBER
 } KeyType;
 
-typedef struct Weights {
+typedef struct Proportions {
     char **names;
     double *values;
     size_t count;
-} Weights;
+} Proportions;
 
 typedef struct Key {
     const char *name;  // "optimizer.learning_rate", "max-tokens"
     KeyType type;
     size_t offset;               // in the struct
     const char *default_value;   // NULL: KEY_TEXT stays NULL, lists stay empty; everything else needs one
-    double least, most;          // inclusive, KEY_INT and KEY_FLOAT (and each value of KEY_WEIGHTS); both 0: no limit
+    double least, most;          // inclusive, KEY_INT and KEY_FLOAT (and each value of KEY_PROPORTIONS); both 0: no limit
     const char *const *choices;  // KEY_CHOICE: NULL-terminated
     const char *unit;            // "tokens", "seconds"; NULL: none
     const char *help;            // one sentence
@@ -44,15 +44,15 @@ void keys_free(const Key *keys, int count, void *base);
 // The key of that name, or NULL.
 const Key *keys_find(const Key *keys, int count, const char *name);
 
-// Parses `text` into the value of `key`. A KEY_LIST gets one item more, KEY_WEIGHTS one NAME=NUMBER more. `where` starts the
-// message: "configs/tiny.yaml:12".
+// Parses `text` into the value of `key`. A KEY_LIST gets one item more, KEY_PROPORTIONS one NAME=NUMBER more. `where` starts
+// the message: "configs/tiny.yaml:12".
 Error *key_parse(const Key *key, void *base, const char *text, const char *where) MUST_CHECK;
 
 // Empties a list or map before it is given anew.
 void key_clear(const Key *key, void *base);
 
-// Adds one weight (KEY_WEIGHTS), with the key's range checked.
-Error *key_add_weight(const Key *key, void *base, const char *name, double value, const char *where) MUST_CHECK;
+// Adds one proportion (KEY_PROPORTIONS), with the key's range checked.
+Error *key_add_proportion(const Key *key, void *base, const char *name, double value, const char *where) MUST_CHECK;
 
 // Appends the value as YAML (flow style for lists and maps).
 void key_print(const Key *key, const void *base, Buffer *out);

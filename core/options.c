@@ -39,7 +39,7 @@ Error *options_parse(const Key *keys, int count, void *base, int argc, char **ar
         if (key == NULL) {
             error = keys_unknown(keys, count, name, "command line", "flag", "--");
         } else {
-            bool repeats = key->type == KEY_LIST || key->type == KEY_WEIGHTS;
+            bool repeats = key->type == KEY_LIST || key->type == KEY_PROPORTIONS;
             if (value == NULL && key->type == KEY_BOOL) {
                 value = "true";
             } else if (value == NULL) {
@@ -65,7 +65,7 @@ Error *options_parse(const Key *keys, int count, void *base, int argc, char **ar
 
 void options_help(const Key *keys, int count, Buffer *out) {
     static const char *const words[] = {[KEY_BOOL] = "",      [KEY_INT] = " N",     [KEY_FLOAT] = " X",
-                                        [KEY_TEXT] = " TEXT", [KEY_LIST] = " TEXT", [KEY_WEIGHTS] = " NAME=X"};
+                                        [KEY_TEXT] = " TEXT", [KEY_LIST] = " TEXT", [KEY_PROPORTIONS] = " NAME=X"};
     for (int i = 0; i < count; i++) {
         const Key *key = &keys[i];
         buffer_printf(out, "  --%s", key->name);
@@ -80,7 +80,7 @@ void options_help(const Key *keys, int count, Buffer *out) {
         if (key->unit != NULL) {
             buffer_printf(out, " In %s.", key->unit);
         }
-        if (key->type == KEY_LIST || key->type == KEY_WEIGHTS) {
+        if (key->type == KEY_LIST || key->type == KEY_PROPORTIONS) {
             buffer_text(out, " May be repeated.");
         }
         if (key->default_value != NULL && key->type != KEY_BOOL) {

@@ -114,6 +114,44 @@ static void test_runs(void) {
     CHECK_I64(copy.runs, 6);
 }
 
+// Pieces of straight and of interlocked cuts, in a random order, with one of them made larger or not.
+static void test_disjoint(void) {
+    static const Box pinwheel[] = {
+        {2, {0, 0}, {1, 2}}, {2, {0, 2}, {2, 3}}, {2, {2, 1}, {3, 3}}, {2, {1, 0}, {3, 1}}, {2, {1, 1}, {2, 2}}};
+    Box boxes[4 * BOX_MOST_OF_RANGE];
+    uint64_t state = 0;
+    for (int round = 0; round < 3000; round++) {
+        int64_t shape[BOX_MOST_DIMS] = {3, 3};
+        int dims = round % 3 == 0 ? 2 : (int)draw(&state, BOX_MOST_DIMS + 1), count = 0;
+        for (int d = 0; d < dims && round % 3 != 0; d++) {
+            shape[d] = 1 + draw(&state, 4);
+        }
+        Box whole = box_whole(dims, shape);
+        for (int64_t begin = 0, all = box_count(&whole), end; begin < all && round % 3 != 0; begin = end) {
+            end = count >= 3 * BOX_MOST_OF_RANGE ? all : begin + 1 + draw(&state, all - begin);
+            count += boxes_of_range(&whole, 1, begin, end, boxes + count);
+        }
+        for (; round % 3 == 0 && count < 5; count++) {
+            boxes[count] = pinwheel[count];
+        }
+        for (int i = count - 1; i > 0; i--) {
+            int other = (int)draw(&state, i + 1);
+            Box kept = boxes[i];
+            boxes[i] = boxes[other];
+            boxes[other] = kept;
+        }
+        CHECK(boxes_disjoint(boxes, count));
+        if (count > 1) {
+            Box *larger = &boxes[draw(&state, count)];
+            int d = (int)draw(&state, dims);
+            if (larger->begin[d] > 0) {
+                larger->begin[d]--;
+                CHECK(!boxes_disjoint(boxes, count));
+            }
+        }
+    }
+}
+
 static void test_pairs(void) {
     Box a = {.dims = 2, .begin = {0, 0}, .end = {2, 4}}, b = {.dims = 2, .begin = {1, 2}, .end = {3, 6}}, both;
     CHECK(box_intersect(&a, &b, &both) && both.begin[0] == 1 && both.end[0] == 2 && both.begin[1] == 2 && both.end[1] == 4);
@@ -129,6 +167,7 @@ static void test_pairs(void) {
 int main(void) {
     RUN(test_ranges);
     RUN(test_runs);
+    RUN(test_disjoint);
     RUN(test_pairs);
     return check_report();
 }

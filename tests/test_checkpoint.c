@@ -1,10 +1,11 @@
 // Checkpoints: any layout reads any checkpoint, damage is named and skipped, hostile files are refused.
+#include "core/clock.h"
 #include "core/durable.h"
 #include "core/hash.h"
 #include "tests/support/check.h"
 #include "tests/support/checkpoints.h"
-#include "train/checkpoint/folder.h"
 #include "train/checkpoint/manifest.h"
+#include "train/checkpoint/steps.h"
 
 #define H5_USE_110_API
 #include <hdf5.h>
@@ -12,15 +13,15 @@
 #include <unistd.h>
 
 static char *step_path(const char *run, int64_t step) {
-    char *folder = store_folder(run), *path = store_step(folder, step);
+    char *folder = steps_folder(run), *path = steps_path(folder, step);
     free(folder);
     return path;
 }
 
 // Saves these steps (ended by -1) with a fresh set of writers.
-static void save_steps(const char *run, int ranks, int kinds, const int64_t *steps) {
+static void save_steps(const char *run, ToySplit split, int ranks, int kinds, const int64_t *steps) {
     Toy toy;
-    if (CHECK_OK(toy_open(&toy, run, ranks, kinds, 3, 0))) {
+    if (CHECK_OK(toy_open(&toy, run, split, ranks, kinds, 3, 0))) {
         for (; *steps >= 0; steps++) {
             CHECK(toy_save(&toy, *steps) == CHECKPOINT_COMMITTED);
         }
@@ -41,37 +42,44 @@ static int64_t found_step(const char *run, Strings *skipped) {
     return step;
 }
 
+static void check_layout(const char *run, ToySplit split, int ranks, int kinds) {
+    save_steps(run, split, ranks, kinds, (int64_t[]){0, 123456789, -1});
+    char *path = step_path(run, 123456789);
+    for (int parts = 1; parts <= 7; parts += 2) {
+        CHECK(toy_matches(path, kinds, parts));
+    }
+    Checkpoint *c;
+    CHECK_OK(checkpoint_open(path, false, &c));
+    CHECK(checkpoint_info(c)->ranks == ranks && checkpoint_info(c)->run == TOY_RUN && checkpoint_info(c)->base == NULL);
+    CHECK(checkpoint_has(c, "head", "weight") && checkpoint_has(c, "head", "moment2") == (kinds == 3));
+    CHECK(!checkpoint_has(c, "tail", "weight") && checkpoint_tensor(c, "tail") == -1);
+    float x;
+    Box first = {.dims = 2, .end = {1, 1}}, beyond = {.dims = 2, .begin = {0, 1000}, .end = {1, 1001}};
+    CHECK_FAILS(checkpoint_read(c, "tail", "weight", &first, 1, &x), "has no tensor tail");
+    CHECK_FAILS(checkpoint_read(c, "head", "weight", &beyond, 1, &x), "does not lie within tensor head");
+    CHECK_FAILS(checkpoint_read(c, "block.0.bias", "weight", &first, 1, &x), "does not lie within tensor block.0.bias");
+    if (kinds < 3) {
+        CHECK_FAILS(checkpoint_read(c, "head", "moment2", &first, 1, &x), "moment2 head is not there");
+    }
+    Buffer bytes = {0};
+    CHECK_FAILS(checkpoint_blob(c, "rank-00000.h5", &bytes), "has no rank-00000.h5");
+    CHECK_FAILS(checkpoint_blob(c, "nothing", &bytes), "has no nothing");
+    checkpoint_close(c);
+    // Nothing of the work is left in the folder.
+    Strings names = {0};
+    CHECK_OK(folder_list(path, &names));
+    CHECK_I64(names.count, ranks + 2);
+    strings_free(&names);
+    free(path);
+}
+
 static void test_layouts(void) {
     static const int ranks[] = {1, 2, 3, 8};
-    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
-        for (int kinds = 1; kinds <= 3; kinds++) {
-            const char *run = check_folder();
-            save_steps(run, ranks[i], kinds, (int64_t[]){0, 123456789, -1});
-            char *path = step_path(run, 123456789);
-            for (int parts = 1; parts <= 7; parts += 2) {
-                CHECK(toy_matches(path, kinds, parts));
+    for (ToySplit split = 0; split < TOY_SPLITS; split++) {
+        for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+            for (int kinds = 1; kinds <= 3; kinds++) {
+                check_layout(check_folder(), split, ranks[i], kinds);
             }
-            Checkpoint *c;
-            CHECK_OK(checkpoint_open(path, false, &c));
-            CHECK_I64(checkpoint_info(c)->ranks, ranks[i]);
-            CHECK(checkpoint_has(c, "head", SLICE_WEIGHT) && checkpoint_has(c, "head", SLICE_MOMENT2) == (kinds == 3));
-            CHECK(!checkpoint_has(c, "tail", SLICE_WEIGHT) && checkpoint_tensor(c, "tail") == -1);
-            float x;
-            CHECK_FAILS(checkpoint_read(c, "tail", SLICE_WEIGHT, 0, 1, &x), "has no tensor tail");
-            CHECK_FAILS(checkpoint_read(c, "head", SLICE_WEIGHT, 1000, 1001, &x), "has 1000 elements");
-            if (kinds < 3) {
-                CHECK_FAILS(checkpoint_read(c, "head", SLICE_MOMENT2, 7, 8, &x), "element 7 of moment2 head is not there");
-            }
-            Buffer bytes = {0};
-            CHECK_FAILS(checkpoint_blob(c, "rank-00000.h5", &bytes), "has no rank-00000.h5");
-            CHECK_FAILS(checkpoint_blob(c, "nothing", &bytes), "has no nothing");
-            checkpoint_close(c);
-            // Nothing of the work is left in the folder.
-            Strings names = {0};
-            CHECK_OK(folder_list(path, &names));
-            CHECK_I64(names.count, ranks[i] + 2);
-            strings_free(&names);
-            free(path);
         }
     }
 }
@@ -81,7 +89,7 @@ static void test_find(void) {
     char *path;
     CHECK_I64(found_step(run, NULL), -1);
     CHECK_FAILS(checkpoint_find(run, &path, NULL), "holds no checkpoint");
-    save_steps(run, 2, 3, (int64_t[]){5, 10, -1});
+    save_steps(run, TOY_RANGES, 2, 3, (int64_t[]){5, 10, -1});
     CHECK_I64(found_step(run, NULL), 10);
     // A checkpoint's own folder is found too; what did not commit is not.
     char *five = step_path(run, 5), *partial = memory_format("%s/checkpoints/step-00000011.partial", run);
@@ -90,7 +98,7 @@ static void test_find(void) {
     free(path);
     CHECK_OK(folder_create(partial));
     CHECK_I64(found_step(run, NULL), 10);
-    save_steps(run, 1, 3, (int64_t[]){-1});
+    save_steps(run, TOY_RANGES, 1, 3, (int64_t[]){-1});
     CHECK(!path_exists(partial));
     free(five);
     free(partial);
@@ -99,16 +107,16 @@ static void test_find(void) {
 static void test_retention(void) {
     const char *run = check_folder();
     Toy toy;
-    CHECK_OK(toy_open(&toy, run, 2, 2, 2, 4));
+    CHECK_OK(toy_open(&toy, run, TOY_RANGES, 2, 2, 2, 4));
     for (int64_t step = 1; step <= 10; step++) {
         CHECK(toy_save(&toy, step) == CHECKPOINT_COMMITTED);
     }
     toy_close(&toy);
     static const int64_t expected[] = {4, 8, 9, 10};
-    char *folder = store_folder(run);
+    char *folder = steps_folder(run);
     int64_t *steps;
     int count;
-    CHECK_OK(store_steps(folder, &steps, &count));
+    CHECK_OK(steps_list(folder, &steps, &count));
     CHECK_I64(count, 4);
     for (int i = 0; i < count && i < 4; i++) {
         CHECK_I64(steps[i], expected[i]);
@@ -118,14 +126,14 @@ static void test_retention(void) {
     // Back in time: what is saved again replaces what was there, and later steps are left alone.
     char *nine = step_path(run, 9);
     Checkpoint *c;
-    CHECK_OK(toy_open(&toy, run, 1, 3, 1, 0));
+    CHECK_OK(toy_open(&toy, run, TOY_RANGES, 1, 3, 1, 0));
     CHECK(toy_save(&toy, 9) == CHECKPOINT_COMMITTED);
     toy_close(&toy);
     CHECK_OK(checkpoint_open(nine, true, &c));
     CHECK_I64(checkpoint_info(c)->ranks, 1);
     checkpoint_close(c);
     CHECK(toy_matches(nine, 3, 1));
-    CHECK_OK(store_steps(folder, &steps, &count));
+    CHECK_OK(steps_list(folder, &steps, &count));
     CHECK(count == 2 && steps[0] == 9 && steps[1] == 10);
     free(steps);
     free(nine);
@@ -135,27 +143,32 @@ static void test_retention(void) {
 static void test_one_run_a_folder(void) {
     const char *run = check_folder();
     Toy first, second;
-    CHECK_OK(toy_open(&first, run, 1, 1, 1, 0));
-    CHECK_FAILS(toy_open(&second, run, 1, 1, 1, 0), "another run writes to");
+    CHECK_OK(toy_open(&first, run, TOY_RANGES, 1, 1, 1, 0));
+    CHECK_FAILS(toy_open(&second, run, TOY_RANGES, 1, 1, 1, 0), "another run writes to");
     second.ranks = 0;
     toy_close(&second);
     toy_close(&first);
-    CHECK_OK(toy_open(&first, run, 1, 1, 1, 0));
+    CHECK_OK(toy_open(&first, run, TOY_RANGES, 1, 1, 1, 0));
     toy_close(&first);
+}
+
+static void fetch_zeros(void *context, const CheckpointPart *part, void *to, float *scales) {
+    ensure(context == NULL && scales == NULL, "what was not asked for");
+    memset(to, 0, (size_t)boxes_count(part->boxes, part->box_count) * sizeof(float));
 }
 
 // A rank that writes too little, too much, or cannot write: nothing is committed, nothing is left, the next save works.
 static void test_failures(void) {
     const char *run = check_folder();
     static const CheckpointTensor tensor = {"w", 1, {10}};
-    float data[10] = {0};
-    static const struct { int64_t begin, end; } second[] = {{5, 10}, {6, 10}, {4, 10}, {5, 11}};
-    char *folder = store_folder(run);
+    static const Box first = {1, {0}, {5}};
+    static const Box second[] = {{1, {5}, {10}}, {1, {6}, {10}}, {1, {4}, {10}}};
+    char *folder = steps_folder(run);
     json_t *state = json_object();
-    for (int i = 3; i >= 0; i--) {
+    for (int i = 2; i >= 0; i--) {
         CheckpointWriter *w[2];
         for (int r = 0; r < 2; r++) {
-            CheckpointSlice slice = {0, SLICE_WEIGHT, r == 0 ? 0 : second[i].begin, r == 0 ? 5 : second[i].end, data};
+            CheckpointPart part = {.kind = "weight", .boxes = r == 0 ? &first : &second[i], .box_count = 1};
             CheckpointPlan plan = {.run_folder = run,
                                    .rank = r,
                                    .ranks = 2,
@@ -163,8 +176,9 @@ static void test_failures(void) {
                                    .layout = "data 2",
                                    .tensors = &tensor,
                                    .tensor_count = 1,
-                                   .slices = &slice,
-                                   .slice_count = 1};
+                                   .parts = &part,
+                                   .part_count = 1,
+                                   .fetch = fetch_zeros};
             CHECK_OK(checkpoint_writer_create(&plan, &w[r]));
         }
         for (int blocked = 1; blocked >= 0; blocked--) {
@@ -173,8 +187,8 @@ static void test_failures(void) {
             if (blocked) {
                 CHECK_OK(folder_create(obstacle));
             }
-            checkpoint_writer_begin(w[0], 7, state, NULL, 0);
-            checkpoint_writer_begin(w[1], 7, state, NULL, 0);
+            checkpoint_writer_begin(w[0], 1, 7, state, NULL, 0);
+            checkpoint_writer_begin(w[1], 1, 7, state, NULL, 0);
             CheckpointEvent event = CHECKPOINT_NOTHING;
             while (event == CHECKPOINT_NOTHING) {
                 double a[CHECKPOINT_FLAGS], b[CHECKPOINT_FLAGS];
@@ -228,7 +242,7 @@ static void damage_file(const char *path, Damage damage, const Buffer *whole) {
 
 static void test_damage(void) {
     const char *run = check_folder();
-    save_steps(run, 2, 3, (int64_t[]){1, 2, -1});
+    save_steps(run, TOY_RANGES, 2, 3, (int64_t[]){1, 2, -1});
     char *newest = step_path(run, 2);
     Strings names = {0};
     CHECK_OK(folder_list(newest, &names));
@@ -238,10 +252,6 @@ static void test_damage(void) {
         Buffer whole = {0};
         CHECK_OK(file_read(path, 1 << 20, &whole));
         for (Damage damage = 0; damage < DAMAGES; damage++) {
-            bool is_manifest = strcmp(names.items[i], MANIFEST_NAME) == 0;
-            if (is_manifest && damage == FLIP_MIDDLE) {
-                continue;  // may change nothing that matters, such as a time; see test_manifest
-            }
             damage_file(path, damage, &whole);
             Strings skipped = {0};
             CHECK_I64(found_step(run, &skipped), 1);
@@ -262,6 +272,7 @@ static void test_damage(void) {
     Buffer text = {0};
     CHECK_OK(checkpoint_describe(run, true, &text));
     CHECK(strstr(text.data, "step-00000001  ") != NULL && strstr(text.data, "step        2\n") != NULL);
+    CHECK(strstr(text.data, "run         0000000000abcdef\n") != NULL);
     CHECK(strstr(text.data, "block.1.weight") != NULL && strstr(text.data, "3 x 5 x 7") != NULL);
     CHECK(strstr(text.data, "18446744073709551615") != NULL && strstr(text.data, "whole       yes") != NULL);
     // Both damaged: no fresh start by mistake.
@@ -279,9 +290,108 @@ static void test_damage(void) {
     free(newest);
 }
 
+// Every digit of the manifest in turn: a number, a time, a checksum, a digest, part of a name.
+static void test_digits(void) {
+    const char *run = check_folder();
+    save_steps(run, TOY_FUSED, 2, 2, (int64_t[]){1, -1});
+    char *folder = step_path(run, 1), *path = path_join(folder, MANIFEST_NAME);
+    Buffer text = {0};
+    CHECK_OK(file_read(path, 1 << 20, &text));
+    int digits = 0;
+    for (size_t i = 0; i < text.size; i++) {
+        char digit = text.data[i];
+        if (digit < '0' || digit > '9') {
+            continue;
+        }
+        text.data[i] = digit == '9' ? '0' : (char)(digit + 1);
+        Manifest m;
+        Error *error = manifest_parse(path, text.data, text.size, &m);
+        if (!CHECK(error != NULL && error->kind == ERROR_DAMAGED)) {
+            fprintf(stderr, "digit at byte %zu\n", i);
+            manifest_free(&m);
+        }
+        error_free(error);
+        text.data[i] = digit;
+        digits++;
+    }
+    CHECK(digits > 500);
+    buffer_free(&text);
+    free(folder);
+    free(path);
+}
+
 // ---- manifests ----
 
-static void test_manifest(void) {
+typedef struct ManifestCase {
+    const char *from, *to, *part;
+} ManifestCase;
+
+// `sealed`: the changed document gets the checksum that fits it.
+static void check_cases(const char *base, const ManifestCase *cases, size_t count, bool sealed) {
+    for (size_t i = 0; i < count; i++) {
+        const char *at = strstr(base, cases[i].from);
+        ensure(at != NULL, "case %zu", i);
+        char *text = memory_format("%.*s%s%s", (int)(at - base), base, cases[i].to, at + strlen(cases[i].from));
+        Manifest m;
+        json_t *document = json_loads(text, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
+        if (sealed && document != NULL) {
+            manifest_seal(document);
+            CHECK_FAILS(manifest_from_json("m", json_incref(document), &m), cases[i].part);
+        } else {
+            CHECK_FAILS(manifest_parse("m", text, strlen(text), &m), cases[i].part);
+        }
+        json_decref(document);
+        free(text);
+    }
+}
+
+// What no manifest may have, whatever its version.
+static const ManifestCase common_cases[] = {
+    {"athanor checkpoint", "other", "not the manifest of a checkpoint"},
+    {"\"version\":", "\"version\":3", "is newer than this athanor reads"},
+    {"\"step\":3", "\"step\":-3", "\"step\" is -3"},
+    {"\"step\":3", "\"step\":3.0", "must be a whole number"},
+    {"\"step\":3", "\"step\":99999999999999999999", "not valid JSON"},
+    {"\"step\":3", "\"step\":3,\"step\":3", "duplicate"},
+    {"\"ranks\":1", "\"ranks\":9999999", "\"ranks\" is 9999999"},
+    {"\"layout\":\"l\"", "\"layout\":\"l\\u0000\"", "must be a text"},
+    {"00000000000000ff", "ff", "16 hexadecimal digits"},
+    {"\"state\":{}", "\"state\":[]", "\"state\" must be an object"},
+    {"\"name\":\"a\"", "\"name\":\"../a\"", "not a plain name"},
+    {"\"name\":\"a\"", "\"name\":\"\"", "not a plain name"},
+    {"\"name\":\"b\"", "\"name\":\"a\"", "tensor a stands twice"},
+    {"[4,5]", "[4,0]", "shape of tensor a is not possible"},
+    {"[4,5]", "[4,-5]", "shape of tensor a is not possible"},
+    {"[4,5]", "[4294967296,4294967296]", "shape of tensor a is not possible"},
+    {"[4,5]", "[9223372036854775807,2]", "shape of tensor a is not possible"},
+    {"[4,5]", "[4,\"5\"]", "shape of tensor a is not possible"},
+    {"[4,5]", "[1,1,1,4,5]", "has 5 dimensions"},
+    {"\"name\":\"r.h5\"", "\"name\":\"/etc/passwd\"", "not a plain name"},
+    {"\"name\":\"r.h5\"", "\"name\":\"..\"", "not a plain name"},
+    {"\"name\":\"r.h5\"", "\"name\":\"s.h5\"", "a part names file \"r.h5\""},
+    {"\"name\":\"r.h5\"", "\"name\":\"manifest.json\"", "stands twice"},
+    {"\"bytes\":1000", "\"bytes\":-1", "\"bytes\" is -1"},
+    {"\"bytes\":1000", "\"bytes\":40", "more elements than its file r.h5 can hold"},
+    {"\"kind\":\"weight\"", "\"kind\":\"Weight\"", "the kind of a part of a is not a word"},
+    {"\"kind\":\"weight\"", "\"kind\":\"../weight\"", "the kind of a part of a is not a word"},
+    {"\"kind\":\"weight\"", "\"kind\":\"\"", "the kind of a part of a is not a word"},
+    {"\"tensor\":\"a\"", "\"tensor\":\"c\"", "a part names tensor \"c\""},
+    {"\"tensors\":[", "\"tensors\":[7,", "an object with \"name\" is expected"},
+    {"\"files\":", "\"flies\":", "\"files\" is missing"},
+    {"{\"format\"", "[{\"format\"", "not valid JSON"},
+};
+enum { COMMON_CASES = sizeof common_cases / sizeof *common_cases };
+
+static void check_prefixes(const char *base) {
+    for (size_t size = 0; size < strlen(base); size++) {
+        Manifest m;
+        Error *error = manifest_parse("m", base, size, &m);
+        CHECK(error != NULL && error->kind == ERROR_DAMAGED);
+        error_free(error);
+    }
+}
+
+static void test_manifest_version1(void) {
     static const char base[] =
         "{\"format\":\"athanor checkpoint\",\"version\":1,\"step\":3,\"ranks\":1,\"layout\":\"l\",\"created\":\"now\","
         "\"model\":\"00000000000000ff\",\"seed\":\"0000000000000001\",\"state\":{},"
@@ -289,70 +399,135 @@ static void test_manifest(void) {
         "\"files\":[{\"name\":\"r.h5\",\"bytes\":1000,\"xxh3\":\"0123456789abcdef\"}],"
         "\"slices\":[{\"tensor\":\"a\",\"kind\":\"weight\",\"begin\":8,\"end\":20,\"file\":\"r.h5\",\"dataset\":\"/weight/"
         "a@8\"},"
-        "{\"tensor\":\"a\",\"kind\":\"weight\",\"begin\":0,\"end\":7,\"file\":\"r.h5\",\"dataset\":\"/weight/a\"}]}";
-    Manifest m;
-    CHECK_OK(manifest_parse("m", base, strlen(base), &m));
-    CHECK(m.step == 3 && m.model == 255 && m.slice_count == 2 && m.slices[0].begin == 0 && m.files[0].has_slices);
-    CHECK_I64(manifest_missing(&m, 0, SLICE_WEIGHT, 0, 20), 7);
-    CHECK_I64(manifest_missing(&m, 0, SLICE_WEIGHT, 2, 7), -1);
-    CHECK_I64(manifest_missing(&m, 0, SLICE_WEIGHT, 9, 20), -1);
-    CHECK_I64(manifest_missing(&m, 0, SLICE_MOMENT1, 3, 4), 3);
-    CHECK_I64(manifest_missing(&m, 1, SLICE_WEIGHT, 0, 1), 0);
-    manifest_free(&m);
-
-    static const struct {
-        const char *from, *to, *part;
-    } cases[] = {
-        {"athanor checkpoint", "other", "not the manifest of a checkpoint"},
-        {"\"version\":1", "\"version\":2", "version 2 is newer"},
+        "{\"tensor\":\"a\",\"kind\":\"weight\",\"begin\":0,\"end\":8,\"file\":\"r.h5\",\"dataset\":\"/weight/a\"},"
+        "{\"tensor\":\"b\",\"kind\":\"weight\",\"begin\":0,\"end\":1,\"file\":\"r.h5\",\"dataset\":\"/weight/b\"}]}";
+    static const ManifestCase cases[] = {
         {"\"version\":1", "\"version\":0", "\"version\" is 0"},
-        {"\"step\":3", "\"step\":-3", "\"step\" is -3"},
-        {"\"step\":3", "\"step\":3.0", "must be a whole number"},
-        {"\"step\":3", "\"step\":99999999999999999999", "not valid JSON"},
-        {"\"step\":3", "\"step\":3,\"step\":3", "duplicate"},
-        {"\"ranks\":1", "\"ranks\":9999999", "\"ranks\" is 9999999"},
-        {"\"layout\":\"l\"", "\"layout\":\"l\\u0000\"", "must be a text"},
-        {"00000000000000ff", "ff", "16 hexadecimal digits"},
-        {"\"state\":{}", "\"state\":[]", "\"state\" must be an object"},
-        {"\"name\":\"a\"", "\"name\":\"../a\"", "not a plain name"},
-        {"\"name\":\"a\"", "\"name\":\"\"", "not a plain name"},
-        {"\"name\":\"b\"", "\"name\":\"a\"", "tensor a stands twice"},
-        {"[4,5]", "[4,0]", "shape of tensor a is not possible"},
-        {"[4,5]", "[4,-5]", "shape of tensor a is not possible"},
-        {"[4,5]", "[4294967296,4294967296]", "shape of tensor a is not possible"},
-        {"[4,5]", "[9223372036854775807,2]", "shape of tensor a is not possible"},
-        {"[4,5]", "[4,\"5\"]", "shape of tensor a is not possible"},
-        {"[4,5]", "[1,1,1,4,5]", "has 5 dimensions"},
-        {"\"name\":\"r.h5\"", "\"name\":\"/etc/passwd\"", "not a plain name"},
-        {"\"name\":\"r.h5\"", "\"name\":\"..\"", "not a plain name"},
-        {"\"name\":\"r.h5\"", "\"name\":\"s.h5\"", "a slice names file \"r.h5\""},
-        {"\"name\":\"r.h5\"", "\"name\":\"manifest.json\"", "stands twice"},
-        {"\"bytes\":1000", "\"bytes\":-1", "\"bytes\" is -1"},
-        {"\"bytes\":1000", "\"bytes\":40", "more elements than its file r.h5 can hold"},
         {"\"begin\":8", "\"begin\":6", "does not fit"},
-        {"\"begin\":0,\"end\":7", "\"begin\":0,\"end\":9", "overlap at element 8"},
+        {"\"begin\":0,\"end\":8", "\"begin\":0,\"end\":9", "boxes of weight a overlap"},
+        {"\"begin\":0,\"end\":8", "\"begin\":0,\"end\":7", "weight a is not whole: 19 of its 20 elements are there"},
         {"\"end\":20", "\"end\":21", "\"end\" is 21"},
         {"\"end\":20", "\"end\":8", "\"end\" is 8"},
         {"\"begin\":8", "\"begin\":20", "\"begin\" is 20"},
         {"/weight/a@8", "/weight/../a", "does not fit"},
-        {"\"kind\":\"weight\"", "\"kind\":\"momentum\"", "a slice names kind \"momentum\""},
-        {"\"tensor\":\"a\"", "\"tensor\":\"c\"", "a slice names tensor \"c\""},
-        {"\"tensors\":[", "\"tensors\":[7,", "an object with \"name\" is expected"},
-        {"\"files\":", "\"flies\":", "\"files\" is missing"},
-        {"{\"format\"", "[{\"format\"", "not valid JSON"},
+        {"\"tensor\":\"b\",\"kind\":\"weight\"", "\"tensor\":\"b\",\"kind\":\"moment1\"", "the dataset of moment1 b"},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const char *at = strstr(base, cases[i].from);
-        ensure(at != NULL, "case %zu", i);
-        char *text = memory_format("%.*s%s%s", (int)(at - base), base, cases[i].to, at + strlen(cases[i].from));
-        CHECK_FAILS(manifest_parse("m", text, strlen(text), &m), cases[i].part);
-        free(text);
+    Manifest m;
+    CHECK_OK(manifest_parse("m", base, strlen(base), &m));
+    CHECK(m.step == 3 && m.model == 255 && m.part_count == 3 && m.content_count == 2 && m.files[0].has_parts && m.run == 0);
+    const ManifestContent *a = manifest_content(&m, 0, "weight");
+    CHECK(a != NULL && a->count == 2 && !a->has_digest && manifest_content(&m, 0, "moment1") == NULL);
+    manifest_free(&m);
+    check_cases(base, common_cases, COMMON_CASES, false);
+    check_cases(base, cases, sizeof cases / sizeof *cases, false);
+    check_prefixes(base);
+}
+
+static void test_manifest(void) {
+    static const char base[] =
+        "{\"format\":\"athanor checkpoint\",\"version\":2,\"run\":\"000000000000abcd\",\"step\":3,\"ranks\":1,\"layout\":\"l\","
+        "\"created\":\"now\",\"model\":\"00000000000000ff\",\"seed\":\"0000000000000001\",\"state\":{},"
+        "\"base\":{\"fingerprint\":\"00000000000000bb\",\"path\":\"runs/base\"},"
+        "\"tensors\":[{\"name\":\"a\",\"shape\":[4,5],\"digests\":{\"weight\":\"00000000000000aa\"}},"
+        "{\"name\":\"q\",\"shape\":[3,512],\"digests\":{\"moment1\":\"00000000000000cc\"}},"
+        "{\"name\":\"b\",\"shape\":[],\"digests\":{}}],"
+        "\"files\":[{\"name\":\"r.h5\",\"bytes\":1000,\"xxh3\":\"0123456789abcdef\"},"
+        "{\"name\":\"t.h5\",\"bytes\":9000,\"xxh3\":\"0123456789abcdef\"}],"
+        "\"parts\":[{\"tensor\":\"a\",\"kind\":\"weight\",\"type\":\"bf16\",\"boxes\":[[[0,4],[2,5]]],\"file\":\"r.h5\"},"
+        "{\"tensor\":\"a\",\"kind\":\"weight\",\"type\":\"fp32\",\"boxes\":[[[0,1],[0,2]],[[1,4],[0,2]]],\"file\":\"t.h5\"},"
+        "{\"tensor\":\"q\",\"kind\":\"moment1\",\"type\":\"code8\",\"boxes\":[[[0,3],[0,256]]],\"file\":\"r.h5\"},"
+        "{\"tensor\":\"q\",\"kind\":\"moment1\",\"type\":\"code8\",\"boxes\":[[[0,3],[256,512]]],\"file\":\"t.h5\"}]}";
+    static const ManifestCase cases[] = {
+        {"\"version\":2", "\"version\":1", "\"slices\" is missing"},
+        {"000000000000abcd", "0000000000000000", "\"run\" is 0"},
+        {"\"run\"", "\"ran\"", "\"run\" is missing"},
+        {"\"fingerprint\":\"00000000000000bb\"", "\"fingerprint\":7", "\"fingerprint\" must be a text"},
+        {"\"base\":{", "\"base\":7,\"other\":{", "an object with \"fingerprint\" is expected"},
+        {"\"base\"", "\"basis\"", "tensor q has no weights, and no base is named"},
+        {"\"digests\":{\"weight\"", "\"digests\":{\"moment2\"", "\"weight\" is missing"},
+        {"\"digests\":{\"weight\"", "\"digests\":{\"x\":\"\",\"weight\"", "tensor a has a digest of what is not there"},
+        {"\"digests\":{}", "\"digests\":[]", "\"digests\" must be an object"},
+        {"00000000000000aa", "00000000000000a", "16 hexadecimal digits"},
+        {"bf16", "bf17", "of type \"bf17\", which this athanor does not read"},
+        {"[[0,4],[2,5]]", "[[0,4],[2,6]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4],[5,5]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[-1,4],[2,5]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4],[2,5],[0,1]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4],[2,5,6]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4],[2,5.0]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4],5]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "7", "a box of weight a is not possible"},
+        {"[[[0,4],[2,5]]]", "[]", "a box of weight a is not possible"},
+        {"[[[0,4],[2,5]]]", "7", "\"boxes\" must be a list"},
+        {"[[0,4],[2,5]]", "[[0,4],[1,5]]", "boxes of weight a overlap"},
+        {"[[0,4],[2,5]]", "[[0,4],[2,5]],[[3,4],[4,5]]", "boxes of weight a overlap"},
+        {"[[0,4],[2,5]]", "[[0,4],[0,5]],[[0,4],[0,5]],[[0,4],[0,5]]", "a box of weight a is not possible"},
+        {"[[0,4],[2,5]]", "[[0,4],[3,5]]", "weight a is not whole: 16 of its 20 elements are there"},
+        {"[[1,4],[0,2]]],\"file\":\"t.h5\"", "[[1,4],[0,2]]],\"file\":\"r.h5\"", "r.h5 has two parts of weight a"},
+        {"[[0,3],[0,256]]", "[[0,3],[0,255]]", "cut through blocks of 256"},
+        {"[[0,3],[0,256]]", "[[1,3],[0,256]],[[0,1],[0,256]]", "cut through blocks of 256"},
+        {"[[0,3],[0,256]]", "[[0,1],[0,255]],[[0,1],[255,256]],[[1,3],[0,255]],[[1,3],[255,256]]", "cut through blocks of 256"},
+    };
+    Manifest m;
+    json_t *document = json_loads(base, 0, NULL);
+    manifest_seal(document);
+    CHECK_OK(manifest_from_json("m", document, &m));
+    CHECK(m.part_count == 4 && m.content_count == 2 && m.run == 0xABCD && m.has_base && m.base.fingerprint == 0xBB);
+    const ManifestContent *a = manifest_content(&m, 0, "weight");
+    CHECK(a != NULL && a->count == 2 && a->has_digest && a->digest == 0xAA && manifest_contents_of(&m, 2) == 2);
+    CHECK(m.parts[1].count == 8 && m.parts[1].part.box_count == 2 && m.parts[0].part.type == TYPE_BF16);
+    char *sealed = json_dumps(m.document, JSON_COMPACT);
+    manifest_free(&m);
+    check_cases(base, common_cases, COMMON_CASES, true);
+    check_cases(base, cases, sizeof cases / sizeof *cases, true);
+    check_cases(base, &(ManifestCase){"{", "{", "\"checksum\" is missing"}, 1, false);
+    check_cases(sealed, &(ManifestCase){"\"now\"", "\"how\"", "its checksum is not the one"}, 1, false);
+    check_prefixes(sealed);
+    free(sealed);
+}
+
+// The checksum as manifest.h says it: of the document without it, keys sorted, no space.
+static void test_checksum(void) {
+    static const char text[] = "{ \"b\": [1, 2.5, \"\\u00e4\\n\"], \"checksum\": \"old\", \"a\": {\"d\": 0.1, \"c\": null} }";
+    static const char canonical[] = "{\"a\":{\"c\":null,\"d\":0.10000000000000001},\"b\":[1,2.5,\"\303\244\\n\"]}";
+    json_t *document = json_loads(text, 0, NULL);
+    manifest_seal(document);
+    uint64_t sum = 0;
+    CHECK_OK(json_field_hex64(document, "document", "checksum", &sum));
+    CHECK(sum == hash64(canonical, strlen(canonical)));
+    json_decref(document);
+}
+
+// Thousands of parts, each a cell of a grid, are checked in a moment.
+static void test_many_parts(void) {
+    enum { SIDE = 128 };
+    json_t *parts = json_array(), *files = json_array();
+    for (int r = 0; r < SIDE; r++) {
+        for (int k = 0; k < SIDE; k++) {
+            char name[32];
+            snprintf(name, sizeof name, "%d-%d", r, k);
+            json_array_append_new(files, manifest_file_json(name, 64, 0));
+            json_array_append_new(parts,
+                                  json_pack("{s:s, s:s, s:s, s:[[[i, i], [i, i]]], s:s}", "tensor", "a", "kind", "weight",
+                                            "type", "fp32", "boxes", 2 * k, 2 * k + 2, 3 * r, 3 * r + 3, "file", name));
+        }
     }
-    for (size_t size = 0; size + 1 < sizeof base; size++) {
-        Error *error = manifest_parse("m", base, size, &m);
-        CHECK(error != NULL && error->kind == ERROR_DAMAGED);
-        error_free(error);
-    }
+    json_t *document =
+        json_pack("{s:s,s:i,s:s,s:i,s:i,s:s,s:s,s:s,s:s,s:{},s:[{s:s,s:[ii],s:{s:s}}],s:o,s:o}", "format", "athanor checkpoint",
+                  "version", 2, "run", "0000000000000001", "step", 1, "ranks", SIDE * SIDE, "layout", "", "created", "",
+                  "model", "0000000000000000", "seed", "0000000000000000", "state", "tensors", "name", "a", "shape", 2 * SIDE,
+                  3 * SIDE, "digests", "weight", "0000000000000000", "files", files, "parts", parts);
+    Manifest m;
+    manifest_seal(document);
+    double start = clock_seconds();
+    CHECK_OK(manifest_from_json("m", json_incref(document), &m));
+    CHECK(clock_seconds() - start < 2);
+    manifest_free(&m);
+    json_t *box = json_array_get(json_object_get(json_array_get(parts, 4711), "boxes"), 0);
+    json_array_set_new(json_array_get(box, 0), 0, json_integer(2 * (4711 % SIDE) - 1));
+    manifest_seal(document);
+    CHECK_FAILS(manifest_from_json("m", document, &m), "overlap");
 }
 
 // ---- hostile HDF5 ----
@@ -364,6 +539,8 @@ typedef enum Trick {
     TRICK_BIG_ENDIAN,
     TRICK_TWO_DIMENSIONS,
     TRICK_SHORT,
+    TRICK_HALF,
+    TRICK_OTHER_HALF,
     TRICK_CHUNKS,
     TRICK_FILTER,
     TRICK_EXTERNAL_STORAGE,
@@ -383,10 +560,15 @@ static void write_trick(const char *path, const char *other, Trick trick) {
     hid_t group = H5Gcreate2(file, "weight", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), creation = H5Pcreate(H5P_DATASET_CREATE);
     hsize_t extent[2] = {trick == TRICK_SHORT ? 9 : 10, 1}, chunk[2] = {5, 1};
     hid_t space = H5Screate_simple(trick == TRICK_TWO_DIMENSIONS ? 2 : 1, extent, NULL);
-    hid_t type = trick == TRICK_DOUBLE       ? H5T_IEEE_F64LE
-                 : trick == TRICK_INTEGER    ? H5T_STD_I32LE
-                 : trick == TRICK_BIG_ENDIAN ? H5T_IEEE_F32BE
-                                             : H5T_IEEE_F32LE;
+    hid_t half = H5Tcopy(H5T_IEEE_F32LE);
+    H5Tset_fields(half, 15, 10, 5, 0, 10);
+    H5Tset_size(half, 2);
+    H5Tset_ebias(half, trick == TRICK_OTHER_HALF ? 16 : 15);
+    hid_t type = trick == TRICK_HALF || trick == TRICK_OTHER_HALF ? half
+                 : trick == TRICK_DOUBLE                          ? H5T_IEEE_F64LE
+                 : trick == TRICK_INTEGER                         ? H5T_STD_I32LE
+                 : trick == TRICK_BIG_ENDIAN                      ? H5T_IEEE_F32BE
+                                                                  : H5T_IEEE_F32LE;
     if (trick == TRICK_CHUNKS || trick == TRICK_FILTER) {
         H5Pset_chunk(creation, 1, chunk);
         if (trick == TRICK_FILTER) {
@@ -415,6 +597,7 @@ static void write_trick(const char *path, const char *other, Trick trick) {
     if (trick == TRICK_SOFT_LINK) {
         H5Lcreate_soft("/weight/elsewhere", group, "w", H5P_DEFAULT, H5P_DEFAULT);
     }
+    H5Tclose(half);
     H5Sclose(space);
     H5Pclose(creation);
     H5Gclose(group);
@@ -423,11 +606,13 @@ static void write_trick(const char *path, const char *other, Trick trick) {
 
 static void test_hostile_hdf5(void) {
     static const char *const parts[TRICKS] = {
-        [TRICK_DOUBLE] = "not little-endian 32-bit floats",
-        [TRICK_INTEGER] = "not little-endian 32-bit floats",
-        [TRICK_BIG_ENDIAN] = "not little-endian 32-bit floats",
-        [TRICK_TWO_DIMENSIONS] = "not one-dimensional",
-        [TRICK_SHORT] = "its length is not",
+        [TRICK_DOUBLE] = "not of the type in the manifest",
+        [TRICK_INTEGER] = "not of the type in the manifest",
+        [TRICK_BIG_ENDIAN] = "not of the type in the manifest",
+        [TRICK_TWO_DIMENSIONS] = "its extents are not",
+        [TRICK_SHORT] = "its extents are not",
+        [TRICK_HALF] = "not of the type in the manifest",
+        [TRICK_OTHER_HALF] = "not of the type in the manifest",
         [TRICK_CHUNKS] = "not stored contiguously",
         [TRICK_FILTER] = "not stored contiguously",
         [TRICK_EXTERNAL_STORAGE] = "lie in another file",
@@ -453,21 +638,25 @@ static void test_hostile_hdf5(void) {
         int64_t bytes;
         uint64_t hash;
         CHECK_OK(file_hash(path, &bytes, &hash));
-        // The attacker's manifest fits its file; the size is claimed larger only where that is not checked first.
-        json_t *m = json_pack("{s:s,s:i,s:i,s:i,s:s,s:s,s:s,s:s,s:{},s:[{s:s,s:[i]}],s:[o],s:[{s:s,s:s,s:i,s:i,s:s,s:s}]}",
-                              "format", "athanor checkpoint", "version", 1, "step", 1, "ranks", 1, "layout", "", "created", "",
-                              "model", "0000000000000000", "seed", "0000000000000000", "state", "tensors", "name", "w", "shape",
-                              10, "files", manifest_file_json("rank-00000.h5", bytes, hash), "slices", "tensor", "w", "kind",
-                              "weight", "begin", 0, "end", 10, "file", "rank-00000.h5", "dataset", "/weight/w");
+        // The attacker's manifest fits its file.
+        json_t *m = json_pack("{s:s,s:i,s:s,s:i,s:i,s:s,s:s,s:s,s:s,s:{},s:[{s:s,s:[i],s:{s:s}}],s:[o],"
+                              "s:[{s:s,s:s,s:s,s:[[[i,i]]],s:s}]}",
+                              "format", "athanor checkpoint", "version", 2, "run", "0000000000000001", "step", 1, "ranks", 1,
+                              "layout", "", "created", "", "model", "0000000000000000", "seed", "0000000000000000", "state",
+                              "tensors", "name", "w", "shape", 10, "digests", "weight", "0000000000000000", "files",
+                              manifest_file_json("rank-00000.h5", bytes, hash), "parts", "tensor", "w", "kind", "weight",
+                              "type", trick == TRICK_OTHER_HALF ? "fp16" : "fp32", "boxes", 0, 10, "file", "rank-00000.h5");
+        manifest_seal(m);
         CHECK_OK(json_write_file(manifest_path, m));
         json_decref(m);
         Checkpoint *c;
         float values[10];
+        Box whole = {.dims = 1, .end = {10}};
         CHECK_OK(checkpoint_open(folder, true, &c));
         if (trick == TRICK_NONE) {
-            CHECK_OK(checkpoint_read(c, "w", SLICE_WEIGHT, 0, 10, values));
+            CHECK_OK(checkpoint_read(c, "w", "weight", &whole, 1, values));
         } else {
-            CHECK_FAILS(checkpoint_read(c, "w", SLICE_WEIGHT, 0, 10, values), trick < TRICKS ? parts[trick] : "HDF5: ");
+            CHECK_FAILS(checkpoint_read(c, "w", "weight", &whole, 1, values), trick < TRICKS ? parts[trick] : "HDF5: ");
         }
         checkpoint_close(c);
     }
@@ -476,27 +665,31 @@ static void test_hostile_hdf5(void) {
     free(manifest_path);
 }
 
+// Other programs see matrices: h5dump of the columns of one rank.
 static void test_h5dump(void) {
     if (system("h5dump --version > /dev/null 2>&1") != 0) {
         return;
     }
     const char *run = check_folder();
-    save_steps(run, 2, 3, (int64_t[]){4, -1});
+    save_steps(run, TOY_COLUMNS, 2, 3, (int64_t[]){4, -1});
     char *path = step_path(run, 4);
-    char *command =
-        memory_format("h5dump -d /moment1/scale '%s'/rank-00000.h5 '%s'/rank-00001.h5 2>&1; h5dump -d /weight/embedding "
-                      "-s 100 -c 1 '%s'/rank-00000.h5",
-                      path, path, path);
+    char *command = memory_format("h5dump -d /moment1/scale '%s'/rank-00001.h5 2>&1; h5dump -d /weight/embedding "
+                                  "-s 3,4 -c 1,1 '%s'/rank-00001.h5",
+                                  path, path);
     char text[8192], scale[32], weight[32];
     FILE *pipe = popen(command, "r");
     size_t n = fread(text, 1, sizeof text - 1, pipe);
     text[n] = 0;
     pclose(pipe);
-    snprintf(scale, sizeof scale, "(0): %.6g", (double)toy_value(4, 3, SLICE_MOMENT1, 0));
-    snprintf(weight, sizeof weight, "(100): %.6g", (double)toy_value(4, 0, SLICE_WEIGHT, 100));
+    snprintf(scale, sizeof scale, "(0): %.6g", (double)toy_value(4, 3, 1, 0));
+    snprintf(weight, sizeof weight, "(3,4): %.6g", (double)toy_value(4, 0, 0, 3 * 16 + 8 + 4));
     CHECK(strstr(text, "H5T_IEEE_F32LE") != NULL);
     CHECK(strstr(text, scale) != NULL);
+    CHECK(strstr(text, "( 37, 8 ) / ( 37, 8 )") != NULL);
     CHECK(strstr(text, weight) != NULL);
+    CHECK(strstr(text, "ATTRIBUTE \"shape\"") != NULL && strstr(text, "(0): 37, 16") != NULL);
+    CHECK(strstr(text, "ATTRIBUTE \"boxes\"") != NULL && strstr(text, "(0,0,0): 0, 37,") != NULL);
+    CHECK(strstr(text, "(0,1,0): 8, 16") != NULL);
     free(command);
     free(path);
 }
@@ -508,7 +701,11 @@ int main(void) {
     RUN(test_one_run_a_folder);
     RUN(test_failures);
     RUN(test_damage);
+    RUN(test_digits);
+    RUN(test_manifest_version1);
     RUN(test_manifest);
+    RUN(test_checksum);
+    RUN(test_many_parts);
     RUN(test_hostile_hdf5);
     RUN(test_h5dump);
     return check_report();

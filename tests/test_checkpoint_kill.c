@@ -7,7 +7,7 @@
 #include "core/philox.h"
 #include "tests/support/check.h"
 #include "tests/support/checkpoints.h"
-#include "train/checkpoint/folder.h"
+#include "train/checkpoint/steps.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -31,7 +31,7 @@ static void kill_at_stage(const char *name) {
 
 static _Noreturn void save_until_killed(const char *run, int64_t first, int told) {
     Toy toy;
-    Error *error = toy_open(&toy, run, 2, 3, 2, 10);
+    Error *error = toy_open(&toy, run, TOY_RANGES, 2, 3, 2, 10);
     if (error != NULL) {
         fprintf(stderr, "%s\n", error->message);
         _exit(3);
@@ -115,13 +115,13 @@ static int folder_entries(const char *path) {
 
 // After a save that failed: the older checkpoint is whole, nothing else is there, and the writers can go on.
 static void check_survived(const char *run, CheckpointEvent event, int64_t step, int64_t *committed) {
-    char *folder = store_folder(run), *path = NULL;
+    char *folder = steps_folder(run), *path = NULL;
     if (event == CHECKPOINT_COMMITTED) {
         *committed = step;
     }
     CHECK_I64(folder_entries(folder), 2);  // the lock and one checkpoint
     CHECK_OK(checkpoint_find(run, &path, NULL));
-    char *expected = store_step(folder, *committed);
+    char *expected = steps_path(folder, *committed);
     CHECK_TEXT(path, expected);
     CHECK(toy_matches(path, 3, 1));
     free(expected);
@@ -152,7 +152,7 @@ static void disk_of_limited_size(const char *disk) {
     }
     Toy toy;
     int64_t committed = 0;
-    CHECK_OK(toy_open(&toy, disk, 2, 3, 1, 0));
+    CHECK_OK(toy_open(&toy, disk, TOY_RANGES, 2, 3, 1, 0));
     CHECK(toy_save(&toy, 0) == CHECKPOINT_COMMITTED);
     int failed = 0, saved = 0;
     for (int64_t step = 1; step <= 60; step++) {
@@ -178,7 +178,7 @@ static void files_of_limited_size(const char *run) {
     int64_t committed = 0;
     struct rlimit limit, all;
     signal(SIGXFSZ, SIG_IGN);
-    CHECK_OK(toy_open(&toy, run, 2, 3, 1, 0));
+    CHECK_OK(toy_open(&toy, run, TOY_RANGES, 2, 3, 1, 0));
     CHECK(toy_save(&toy, 0) == CHECKPOINT_COMMITTED);
     getrlimit(RLIMIT_FSIZE, &all);
     for (int64_t step = 1; step <= 12; step++) {

@@ -352,6 +352,34 @@ static Outcome outcome_of(const ModelConfig *config, Recompute recompute, int th
     return out;
 }
 
+// What the backward pass asks of attention.
+static const Operations *operations;
+static bool order_is_free;
+
+static void note_order(Device *device, const AttentionBackward *a) {
+    order_is_free = a->any_order;
+    operations->attention_backward(device, a);
+}
+
+static void test_deterministic(void) {
+    ModelConfig config = models_config(tiny_llama);
+    Batch batch = models_batch(SEQUENCES, LENGTH, config.vocabulary, true, 3);
+    for (int deterministic = 0; deterministic < 2; deterministic++) {
+        ModelOptions options = options_with(RECOMPUTE_NONE);
+        options.deterministic = deterministic == 1;
+        Model *model = models_open(&config, &options, 1);
+        operations = model->device->op;
+        Operations noting = *operations;
+        noting.attention_backward = note_order;
+        model->device->op = &noting;
+        objective(model, &batch, &(StepOptions){.grad_scale = 1});
+        model->device->op = operations;
+        CHECK(order_is_free == (deterministic == 0));
+        models_close(model);
+    }
+    batch_free(&batch);
+}
+
 static void check_same(const Outcome *a, const Outcome *b) {
     CHECK(same_bits(a->grads, b->grads, a->count));
     CHECK(a->result.loss_sum == b->result.loss_sum && a->result.z_sum == b->result.z_sum);
@@ -643,6 +671,7 @@ int main(void) {
     RUN(test_params);
     RUN(test_initial_values);
     RUN(test_presets);
+    RUN(test_deterministic);
     RUN(test_gradients_gpt2);
     RUN(test_gradients_llama);
     RUN(test_gradients_mixed);

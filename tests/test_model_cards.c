@@ -239,6 +239,7 @@ static void test_fewer_bits(void) {
         options.moments = mode & 2 ? MOMENT_8BIT : MOMENT_FP32;
         for (int again = 0; again < 2; again++) {
             Model *there = models_open_on(open_card(architecture_count - 1, TYPE_BF16), &config, &options);
+            CHECK((there->weights.masters != NULL) == options.masters);
             steps[again] = run_steps(there, &batch, false);
             check_losses(mode == 1 ? "no masters" : mode == 2 ? "8-bit moments" : "both", &steps[again], &expected, 0.2);
             for (WeightsArray array = ARRAY_WEIGHT; array <= ARRAY_MOMENT2; array++) {

@@ -46,8 +46,8 @@ static Corpus make_corpus(int count, const int *documents, bool end) {
     return corpus;
 }
 
-static Weights weights_of(int count, const double *values) {
-    Weights w = {memory_zeroed(4, sizeof(char *)), memory_zeroed(4, sizeof(double)), (size_t)count};
+static Proportions proportions_of(int count, const double *values) {
+    Proportions w = {memory_zeroed(4, sizeof(char *)), memory_zeroed(4, sizeof(double)), (size_t)count};
     for (int i = 0; i < count; i++) {
         w.names[i] = memory_format("set%d", i);
         w.values[i] = values[i];
@@ -55,7 +55,7 @@ static Weights weights_of(int count, const double *values) {
     return w;
 }
 
-static void weights_free(Weights *w) {
+static void proportions_free(Proportions *w) {
     for (size_t i = 0; i < w->count; i++) {
         free(w->names[i]);
     }
@@ -68,9 +68,9 @@ static void test_mixture(void) {
     static const int documents[] = {300, 40, 900};
     Corpus corpus = make_corpus(3, documents, true);
     double shares[] = {0.2, 0.5, 0.3};
-    Weights weights = weights_of(3, shares);
+    Proportions mixture = proportions_of(3, shares);
     Order *order;
-    CHECK_OK(order_create(&corpus, 16, &weights, NULL, 5, &order));
+    CHECK_OK(order_create(&corpus, 16, &mixture, NULL, 5, &order));
     int64_t drawn[3] = {0};
     bool *seen[3];
     for (int d = 0; d < 3; d++) {
@@ -105,7 +105,7 @@ static void test_mixture(void) {
     order_free(order);
 
     double by_epoch[] = {2};
-    Weights epochs = weights_of(1, by_epoch);
+    Proportions epochs = proportions_of(1, by_epoch);
     CHECK_OK(order_create(&corpus, 16, NULL, &epochs, 5, &order));
     double total = 0;
     for (int d = 0; d < 3; d++) {
@@ -114,14 +114,14 @@ static void test_mixture(void) {
     CHECK_NEAR(order_set_share(order, 0), 2 * (double)order_set_samples(order, 0) / total, 1e-6);
     order_free(order);
 
-    CHECK_FAILS(order_create(&corpus, 16, &weights, &epochs, 5, &order), "cannot both be given");
+    CHECK_FAILS(order_create(&corpus, 16, &mixture, &epochs, 5, &order), "cannot both be given");
     CHECK_FAILS(order_create(&corpus, 1 << 20, NULL, NULL, 5, &order), "nothing to draw from");
-    CHECK_FAILS(order_create(&corpus, 1 << 20, &weights, NULL, 5, &order), "fewer than one sequence");
-    free(weights.names[2]);
-    weights.names[2] = memory_string("sett2");
-    CHECK_FAILS(order_create(&corpus, 16, &weights, NULL, 5, &order), "did you mean 'set2'?");
-    weights_free(&weights);
-    weights_free(&epochs);
+    CHECK_FAILS(order_create(&corpus, 1 << 20, &mixture, NULL, 5, &order), "fewer than one sequence");
+    free(mixture.names[2]);
+    mixture.names[2] = memory_string("sett2");
+    CHECK_FAILS(order_create(&corpus, 16, &mixture, NULL, 5, &order), "did you mean 'set2'?");
+    proportions_free(&mixture);
+    proportions_free(&epochs);
     for (int d = 0; d < 3; d++) {
         free(seen[d]);
     }

@@ -3,10 +3,14 @@
 
 ATHANOR names the program. ATHANOR_KILLS sets how many times runs are killed at random moments (default 12).
 """
+import array
 import glob
+import itertools
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -129,6 +133,27 @@ parallel: {{bucket_mib: 0.01}}
 """
 
 
+def digest(folder, manifest, tensor):
+    """The digest of a tensor's first moment, as docs/checkpoints.md says it."""
+    code = {}
+    for block in re.findall(r"```python\n(def mix.*?)```", open(f"{SOURCE}/docs/checkpoints.md").read(), re.DOTALL):
+        exec(block, code)
+    bits = [None] * math.prod(tensor["shape"])
+    for part in manifest["parts"]:
+        if (part["tensor"], part["kind"]) != (tensor["name"], "moment1"):
+            continue
+        subprocess.run(["h5dump", "-d", f"/moment1/{tensor['name']}", "-b", "LE", "-o", "numbers", f"{folder}/{part['file']}"],
+                       check=True, stdout=subprocess.DEVNULL)
+        numbers = iter(array.array("I", open("numbers", "rb").read()))
+        for box in part["boxes"]:
+            for place in itertools.product(*(range(begin, end) for begin, end in box)):
+                index = 0
+                for at, extent in zip(place, tensor["shape"]):
+                    index = index * extent + at
+                bits[index] = next(numbers)
+    return f"{code['digest'](bits):016x}"
+
+
 def test_ranks():
     write("one.yaml", CONFIG.format(folder="one"))
     run("train", "one.yaml", "threads=1")
@@ -148,6 +173,14 @@ def test_ranks():
     check(last < 0.9 * first, f"the held-out loss falls: {first} to {last}")
     samples = [json.loads(l) for l in open("one/samples.jsonl")]
     check(len(samples) == 6 and all(s["step"] in (0, 30, 60) for s in samples), "samples at 0, 30 and 60")
+    # What a manifest says of a tensor is what other programs find in the files.
+    manifest = json.load(open("two/checkpoints/step-00000060/manifest.json"))
+    check(manifest["run"] == memory["id"], "the record and the checkpoint have the run's identity")
+    check(manifest["run"] != json.load(open("one/run.json"))["id"], "every run has its own")
+    if shutil.which("h5dump"):
+        for tensor in manifest["tensors"]:
+            check(SANITIZED or digest("two/checkpoints/step-00000060", manifest, tensor) == tensor["digests"]["moment1"],
+                  f"digest of {tensor['name']}")
     # A checkpoint of two ranks goes on with one, and the other way round.
     shutil.copytree("two", "two-one")
     shutil.rmtree("two-one/checkpoints/step-00000060")
@@ -156,6 +189,7 @@ def test_ranks():
     worst = max(abs(a[1] - b[1]) / a[1] for a, b in zip(course("two-one"), two))
     check(worst < 1e-5, f"a run of two ranks continued by one: {worst}")
     check(records("two-one", "resume")[0]["step"] == before, f"it went on after step {before}")
+    check(json.load(open("two-one/run.json"))["id"] == memory["id"], "a run that goes on keeps its identity")
 
 
 def test_kills():

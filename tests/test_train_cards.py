@@ -71,6 +71,14 @@ def test_again():
         check(newest_step(whole) == 8, f"{name}: eight steps")
 
 
+def test_masters():
+    """Masters are there unless the key says no."""
+    for more in ([], ["train.masters=false"]):
+        command = [test_train.ATHANOR, "train", configure(f"masters-{len(more)}", kind="bf16"), "train.steps=1", *more]
+        told = subprocess.run(command, capture_output=True, text=True).stderr
+        check(("fp32 parameters" in told) == (not more), f"masters in the plan, {more}")
+
+
 def test_ranks():
     """Two ranks: gradients summed on the card, by NCCL's calls; as one rank within rounding, and the same bits again."""
     if DEVICE == "cuda":
@@ -151,7 +159,7 @@ def main():
         if "has no simulated card" in told.stderr or "has no CUDA" in told.stderr:
             print("skipped: this build has no such card")
             sys.exit(77)
-        for test in (test_types, test_again, test_ranks, test_other_types, test_choices, test_errors):
+        for test in (test_types, test_again, test_masters, test_ranks, test_other_types, test_choices, test_errors):
             start = time.time()
             test()
             print(f"{test.__name__:20} {'ok' if test_train.failures == 0 else 'FAILED'}  {time.time() - start:.1f} s")

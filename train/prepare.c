@@ -46,24 +46,6 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .documents_apart = config->data.documents_apart};
 }
 
-// What this rank saves, in the words of a checkpoint.
-static void make_slices(Trainer *t) {
-    const ParamTable *table = &t->model->table;
-    t->tensors = memory_zeroed((size_t)table->count, sizeof *t->tensors);
-    for (int32_t i = 0; i < table->count; i++) {
-        const Param *param = &table->rows[i];
-        t->tensors[i] =
-            (CheckpointTensor){.name = param->name, .dims = param->dims, .shape = {param->shape[0], param->shape[1]}};
-    }
-    SavedPart *parts;
-    t->slice_count = weights_saved(&t->model->weights, t->world->size, t->world->rank, &parts);
-    t->slices = memory_zeroed((size_t)t->slice_count + 1, sizeof *t->slices);
-    for (int i = 0; i < t->slice_count; i++) {
-        t->slices[i] = (CheckpointSlice){parts[i].row, (SliceKind)parts[i].array, parts[i].begin, parts[i].end, NULL};
-    }
-    free(parts);
-}
-
 // On a card all micro-batches of a step lie there before it begins.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
@@ -80,7 +62,7 @@ static Error *make_batches(Trainer *t) {
 Error *trainer_make_model(Trainer *t) {
     ModelOptions options = run_model_options(t->config);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
-    make_slices(t);
+    t->parts = model_parts(&t->model->weights, t->world->size, t->world->rank);
     return t->late ? make_batches(t) : NULL;
 }
 

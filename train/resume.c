@@ -1,19 +1,17 @@
 // The run folder, checkpoints and going on from one (trainer_state.h).
 #include "train/trainer_state.h"
 
+#include "core/clock.h"
 #include "core/durable.h"
+#include "core/hash.h"
 #include "core/log.h"
 #include "train/run_device.h"
 
 #include <float.h>
+#include <unistd.h>
 
 // ---- The run folder and resuming
 // --------------------------------------------------------------------------------------------------------
-
-static void fetch(void *context, const CheckpointSlice *slice, float *to) {
-    const Model *model = ((const Trainer *)context)->model;
-    weights_read(&model->weights, (WeightsArray)slice->kind, slice->tensor, slice->begin, slice->end, to);
-}
 
 Error *trainer_make_writer(Trainer *t) {
     const RunConfig *config = t->config;
@@ -29,12 +27,12 @@ Error *trainer_make_writer(Trainer *t) {
                            .layout = mesh_layout(t->mesh, layout),
                            .model = model_config_hash(&config->model),
                            .seed = (uint64_t)config->seed,
-                           .tensors = t->tensors,
+                           .tensors = t->parts.tensors,
                            .tensor_count = t->model->table.count,
-                           .slices = t->slices,
-                           .slice_count = t->slice_count,
-                           .fetch = fetch,
-                           .fetch_context = t};
+                           .parts = t->parts.parts,
+                           .part_count = t->parts.count,
+                           .fetch = model_parts_fetch,
+                           .fetch_context = &t->parts};
     return checkpoint_writer_create(&plan, &t->writer);
 }
 
@@ -122,7 +120,8 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
         t->step = checkpoint_info(checkpoint)->step;
         t->told = t->step;
         t->resumed = true;
-        error = checkpoint_load_model(checkpoint, t->model, true);
+        t->run = checkpoint_info(checkpoint)->run;
+        error = model_load(checkpoint, &t->model->weights, true);
         model_set_control(t->model, &t->control);
     }
     if (error == NULL && t->world->rank == 0) {
@@ -135,6 +134,15 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
     buffer_free(&samples);
     checkpoint_close(checkpoint);
     return error;
+}
+
+// The identity of a run that has none: of when and where it began.
+static uint64_t draw_run(const Trainer *t) {
+    char *begin =
+        memory_format("%.9f %s %lld %s", clock_wall_seconds(), t->world->host, (long long)getpid(), t->config->folder);
+    uint64_t run = hash64(begin, strlen(begin));
+    free(begin);
+    return run != 0 ? run : 1;
 }
 
 // Rank 0 finds the newest good checkpoint and tells the others; none means a new run.
@@ -169,6 +177,7 @@ Error *trainer_resume(Trainer *t) {
             error = metrics_open(t->config->folder, NULL, NULL, &t->metrics);
         }
     }
+    t->run = t->run != 0 ? t->run : draw_run(t);
     buffer_free(&path);
     return comm_agree(t->world, error);
 }
@@ -202,7 +211,7 @@ void trainer_begin_checkpoint(Trainer *t) {
         blobs[1].bytes = metrics_samples(t->metrics)->data;
         blobs[1].size = metrics_samples(t->metrics)->size;
     }
-    checkpoint_writer_begin(t->writer, t->step, state, blobs, 2);
+    checkpoint_writer_begin(t->writer, t->run, t->step, state, blobs, 2);
     json_decref(state);
 }
 

@@ -28,7 +28,7 @@ typedef struct RunConfig {
     struct {
         char *corpus, *validation;
         int64_t sequence_length;  // 0: the model's context
-        Weights mixture, epochs;
+        Proportions mixture, epochs;
         bool documents_apart;
         int64_t prefetch;
     } data;

@@ -55,7 +55,7 @@ static Error *gather_hosts(Comm *world, json_t *hosts) {
 }
 
 Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
-                         Comm *world) {
+                         uint64_t run, Comm *world) {
     json_t *hosts = json_array(), *plan = json_array();
     Error *error = gather_hosts(world, hosts);
     if (error != NULL || world->rank != 0) {
@@ -70,8 +70,8 @@ Error *run_record_create(RunRecord *record, const RunConfig *config, const Model
     char stamp[24];
     record->path = path_join(config->folder, "run.json");
     record->document = json_pack(
-        "{s:s, s:s, s:s, s:o, s:i, s:i, s:s, s:I, s:s, s:s, s:I, s:o, s:I}", "version", ATHANOR_VERSION, "commit",
-        ATHANOR_COMMIT, "compiler", ATHANOR_COMPILER, "host", hosts, "ranks", world->size, "threads",
+        "{s:o, s:s, s:s, s:s, s:o, s:i, s:i, s:s, s:I, s:s, s:s, s:I, s:o, s:I}", "id", json_hex64(run), "version",
+        ATHANOR_VERSION, "commit", ATHANOR_COMMIT, "compiler", ATHANOR_COMPILER, "host", hosts, "ranks", world->size, "threads",
         threads_count(model->device->pool), "device", model->device->name, "parameters", (json_int_t)model->table.parameters,
         "family", family_names[config->model.family], "started", clock_stamp(stamp), "batch_tokens",
         (json_int_t)config->train.batch_tokens, "memory_plan", plan, "memory_planned", (json_int_t)planned->total);

@@ -20,9 +20,9 @@ typedef struct RunRecord {
 void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
                       int64_t micro_batches);
 
-// Collective: gathers the host names; rank 0 writes the file.
+// Collective: gathers the host names; rank 0 writes the file. `run` is the run's identity, rank 0's counts.
 Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
-                         Comm *world) MUST_CHECK;
+                         uint64_t run, Comm *world) MUST_CHECK;
 void run_record_loop(RunRecord *record, int64_t first_step);
 void run_record_step(RunRecord *record, double seconds);
 

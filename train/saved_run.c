@@ -3,38 +3,8 @@
 
 #include "core/durable.h"
 #include "core/log.h"
+#include "train/model_checkpoint.h"
 #include "train/run_device.h"
-
-// Fills one array of a row.
-static Error *load_row(Checkpoint *checkpoint, ModelWeights *weights, WeightsArray array, int32_t row, float *values,
-                       int64_t room) {
-    const Param *param = &weights->table->rows[row];
-    Range extent = weights_extent(weights, array, row);
-    for (int64_t begin = extent.begin; begin < extent.end; begin += room) {
-        int64_t end = begin + room < extent.end ? begin + room : extent.end;
-        TRY(checkpoint_read(checkpoint, param->name, (SliceKind)array, begin, end, values));
-        weights_write(weights, array, row, begin, end, values);
-    }
-    return NULL;
-}
-
-Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) {
-    enum { PART = 1 << 24 };  // elements at a time, whole blocks of moments
-    float *values = memory_new(PART, sizeof *values);
-    Error *error = NULL;
-    for (WeightsArray array = ARRAY_WEIGHT; array <= (moments ? ARRAY_MOMENT2 : ARRAY_WEIGHT); array++) {
-        for (int32_t row = 0; row < model->table.count && error == NULL; row++) {
-            error = load_row(checkpoint, &model->weights, array, row, values, PART);
-            if (error != NULL && array != ARRAY_WEIGHT) {
-                error =
-                    error_wrap(error, "no moments for this optimizer.kind: set it back if it was another, or choose another "
-                                      "folder");
-            }
-        }
-    }
-    free(values);
-    return error;
-}
 
 // The run that a path belongs to: itself, or two folders up from one of its checkpoints.
 static Error *find_run(const char *path, char **folder) {
@@ -101,7 +71,7 @@ static Error *open_all(const char *path, int64_t sequences, int threads, SavedRu
                             .forward_only = true,
                             .head_rows = run->config.train.head_rows};
     TRY_GOTO(error, out, model_create(run->device, &run->config.model, &options, &run->model));
-    error = checkpoint_load_model(checkpoint, run->model, false);
+    error = model_load(checkpoint, &run->model->weights, false);
 out:
     checkpoint_close(checkpoint);
     strings_free(&skipped);

@@ -19,6 +19,3 @@ typedef struct SavedRun {
 // `sequences` of the run's sequence length fit the model. `threads` 0: all cores.
 Error *saved_run_open(const char *path, int64_t sequences, int threads, SavedRun *out) MUST_CHECK;
 void saved_run_close(SavedRun *run);
-
-// Reads all weights (and, where `moments`, the optimizer's state) of a checkpoint into a model.
-Error *checkpoint_load_model(Checkpoint *checkpoint, Model *model, bool moments) MUST_CHECK;

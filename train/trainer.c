@@ -268,7 +268,7 @@ static Error *run(Trainer *t, bool *stopped) {
         memory_plan_print(&t->plan, &t->machine, stderr);
     }
     TRY(comm_agree(t->world, trainer_write_files(t)));
-    TRY(run_record_create(&t->record, config, t->model, &t->plan, t->world));
+    TRY(run_record_create(&t->record, config, t->model, &t->plan, t->run, t->world));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     TRY(trainer_rehearse(t));
@@ -302,8 +302,7 @@ static void trainer_free(Trainer *t, bool failed) {
     checkpoint_writer_destroy(t->writer);
     metrics_close(t->metrics);
     run_record_free(&t->record);
-    free(t->tensors);
-    free(t->slices);
+    model_parts_free(&t->parts);
     if (t->batch_memory != NULL) {
         device_release(t->device, t->batch_memory, t->batch_bytes);
     }

@@ -6,6 +6,7 @@
 #include "parallel/buckets.h"
 #include "parallel/mesh.h"
 #include "train/metrics.h"
+#include "train/model_checkpoint.h"
 #include "train/run_plan.h"
 #include "train/run_record.h"
 #include "train/saved_run.h"
@@ -30,9 +31,8 @@ typedef struct Trainer {
     size_t batch_bytes;
     Buckets *buckets;
     CheckpointWriter *writer;
-    CheckpointTensor *tensors;
-    CheckpointSlice *slices;
-    int slice_count;
+    ModelParts parts;  // what this rank saves
+    uint64_t run;      // the run's identity, kept over resumes; rank 0
     Metrics *metrics;  // rank 0
     RunRecord record;
     Schedule schedule;

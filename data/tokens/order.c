@@ -88,20 +88,20 @@ static int64_t epoch_samples(int64_t tokens, int64_t length) {
     return whole > 1 ? whole - 1 : whole;
 }
 
-// Fills share[d] with relative weights: by name, by epochs, or by size.
-static Error *choose_shares(const Order *order, const Weights *weights, const Weights *epochs, double *share) {
+// Fills share[d], relative to the others: by name, by epochs, or by size.
+static Error *choose_shares(const Order *order, const Proportions *mixture, const Proportions *epochs, double *share) {
     const Corpus *corpus = order->corpus;
-    bool by_weight = weights != NULL && weights->count > 0, by_epoch = epochs != NULL && epochs->count > 0;
-    if (by_weight && by_epoch) {
+    bool by_mixture = mixture != NULL && mixture->count > 0, by_epoch = epochs != NULL && epochs->count > 0;
+    if (by_mixture && by_epoch) {
         return failure(
             "data.mixture and data.epochs cannot both be given: one says how often to draw, the other how often to go through");
     }
     for (int d = 0; d < corpus->set_count; d++) {
-        share[d] = by_weight ? 0 : (double)order->samples[d];
+        share[d] = by_mixture ? 0 : (double)order->samples[d];
     }
-    const Weights *named = by_weight ? weights : epochs;
-    const char *what = by_weight ? "data.mixture" : "data.epochs";
-    for (size_t i = 0; (by_weight || by_epoch) && i < named->count; i++) {
+    const Proportions *named = by_mixture ? mixture : epochs;
+    const char *what = by_mixture ? "data.mixture" : "data.epochs";
+    for (size_t i = 0; (by_mixture || by_epoch) && i < named->count; i++) {
         int d = find_set(corpus, named->names[i]);
         if (d < 0) {
             return unknown_set(corpus, what, named->names[i]);
@@ -113,7 +113,7 @@ static Error *choose_shares(const Order *order, const Weights *weights, const We
             return failure("%s: set '%s' of %s has %lld tokens, fewer than one sequence of %lld and its target", what,
                            named->names[i], corpus->path, (long long)corpus->sets[d].tokens, (long long)order->length);
         }
-        share[d] = by_weight ? named->values[i] : named->values[i] * (double)order->samples[d];
+        share[d] = by_mixture ? named->values[i] : named->values[i] * (double)order->samples[d];
     }
     return NULL;
 }
@@ -155,7 +155,7 @@ static Error *cut_circle(Order *order, const double *share) {
     return NULL;
 }
 
-Error *order_create(const Corpus *corpus, int64_t length, const Weights *weights, const Weights *epochs, uint64_t seed,
+Error *order_create(const Corpus *corpus, int64_t length, const Proportions *mixture, const Proportions *epochs, uint64_t seed,
                     Order **out) {
     ensure(length >= 1, "sequence length %lld", (long long)length);
     size_t sets = (size_t)corpus->set_count;
@@ -166,7 +166,7 @@ Error *order_create(const Corpus *corpus, int64_t length, const Weights *weights
     order->start = philox(seed, philox_stream(RANDOM_MIXTURE, 0), 0).word[0];
     order->samples = memory_zeroed(sets, sizeof *order->samples);
     order->bound = memory_zeroed(sets + 1, sizeof *order->bound);
-    bool named = (weights != NULL && weights->count > 0) || (epochs != NULL && epochs->count > 0);
+    bool named = (mixture != NULL && mixture->count > 0) || (epochs != NULL && epochs->count > 0);
     for (size_t d = 0; d < sets; d++) {
         order->samples[d] = corpus->sets[d].tokens > length ? epoch_samples(corpus->sets[d].tokens, length) : 0;
         if (order->samples[d] == 0 && !named) {
@@ -175,7 +175,7 @@ Error *order_create(const Corpus *corpus, int64_t length, const Weights *weights
         }
     }
     double *share = memory_zeroed(sets, sizeof *share);
-    Error *error = choose_shares(order, weights, epochs, share);
+    Error *error = choose_shares(order, mixture, epochs, share);
     if (error == NULL) {
         error = cut_circle(order, share);
     }

@@ -2,7 +2,7 @@
 //
 // A run draws samples 0, 1, 2 ... Sample i is computed from (seed, corpus, i) in O(log) time and no memory:
 //
-//   set       The sets share the circle [0, 2^32) in proportion to their weights. Sample i falls on the point
+//   set       The sets share the circle [0, 2^32) in proportion to their shares. Sample i falls on the point
 //             u(i) = (A i + s) mod 2^32, A the odd number nearest 2^32 / golden ratio, s from the seed. Any stretch of n
 //             samples therefore holds each set's share of n to within a few samples, for every n (a Kronecker sequence).
 //   index     How many earlier samples fell on the same set: the number of j < i with u(j) below a bound is a sum of
@@ -27,11 +27,11 @@ typedef struct SamplePlace {
     int64_t first_token;  // in the set's stream; length + 1 tokens from here belong to the sample
 } SamplePlace;
 
-// `weights`: how often to draw from each named set, relative; sets not named are left out. `epochs`: instead, how often to go
+// `mixture`: how often to draw from each named set, relative; sets not named are left out. `epochs`: instead, how often to go
 // through each named set relative to the others; sets not named count 1. Both empty: in proportion to size. Unknown names,
 // negative numbers, no set left, and a set with fewer than length + 1 tokens that is asked for by name are errors; where
 // nothing is named such a set is left out with a warning, unless none remains. The corpus must outlive the order.
-Error *order_create(const Corpus *corpus, int64_t length, const Weights *weights, const Weights *epochs, uint64_t seed,
+Error *order_create(const Corpus *corpus, int64_t length, const Proportions *mixture, const Proportions *epochs, uint64_t seed,
                     Order **out) MUST_CHECK;
 void order_free(Order *order);
 

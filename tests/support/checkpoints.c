@@ -20,9 +20,10 @@ int64_t toy_elements(int tensor) {
     return n;
 }
 
-float toy_value(int64_t step, int tensor, SliceKind kind, int64_t i) {
-    return (float)(philox_u64((uint64_t)step, philox_stream(RANDOM_TEST, (uint64_t)(tensor * 4 + (int)kind)), (uint64_t)i) >>
-                   41);
+const char *const toy_kinds[TOY_KINDS] = {"weight", "moment1", "moment2"};
+
+float toy_value(int64_t step, int tensor, int kind, int64_t i) {
+    return (float)(philox_u64((uint64_t)step, philox_stream(RANDOM_TEST, (uint64_t)(tensor * 4 + kind)), (uint64_t)i) >> 41);
 }
 
 // Tensors lie in the flat array with gaps, each on a cache line.
@@ -35,23 +36,87 @@ static int64_t toy_layout(ShardTensor out[TOY_TENSORS]) {
     return at;
 }
 
-Error *toy_open(Toy *toy, const char *run, int ranks, int kinds, int keep_last, int64_t keep_every) {
+static Box toy_whole(int tensor) {
+    return box_whole(toy_tensors[tensor].dims, toy_tensors[tensor].shape);
+}
+
+static int range_boxes(int ranks, int rank, int tensor, Box *out) {
+    ShardTensor layout[TOY_TENSORS];
+    ShardPiece *pieces;
+    int64_t total = toy_layout(layout);
+    int made = 0, count = shard_pieces(layout, TOY_TENSORS, shard_owned(total, ranks, rank), &pieces);
+    Box whole = toy_whole(tensor);
+    for (int i = 0; i < count; i++) {
+        made += pieces[i].tensor == tensor ? boxes_of_range(&whole, 1, pieces[i].begin, pieces[i].end, out) : 0;
+    }
+    free(pieces);
+    return made;
+}
+
+int toy_boxes(ToySplit split, int ranks, int rank, int tensor, Box *out) {
+    if (split == TOY_RANGES) {
+        return range_boxes(ranks, rank, tensor, out);
+    }
+    Box whole = toy_whole(tensor);
+    if (whole.dims == 0) {
+        *out = whole;
+        return rank == ranks - 1;
+    }
+    int made = 0, d = split == TOY_COLUMNS ? whole.dims - 1 : 0, thirds = split == TOY_FUSED ? 3 : 1;
+    for (int third = 0; third < thirds; third++) {
+        Range part = range_part(whole.end[d], 1, thirds, third);
+        Range own = range_part(part.end - part.begin, 1, ranks, rank);
+        Box box = whole;
+        box.begin[d] = part.begin + own.begin;
+        box.end[d] = part.begin + own.end;
+        if (own.begin < own.end) {
+            out[made++] = box;
+        }
+    }
+    return made;
+}
+
+typedef struct Copy {
+    const float *from;
+    float *to;
+} Copy;
+
+static bool copy_run(void *context, BoxRun run) {
+    const Copy *copy = context;
+    memcpy(copy->to + run.to, copy->from + run.from, (size_t)run.count * sizeof(float));
+    return true;
+}
+
+static void toy_fetch(void *context, const CheckpointPart *part, void *to, float *scales) {
+    ensure(scales == NULL, "fp32 has no scales");
+    ShardTensor layout[TOY_TENSORS];
+    toy_layout(layout);
+    int kind = 0;
+    while (strcmp(toy_kinds[kind], part->kind) != 0) {
+        kind++;
+    }
+    Box whole = toy_whole(part->tensor);
+    Copy copy = {((const Toy *)context)->flat[kind] + layout[part->tensor].offset, to};
+    boxes_runs(&whole, 1, part->boxes, part->box_count, copy_run, &copy, NULL);
+}
+
+Error *toy_open(Toy *toy, const char *run, ToySplit split, int ranks, int kinds, int keep_last, int64_t keep_every) {
     *toy = (Toy){.ranks = ranks, .kinds = kinds};
     ShardTensor layout[TOY_TENSORS];
     int64_t total = toy_layout(layout);
-    for (int k = 0; k < SLICE_KINDS; k++) {
+    for (int k = 0; k < TOY_KINDS; k++) {
         toy->flat[k] = memory_zeroed((size_t)total, sizeof(float));
     }
     for (int r = 0; r < ranks; r++) {
-        CheckpointSlice slices[TOY_TENSORS * SLICE_KINDS];
-        ShardPiece *pieces;
-        int n = 0, count = shard_pieces(layout, TOY_TENSORS, shard_owned(total, ranks, r), &pieces);
-        for (int i = 0; i < count * kinds; i++) {
-            const ShardPiece *p = &pieces[i / kinds];
-            SliceKind kind = (SliceKind)(i % kinds);
-            slices[n++] = (CheckpointSlice){p->tensor, kind, p->begin, p->end, toy->flat[kind] + p->flat};
+        CheckpointPart parts[TOY_TENSORS * TOY_KINDS];
+        Box boxes[TOY_TENSORS][BOX_MOST_OF_RANGE];
+        int n = 0;
+        for (int t = 0; t < TOY_TENSORS; t++) {
+            int count = toy_boxes(split, ranks, r, t, boxes[t]);
+            for (int k = 0; k < kinds && count > 0; k++) {
+                parts[n++] = (CheckpointPart){.tensor = t, .kind = toy_kinds[k], .boxes = boxes[t], .box_count = count};
+            }
         }
-        free(pieces);
         CheckpointPlan plan = {.run_folder = run,
                                .rank = r,
                                .ranks = ranks,
@@ -62,8 +127,10 @@ Error *toy_open(Toy *toy, const char *run, int ranks, int kinds, int keep_last, 
                                .seed = UINT64_MAX,
                                .tensors = toy_tensors,
                                .tensor_count = TOY_TENSORS,
-                               .slices = slices,
-                               .slice_count = n};
+                               .parts = parts,
+                               .part_count = n,
+                               .fetch = toy_fetch,
+                               .fetch_context = toy};
         TRY(checkpoint_writer_create(&plan, &toy->writers[r]));
     }
     return NULL;
@@ -73,7 +140,7 @@ void toy_close(Toy *toy) {
     for (int r = 0; r < toy->ranks; r++) {
         checkpoint_writer_destroy(toy->writers[r]);
     }
-    for (int k = 0; k < SLICE_KINDS; k++) {
+    for (int k = 0; k < TOY_KINDS; k++) {
         free(toy->flat[k]);
     }
     *toy = (Toy){0};
@@ -101,9 +168,9 @@ CheckpointEvent toy_save(Toy *toy, int64_t step) {
     ShardTensor layout[TOY_TENSORS];
     toy_layout(layout);
     for (int t = 0; t < TOY_TENSORS; t++) {
-        for (int k = 0; k < SLICE_KINDS; k++) {
+        for (int k = 0; k < TOY_KINDS; k++) {
             for (int64_t i = 0; i < toy_elements(t); i++) {
-                toy->flat[k][layout[t].offset + i] = toy_value(step, t, (SliceKind)k, i);
+                toy->flat[k][layout[t].offset + i] = toy_value(step, t, k, i);
             }
         }
     }
@@ -111,11 +178,11 @@ CheckpointEvent toy_save(Toy *toy, int64_t step) {
     CheckpointBlob blob = {"metrics.jsonl", history, (size_t)snprintf(history, sizeof history, "up to %lld", (long long)step)};
     json_t *state = json_pack("{s:I}", "step", (json_int_t)step);
     for (int r = 0; r < toy->ranks; r++) {
-        checkpoint_writer_begin(toy->writers[r], step, state, &blob, 1);
+        checkpoint_writer_begin(toy->writers[r], TOY_RUN, step, state, &blob, 1);
     }
     json_decref(state);
     // The snapshot is taken: training may go on and change everything.
-    for (int k = 0; k < SLICE_KINDS; k++) {
+    for (int k = 0; k < TOY_KINDS; k++) {
         toy->flat[k][0] = -1;
     }
     CheckpointEvent event;
@@ -144,10 +211,12 @@ bool toy_matches(const char *path, int kinds, int parts) {
         for (int k = 0; k < kinds; k++) {
             for (int p = 0; p < parts && error == NULL; p++) {
                 Range part = range_part(n, 1, parts, p);
-                error = checkpoint_read(c, toy_tensors[t].name, (SliceKind)k, part.begin, part.end, values + part.begin);
+                Box whole = toy_whole(t), boxes[BOX_MOST_OF_RANGE];
+                int count = boxes_of_range(&whole, 1, part.begin, part.end, boxes);
+                error = checkpoint_read(c, toy_tensors[t].name, toy_kinds[k], boxes, count, values + part.begin);
             }
             for (int64_t i = 0; i < n && error == NULL; i++) {
-                same = same && values[i] == toy_value(step, t, (SliceKind)k, i);
+                same = same && values[i] == toy_value(step, t, k, i);
             }
         }
         free(values);

@@ -7,18 +7,34 @@ enum { TOY_TENSORS = 6, TOY_MOST_RANKS = 8 };
 extern const CheckpointTensor toy_tensors[TOY_TENSORS];
 int64_t toy_elements(int tensor);
 
+enum { TOY_KINDS = 3 };
+extern const char *const toy_kinds[TOY_KINDS];  // "weight", "moment1", "moment2"
+
 // What element i of a tensor holds at a step: different for every tensor, kind, element and step.
-float toy_value(int64_t step, int tensor, SliceKind kind, int64_t i);
+float toy_value(int64_t step, int tensor, int kind, int64_t i);
+
+// How the ranks cut the tensors.
+typedef enum ToySplit {
+    TOY_RANGES,   // each has an even part of all tensors one after the other: ragged ranges of rows
+    TOY_COLUMNS,  // of each tensor an even part of the last dimension
+    TOY_FUSED,    // of each tensor an even part of each third of its rows, as of query, key and value
+    TOY_SPLITS
+} ToySplit;
 
 typedef struct Toy {
     int ranks, kinds;  // kinds: 3 for all, 2 without second moments
-    float *flat[SLICE_KINDS];
+    float *flat[TOY_KINDS];
     CheckpointWriter *writers[TOY_MOST_RANKS];
 } Toy;
 
+// The boxes of a tensor that a rank has under a split, at most 3 or those of a range; 0 where it has none.
+int toy_boxes(ToySplit split, int ranks, int rank, int tensor, Box *out);
+
 // Opens the writers of a run. keep_last and keep_every as in CheckpointPlan.
-Error *toy_open(Toy *toy, const char *run, int ranks, int kinds, int keep_last, int64_t keep_every) MUST_CHECK;
+Error *toy_open(Toy *toy, const char *run, ToySplit split, int ranks, int kinds, int keep_last, int64_t keep_every) MUST_CHECK;
 void toy_close(Toy *toy);
+
+enum { TOY_RUN = 0xABCDEF };  // the run's identity
 
 // Saves what toy_value says of that step, with a blob "metrics.jsonl" and a state {"step": step}, and waits for the end.
 CheckpointEvent toy_save(Toy *toy, int64_t step);

@@ -10,7 +10,7 @@ typedef struct Settings {
     char *name;
     int kind;
     Strings list;
-    Weights mixture;
+    Proportions mixture;
 } Settings;
 static const char *const kinds[] = {"adamw", "lion", NULL};
 static const Key settings_keys[] = {
@@ -20,6 +20,6 @@ static const Key settings_keys[] = {
     {"model.deep.rate", KEY_FLOAT, offsetof(Settings, rate), "0.1", 0, 1, .help = "A rate."},
     {"model.deep.kind", KEY_CHOICE, offsetof(Settings, kind), "adamw", .choices = kinds, .help = "A kind."},
     {"data.list", KEY_LIST, offsetof(Settings, list), NULL, .help = "A list."},
-    {"data.mixture", KEY_WEIGHTS, offsetof(Settings, mixture), NULL, .help = "Weights."},
+    {"data.mixture", KEY_PROPORTIONS, offsetof(Settings, mixture), NULL, .help = "Proportions."},
 };
 enum { SETTINGS = sizeof settings_keys / sizeof *settings_keys };

@@ -1,17 +1,21 @@
-// Checkpoints: a set of named slices of logical tensors, whole or absent.
+// Checkpoints: a set of parts of logical tensors, whole or absent.
 //
 //     RUN/checkpoints/step-00001000/
-//         manifest.json      what is in it: tensors, slices, sizes and checksums of all files
-//         rank-00000.h5      the slices that rank 0 owns, contiguous fp32 HDF5 datasets /weight/NAME, /moment1/NAME,
-//         /moment2/NAME rank-00001.h5      ... metrics.bin        the caller's blobs, one file each
+//         manifest.json      what is in it: tensors, digests, parts, sizes and checksums of all files (manifest.h)
+//         rank-00000.h5      the parts that rank 0 owns, contiguous HDF5 datasets /KIND/NAME (docs/checkpoints.md)
+//         rank-00001.h5      ...
+//         metrics.bin        the caller's blobs, one file each
+//
+// A tensor's content of one kind ("weight", "moment1", ...) is cut into boxes (core/box.h): each rank writes those that it
+// owns, together they are all of it. A reader asks for any other boxes, so any layout reads any checkpoint. Every content has a
+// digest of its logical values (core/digest.h), which no layout changes: a reader compares it with what it holds in the end.
 //
 // A save is a snapshot (the only time that training stands still), files written, fsynced and checksummed by a background
 // thread of each rank in step-N.partial, and a commit by rank 0: manifest, rename, fsync. What did not commit does not exist.
-// A reader asks for ranges of logical tensors, so any layout reads any checkpoint.
 //
 // The trainer drives a save without waiting, on every rank, with the scalars it all-reduces each step anyway:
 //
-//     if (time to save && checkpoint_writer_idle(writer)) checkpoint_writer_begin(writer, step, state, blobs, count);
+//     if (time to save && checkpoint_writer_idle(writer)) checkpoint_writer_begin(writer, run, step, state, blobs, count);
 //     ...
 //     double flags[CHECKPOINT_FLAGS];
 //     checkpoint_writer_flags(writer, flags);
@@ -21,30 +25,39 @@
 // and at the end of the run checkpoint_writer_wait(writer, world).
 #pragma once
 
+#include "core/box.h"
+#include "core/data_type.h"
 #include "core/json.h"
 #include "parallel/comm.h"
 
-enum { CHECKPOINT_MOST_DIMS = 4, CHECKPOINT_FLAGS = 2 };
-
-typedef enum SliceKind { SLICE_WEIGHT, SLICE_MOMENT1, SLICE_MOMENT2, SLICE_KINDS } SliceKind;
-const char *slice_kind_name(SliceKind kind);  // "weight", "moment1", "moment2"
+enum { CHECKPOINT_FLAGS = 2 };
 
 // A logical tensor of the model, the same list in the same order on all ranks. Names: 1 to 200 of [A-Za-z0-9._-], all
 // different.
 typedef struct CheckpointTensor {
     const char *name;
     int dims;
-    int64_t shape[CHECKPOINT_MOST_DIMS];
+    int64_t shape[BOX_MOST_DIMS];
 } CheckpointTensor;
 
-// Elements [begin, end) of the row-major logical tensor, which this rank owns at `data`. A rank has at most one slice of a
-// tensor and kind; the ranks' slices need not cover all kinds of all tensors (SGD has no second moments).
-typedef struct CheckpointSlice {
+// What one rank has of one kind of a tensor: the elements of its boxes, one box after the other. Kinds are words, 1 to 32 of
+// [a-z0-9_]: "weight" is what a model is, every other ("moment1", "moment2") comes and goes with the optimizer. A rank has at
+// most one part of a tensor and kind; the parts of all ranks do not overlap and are all of the tensor, or there are none (SGD
+// has no second moments). Of a type with scales a part's boxes hold whole blocks of DATA_TYPE_BLOCK neighbours of the row-major
+// tensor, in rising order; its last block may be short.
+typedef struct CheckpointPart {
     int tensor;  // index into the tensors
-    SliceKind kind;
-    int64_t begin, end;
-    const float *data;  // NULL where the plan fetches
-} CheckpointSlice;
+    const char *kind;
+    DataType type;
+    const Box *boxes;
+    int box_count;
+} CheckpointPart;
+
+// What a checkpoint builds upon and does not contain: weights of tensors that have none in it. `path` is a hint for people.
+typedef struct CheckpointBase {
+    uint64_t fingerprint;
+    const char *path;
+} CheckpointBase;
 
 // Bytes of the caller's own, stored as the file NAME in the checkpoint. Names: as for tensors, not "manifest.json" or
 // "rank-...".
@@ -68,10 +81,12 @@ typedef struct CheckpointPlan {
     uint64_t seed;
     const CheckpointTensor *tensors;
     int tensor_count;
-    const CheckpointSlice *slices;  // of this rank; `data` must stay valid
-    int slice_count;
-    // Copies a slice's values to host memory while training stands still; NULL: they are read from `data`.
-    void (*fetch)(void *context, const CheckpointSlice *slice, float *to);
+    const CheckpointPart *parts;  // of this rank
+    int part_count;
+    const CheckpointBase *base;  // NULL: every tensor has its weights here
+    // Copies a part's elements, in the part's type and the boxes' order, to host memory while training stands still, and the
+    // scales of its blocks (NULL where the type has none).
+    void (*fetch)(void *context, const CheckpointPart *part, void *to, float *scales);
     void *fetch_context;
 } CheckpointPlan;
 
@@ -82,7 +97,7 @@ typedef enum CheckpointEvent {
 } CheckpointEvent;
 
 // The snapshot's size in bytes on this rank, for the memory plan.
-size_t checkpoint_snapshot_bytes(const CheckpointSlice *slices, int count);
+size_t checkpoint_snapshot_bytes(const CheckpointPart *parts, int count);
 
 // Copies the plan, allocates the snapshot, starts the thread. Rank 0 also creates the folder, takes its lock (a second run in
 // the same folder is an error) and removes what unfinished saves left.
@@ -95,11 +110,12 @@ void checkpoint_writer_destroy(CheckpointWriter *writer);
 // True where no save is under way. The same on all ranks after the same calls.
 bool checkpoint_writer_idle(const CheckpointWriter *writer);
 
-// Takes the snapshot of all slices, `state` (an object: data position, fingerprints ...; rank 0's is kept) and blobs (rank 0's
-// are kept) and starts to write. Returns as soon as everything is copied. The writer must be idle. Collective in the sense that
-// all ranks must call it for the same step.
-void checkpoint_writer_begin(CheckpointWriter *writer, int64_t step, const json_t *state, const CheckpointBlob *blobs,
-                             int count);
+// Takes the snapshot of all parts, the run's identity `run` (not 0: which course of training it is, kept over resumes; rank 0's
+// counts), `state` (an object: data position, fingerprints ...; rank 0's is kept) and blobs (rank 0's are kept) and starts to
+// write. Returns as soon as everything is copied. The writer must be idle. Collective in the sense that all ranks must call it
+// for the same step.
+void checkpoint_writer_begin(CheckpointWriter *writer, uint64_t run, int64_t step, const json_t *state,
+                             const CheckpointBlob *blobs, int count);
 
 // This rank's state as numbers for an all-reduce by maximum, and what follows from the reduced numbers: rank 0 commits in
 // the background once all have written; after a failure anywhere it removes the partial folder. Never blocks.
@@ -130,25 +146,49 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) MUST_CHE
 void checkpoint_close(Checkpoint *checkpoint);
 
 typedef struct CheckpointInfo {
+    uint64_t run;  // 0: written before runs had an identity
     int64_t step;
     int ranks;
     const char *layout;
     uint64_t model, seed;
     const json_t *state;
+    const CheckpointBase *base;  // NULL where it is complete in itself
     const CheckpointTensor *tensors;
     int tensor_count;
     int64_t bytes;  // of all files
 } CheckpointInfo;
 const CheckpointInfo *checkpoint_info(const Checkpoint *checkpoint);
 
-// Index of a tensor, or -1. Whether all of its elements are there for a kind.
+// Index of a tensor, or -1. Whether a kind of it can be read, here or from the base that is attached.
 int checkpoint_tensor(const Checkpoint *checkpoint, const char *name);
-bool checkpoint_has(const Checkpoint *checkpoint, const char *name, SliceKind kind);
+bool checkpoint_has(const Checkpoint *checkpoint, const char *name, const char *kind);
 
-// Reads elements [begin, end) of a logical tensor, from however many files hold them. A range that is not there is an error
-// that names tensor, kind and range. May be called from any thread; calls exclude each other.
-Error *checkpoint_read(Checkpoint *checkpoint, const char *name, SliceKind kind, int64_t begin, int64_t end,
+// The kinds that a tensor has here, "weight" first: the index-th, and through *type the type of its elements; NULL after the
+// last.
+const char *checkpoint_kind(const Checkpoint *checkpoint, int tensor, int index, DataType *type);
+
+// The digest of a kind of a tensor (core/digest.h: of the fp32 values that its elements stand for). False where there is none:
+// checkpoints of version 1 have no digests.
+bool checkpoint_digest(const Checkpoint *checkpoint, const char *name, const char *kind, uint64_t *out);
+
+// What makes two models' weights the same, whatever the layout and however their elements are stored: a hash of all names,
+// shapes and digests of weights in the order of names (manifest.h). False where there are no digests.
+bool checkpoint_fingerprint(const Checkpoint *checkpoint, uint64_t *out);
+
+// Reads weights that `checkpoint` does not contain from `base` from now on, which must be the one that it names and stays the
+// caller's and open. An error names both.
+Error *checkpoint_attach_base(Checkpoint *checkpoint, Checkpoint *base) MUST_CHECK;
+
+// Reads boxes of a logical tensor into out[0 ..] in the list's order, exactly as the fp32 values that they stand for, from
+// however many files hold them. What is not there is an error that names tensor and kind. May be called from any thread; calls
+// exclude each other.
+Error *checkpoint_read(Checkpoint *checkpoint, const char *name, const char *kind, const Box *boxes, int count,
                        float *out) MUST_CHECK;
+
+// Compares what somebody holds of a whole tensor with its digest: `read` copies boxes of what is held, piece by piece. Holding
+// something else is an ERROR_DAMAGED that names tensor and kind; a tensor without a digest passes.
+Error *checkpoint_compare(const Checkpoint *checkpoint, const char *name, const char *kind,
+                          void (*read)(void *context, const Box *boxes, int count, float *to), void *context) MUST_CHECK;
 
 // The bytes of a blob; ERROR_MISSING if there is none of that name. Its checksum is checked.
 Error *checkpoint_blob(Checkpoint *checkpoint, const char *name, Buffer *out) MUST_CHECK;

@@ -1,6 +1,6 @@
 // What a person wants to know of a checkpoint: see checkpoint.h.
-#include "train/checkpoint/folder.h"
-#include "train/checkpoint/manifest.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/checkpoint/steps.h"
 
 #include "core/durable.h"
 #include "core/text.h"
@@ -21,11 +21,17 @@ static void describe_tensor(const Checkpoint *c, const CheckpointTensor *tensor,
         buffer_printf(&shape, "%s%" PRId64, d > 0 ? " x " : "", tensor->shape[d]);
     }
     buffer_printf(out, "  %-40s %-20s", tensor->name, shape.size > 0 ? shape.data : "scalar");
-    for (int kind = 0; kind < SLICE_KINDS; kind++) {
-        if (checkpoint_has(c, tensor->name, (SliceKind)kind)) {
-            buffer_printf(out, " %s", slice_kind_name((SliceKind)kind));
+    DataType type;
+    const char *kind;
+    bool weights = false;
+    for (int i = 0; (kind = checkpoint_kind(c, checkpoint_tensor(c, tensor->name), i, &type)) != NULL; i++) {
+        buffer_printf(out, " %s", kind);
+        if (type != TYPE_FP32) {
+            buffer_printf(out, " (%s)", data_type_name(type));
         }
+        weights = weights || strcmp(kind, "weight") == 0;
     }
+    buffer_text(out, weights ? "" : " in the base");
     buffer_text(out, "\n");
     buffer_free(&shape);
 }
@@ -41,12 +47,18 @@ static Error *describe_one(const char *path, bool verify, Buffer *out) {
     }
     char size[32], count[32];
     buffer_printf(out, "checkpoint  %s\n", path);
+    if (info->run != 0) {
+        buffer_printf(out, "run         %016" PRIx64 "\n", info->run);
+    }
     buffer_printf(out, "step        %" PRId64 "\n", info->step);
     buffer_printf(out, "written by  %d rank%s (%s)\n", info->ranks, info->ranks == 1 ? "" : "s", info->layout);
     buffer_printf(out, "parameters  %s in %d tensors\n", text_count(count, parameters), info->tensor_count);
     buffer_printf(out, "size        %s\n", text_bytes(size, (double)info->bytes));
     buffer_printf(out, "model       %016" PRIx64 "\n", info->model);
     buffer_printf(out, "seed        %" PRIu64 "\n", info->seed);
+    if (info->base != NULL) {
+        buffer_printf(out, "base        %016" PRIx64 " (%s)\n", info->base->fingerprint, info->base->path);
+    }
     char *state = json_dumps(info->state, JSON_COMPACT);
     buffer_printf(out, "state       %s\n", state != NULL ? state : "{}");
     free(state);
@@ -63,7 +75,7 @@ static Error *describe_one(const char *path, bool verify, Buffer *out) {
 static void list_run(const char *folder, const int64_t *steps, int count, bool verify, Buffer *out, char **best) {
     *best = NULL;
     for (int i = 0; i < count; i++) {
-        char *path = store_step(folder, steps[i]);
+        char *path = steps_path(folder, steps[i]);
         Checkpoint *c;
         Error *error = checkpoint_open(path, verify, &c);
         if (error != NULL) {
@@ -82,13 +94,13 @@ static void list_run(const char *folder, const int64_t *steps, int count, bool v
 }
 
 Error *checkpoint_describe(const char *path, bool verify, Buffer *out) {
-    char *folder = store_folder(path);
+    char *folder = steps_folder(path);
     int64_t *steps = NULL;
     int count = 0;
     Error *error = NULL;
     if (!path_is_folder(folder)) {
         error = describe_one(path, verify, out);
-    } else if ((error = store_steps(folder, &steps, &count)) == NULL) {
+    } else if ((error = steps_list(folder, &steps, &count)) == NULL) {
         size_t before = out->size;
         char *best = NULL;
         list_run(folder, steps, count, verify, out, &best);

@@ -1,18 +1,21 @@
 // The manifest of a checkpoint: see manifest.h.
 #include "train/checkpoint/manifest.h"
 
+#include "core/hash.h"
+#include "train/checkpoint/part.h"
+
 #include <inttypes.h>
 #include <stdio.h>
-
-const char *slice_kind_name(SliceKind kind) {
-    static const char *const names[SLICE_KINDS] = {"weight", "moment1", "moment2"};
-    return names[kind];
-}
 
 bool manifest_plain_name(const char *name) {
     static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
     size_t n = strlen(name);
     return n > 0 && n <= MANIFEST_NAME_BYTES && name[0] != '.' && strspn(name, plain) == n;
+}
+
+bool manifest_kind(const char *word) {
+    size_t n = strlen(word);
+    return n > 0 && n <= MANIFEST_KIND_BYTES && strspn(word, "abcdefghijklmnopqrstuvwxyz0123456789_") == n;
 }
 
 // ---- lookups ----
@@ -50,46 +53,35 @@ int manifest_file(const Manifest *manifest, const char *name) {
     return -1;
 }
 
-static int compare_slices(const void *left, const void *right) {
-    const ManifestSlice *a = left, *b = right;
-    if (a->tensor != b->tensor) {
-        return a->tensor < b->tensor ? -1 : 1;
-    }
-    if (a->kind != b->kind) {
-        return a->kind < b->kind ? -1 : 1;
-    }
-    return a->begin != b->begin ? (a->begin < b->begin ? -1 : 1) : 0;
+// Weights first, then by the word.
+static int compare_kinds(const char *a, const char *b) {
+    int weights = (strcmp(b, "weight") == 0) - (strcmp(a, "weight") == 0);
+    return weights != 0 ? weights : strcmp(a, b);
 }
 
-int manifest_slice_after(const Manifest *manifest, int tensor, SliceKind kind, int64_t begin) {
-    // Slices of a tensor and kind do not overlap, so they are sorted by their ends too.
-    int low = 0, high = manifest->slice_count;
+// The first content that is not before (tensor, kind); NULL is before every kind.
+static int content_at(const Manifest *m, int tensor, const char *kind) {
+    int low = 0, high = m->content_count;
     while (low < high) {
         int middle = low + (high - low) / 2;
-        const ManifestSlice *s = &manifest->slices[middle];
-        bool before = s->tensor != tensor ? s->tensor < tensor : s->kind != kind ? s->kind < kind : s->end <= begin;
-        if (before) {
+        const ManifestContent *c = &m->contents[middle];
+        if (c->tensor < tensor || (c->tensor == tensor && kind != NULL && compare_kinds(c->kind, kind) < 0)) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    if (low < manifest->slice_count && manifest->slices[low].tensor == tensor && manifest->slices[low].kind == kind) {
-        return low;
-    }
-    return manifest->slice_count;
+    return low;
 }
 
-int64_t manifest_missing(const Manifest *manifest, int tensor, SliceKind kind, int64_t begin, int64_t end) {
-    int64_t at = begin;
-    for (int i = manifest_slice_after(manifest, tensor, kind, begin); at < end && i < manifest->slice_count; i++) {
-        const ManifestSlice *s = &manifest->slices[i];
-        if (s->tensor != tensor || s->kind != kind || s->begin > at) {
-            break;
-        }
-        at = s->end;
-    }
-    return at < end ? at : -1;
+const ManifestContent *manifest_content(const Manifest *manifest, int tensor, const char *kind) {
+    int at = content_at(manifest, tensor, kind);
+    const ManifestContent *c = &manifest->contents[at];
+    return at < manifest->content_count && c->tensor == tensor && strcmp(c->kind, kind) == 0 ? c : NULL;
+}
+
+int manifest_contents_of(const Manifest *manifest, int tensor) {
+    return content_at(manifest, tensor, NULL);
 }
 
 // ---- parsing ----
@@ -107,9 +99,9 @@ static Error *parse_tensor(const char *where, const json_t *item, CheckpointTens
     json_t *shape = NULL;
     TRY(field_name(item, where, "name", &tensor->name));
     TRY(json_field_array(item, where, "shape", &shape));
-    if (json_array_size(shape) > CHECKPOINT_MOST_DIMS) {
+    if (json_array_size(shape) > BOX_MOST_DIMS) {
         return damaged("%s: tensor %s has %zu dimensions, more than %d", where, tensor->name, json_array_size(shape),
-                       CHECKPOINT_MOST_DIMS);
+                       BOX_MOST_DIMS);
     }
     tensor->dims = (int)json_array_size(shape);
     *elements = 1;
@@ -173,67 +165,224 @@ static Error *parse_files(const char *where, const json_t *list, Manifest *m) {
     return NULL;
 }
 
-// A dataset's path is "/KIND/NAME" or "/KIND/NAME@BEGIN" and nothing else.
-static bool dataset_fits(const char *dataset, const char *kind, const char *tensor, int64_t begin) {
-    char expected[MANIFEST_NAME_BYTES + 64];
-    int n = snprintf(expected, sizeof expected, "/%s/%s", kind, tensor);
-    if (begin > 0) {
-        snprintf(expected + n, sizeof expected - (size_t)n, "@%" PRId64, begin);
-    }
-    return strcmp(dataset, expected) == 0;
-}
+// ---- parts ----
 
-static Error *parse_slice(const char *where, const json_t *item, const Manifest *m, ManifestSlice *slice) {
-    const char *tensor = NULL, *kind = NULL, *file = NULL;
+// The tensor, kind and file that a part names.
+static Error *parse_names(const char *where, const json_t *item, const Manifest *m, ManifestPart *p) {
+    const char *tensor = NULL, *file = NULL;
     TRY(json_field_string(item, where, "tensor", &tensor));
-    TRY(json_field_string(item, where, "kind", &kind));
+    TRY(json_field_string(item, where, "kind", &p->part.kind));
     TRY(json_field_string(item, where, "file", &file));
-    TRY(json_field_string(item, where, "dataset", &slice->dataset));
-    slice->tensor = manifest_tensor(m, tensor);
-    slice->file = manifest_file(m, file);
-    int k = 0;
-    while (k < SLICE_KINDS && strcmp(kind, slice_kind_name((SliceKind)k)) != 0) {
-        k++;
+    p->part.tensor = manifest_tensor(m, tensor);
+    p->file = manifest_file(m, file);
+    if (p->part.tensor < 0 || p->file < 0) {
+        return damaged("%s: a part names %s \"%.*s\", which is not listed", where, p->part.tensor < 0 ? "tensor" : "file",
+                       MANIFEST_NAME_BYTES, p->part.tensor < 0 ? tensor : file);
     }
-    if (slice->tensor < 0 || slice->file < 0 || k == SLICE_KINDS) {
-        return damaged("%s: a slice names %s \"%.*s\", which is not listed", where,
-                       slice->tensor < 0 ? "tensor"
-                       : slice->file < 0 ? "file"
-                                         : "kind",
-                       MANIFEST_NAME_BYTES,
-                       slice->tensor < 0 ? tensor
-                       : slice->file < 0 ? file
-                                         : kind);
+    if (!manifest_kind(p->part.kind)) {
+        return damaged("%s: the kind of a part of %s is not a word of at most %d small letters, digits and '_'", where, tensor,
+                       MANIFEST_KIND_BYTES);
     }
-    slice->kind = (SliceKind)k;
-    TRY(json_field_i64(item, where, "begin", 0, m->elements[slice->tensor] - 1, &slice->begin));
-    TRY(json_field_i64(item, where, "end", slice->begin + 1, m->elements[slice->tensor], &slice->end));
-    if (!dataset_fits(slice->dataset, kind, tensor, slice->begin)) {
-        return damaged("%s: the dataset of %s %s from %" PRId64 " has a name that does not fit", where, kind, tensor,
-                       slice->begin);
-    }
-    // No file can hold more than its size: a hostile range cannot make a reader ask for memory in vain.
-    if ((slice->end - slice->begin) > m->files[slice->file].bytes / (int64_t)sizeof(float)) {
-        return damaged("%s: %s %s has more elements than its file %s can hold", where, kind, tensor, file);
-    }
-    m->files[slice->file].has_slices = true;
+    m->files[p->file].has_parts = true;
     return NULL;
 }
 
-static Error *parse_slices(const char *where, const json_t *list, Manifest *m) {
-    size_t count = json_array_size(list);
-    m->slices = memory_zeroed(count, sizeof *m->slices);
-    for (size_t i = 0; i < count; i++) {
-        TRY(parse_slice(where, json_array_get(list, i), m, &m->slices[i]));
+static bool parse_box(const json_t *item, const CheckpointTensor *tensor, Box *box) {
+    box->dims = tensor->dims;
+    if (!json_is_array(item) || json_array_size(item) != (size_t)tensor->dims) {
+        return false;
     }
-    m->slice_count = (int)count;
-    qsort(m->slices, count, sizeof *m->slices, compare_slices);
-    for (size_t i = 1; i < count; i++) {
-        const ManifestSlice *a = &m->slices[i - 1], *b = &m->slices[i];
-        if (a->tensor == b->tensor && a->kind == b->kind && a->end > b->begin) {
-            return damaged("%s: slices of %s %s overlap at element %" PRId64, where, slice_kind_name(a->kind),
-                           m->tensors[a->tensor].name, b->begin);
+    for (int d = 0; d < tensor->dims; d++) {
+        const json_t *bounds = json_array_get(item, (size_t)d), *begin = json_array_get(bounds, 0),
+                     *end = json_array_get(bounds, 1);
+        if (json_array_size(bounds) != 2 || !json_is_integer(begin) || !json_is_integer(end)) {
+            return false;
         }
+        box->begin[d] = json_integer_value(begin);
+        box->end[d] = json_integer_value(end);
+    }
+    return box_inside(box, tensor->dims, tensor->shape);
+}
+
+static Error *parse_part(const char *where, const json_t *item, const Manifest *m, ManifestPart *p) {
+    const char *type = NULL;
+    json_t *list = NULL;
+    TRY(parse_names(where, item, m, p));
+    TRY(json_field_string(item, where, "type", &type));
+    TRY(json_field_array(item, where, "boxes", &list));
+    const CheckpointTensor *tensor = &m->tensors[p->part.tensor];
+    if (!data_type_named(type, &p->part.type)) {
+        return damaged("%s: %s %s is of type \"%.*s\", which this athanor does not read", where, p->part.kind, tensor->name,
+                       MANIFEST_KIND_BYTES, type);
+    }
+    size_t count = json_array_size(list);
+    Box *boxes = memory_zeroed(count, sizeof *boxes);
+    p->part.boxes = boxes;
+    p->part.box_count = (int)count;
+    bool good = count > 0;
+    for (size_t i = 0; i < count && good; i++) {
+        // The tensor's elements bound each box and, up to the first that is too much, their sum.
+        good = parse_box(json_array_get(list, i), tensor, &boxes[i]) && p->count <= m->elements[p->part.tensor];
+        p->count += good ? box_count(&boxes[i]) : 0;
+    }
+    if (!good) {
+        return damaged("%s: a box of %s %s is not possible", where, p->part.kind, tensor->name);
+    }
+    if (data_type_has_scales(p->part.type) && !part_has_whole_blocks(tensor, &p->part)) {
+        return damaged("%s: the boxes of %s %s cut through blocks of %d values that share a scale", where, p->part.kind,
+                       tensor->name, DATA_TYPE_BLOCK);
+    }
+    return NULL;
+}
+
+// A range of version 1.
+static Error *parse_slice(const char *where, const json_t *item, const Manifest *m, ManifestPart *p) {
+    int64_t begin, end;
+    TRY(parse_names(where, item, m, p));
+    const CheckpointTensor *tensor = &m->tensors[p->part.tensor];
+    TRY(json_field_i64(item, where, "begin", 0, m->elements[p->part.tensor] - 1, &begin));
+    TRY(json_field_i64(item, where, "end", begin + 1, m->elements[p->part.tensor], &end));
+    TRY(json_field_string(item, where, "dataset", &p->dataset));
+    char *expected = begin == 0 ? memory_format("/%s/%s", p->part.kind, tensor->name)
+                                : memory_format("/%s/%s@%" PRId64, p->part.kind, tensor->name, begin);
+    bool fits = strcmp(p->dataset, expected) == 0;
+    free(expected);
+    if (!fits) {
+        return damaged("%s: the dataset of %s %s from %" PRId64 " has a name that does not fit", where, p->part.kind,
+                       tensor->name, begin);
+    }
+    Box whole = box_whole(tensor->dims, tensor->shape), *boxes = memory_new(BOX_MOST_OF_RANGE, sizeof *boxes);
+    p->part.type = TYPE_FP32;
+    p->part.boxes = boxes;
+    p->part.box_count = boxes_of_range(&whole, 1, begin, end, boxes);
+    p->count = end - begin;
+    return NULL;
+}
+
+static int compare_parts(const void *left, const void *right) {
+    const ManifestPart *a = left, *b = right;
+    if (a->part.tensor != b->part.tensor) {
+        return a->part.tensor < b->part.tensor ? -1 : 1;
+    }
+    int kinds = compare_kinds(a->part.kind, b->part.kind);
+    return kinds != 0 ? kinds : (a->file > b->file) - (a->file < b->file);
+}
+
+// The parts of a tensor and kind are all of it, each element once.
+static Error *check_content(const char *where, const Manifest *m, const ManifestContent *c) {
+    const char *name = m->tensors[c->tensor].name;
+    const ManifestPart *parts = m->parts + c->first;
+    int boxes = 0;
+    for (int i = 0; i < c->count; i++) {
+        boxes += parts[i].part.box_count;
+        if (i > 0 && parts[i].file == parts[i - 1].file && m->version > 1) {
+            return damaged("%s: %s has two parts of %s %s", where, m->files[parts[i].file].name, c->kind, name);
+        }
+    }
+    Box *all = memory_new((size_t)boxes, sizeof *all);
+    int64_t count = 0;
+    int n = 0;
+    for (int i = 0; i < c->count && count <= m->elements[c->tensor]; i++) {
+        memcpy(all + n, parts[i].part.boxes, (size_t)parts[i].part.box_count * sizeof *all);
+        n += parts[i].part.box_count;
+        count += parts[i].count;
+    }
+    bool disjoint = count <= m->elements[c->tensor] && boxes_disjoint(all, n);
+    free(all);
+    if (!disjoint) {
+        return damaged("%s: boxes of %s %s overlap", where, c->kind, name);
+    }
+    return count == m->elements[c->tensor]
+               ? NULL
+               : damaged("%s: %s %s is not whole: %" PRId64 " of its %" PRId64 " elements are there", where, c->kind, name,
+                         count, m->elements[c->tensor]);
+}
+
+// Puts the sorted parts together and gives every content its digest, of which there are as many.
+static Error *parse_contents(const char *where, const json_t *tensors, Manifest *m) {
+    m->contents = memory_zeroed((size_t)m->part_count, sizeof *m->contents);
+    for (int i = 0; i < m->part_count; i++) {
+        ManifestContent *c = &m->contents[m->content_count];
+        const CheckpointPart *part = &m->parts[i].part;
+        if (m->content_count == 0 || c[-1].tensor != part->tensor || strcmp(c[-1].kind, part->kind) != 0) {
+            *c = (ManifestContent){.tensor = part->tensor, .kind = part->kind, .first = i};
+            m->content_count++;
+        }
+        m->contents[m->content_count - 1].count++;
+    }
+    ManifestContent *c = m->contents, *end = c + m->content_count;
+    for (int t = 0; t < m->tensor_count; t++) {
+        json_t *digests = NULL;
+        if (m->version > 1) {
+            TRY(json_field_object(json_array_get(tensors, (size_t)t), where, "digests", &digests));
+        }
+        if (!m->has_base && (c == end || c->tensor != t || strcmp(c->kind, "weight") != 0)) {
+            return damaged("%s: tensor %s has no weights, and no base is named", where, m->tensors[t].name);
+        }
+        size_t kinds = 0;
+        for (; c < end && c->tensor == t; c++, kinds++) {
+            TRY(check_content(where, m, c));
+            c->has_digest = digests != NULL;
+            if (c->has_digest) {
+                TRY(json_field_hex64(digests, where, c->kind, &c->digest));
+            }
+        }
+        if (json_object_size(digests) > kinds) {
+            return damaged("%s: tensor %s has a digest of what is not there", where, m->tensors[t].name);
+        }
+    }
+    return NULL;
+}
+
+static Error *parse_parts(const char *where, const json_t *list, Manifest *m) {
+    size_t count = json_array_size(list);
+    m->parts = memory_zeroed(count, sizeof *m->parts);
+    for (size_t i = 0; i < count; i++) {
+        ManifestPart *p = &m->parts[m->part_count++];
+        TRY((m->version == 1 ? parse_slice : parse_part)(where, json_array_get(list, i), m, p));
+        // No file can hold more than its size: a hostile box cannot make a reader ask for memory in vain.
+        if (p->count > m->files[p->file].bytes / data_type_bytes(p->part.type)) {
+            return damaged("%s: %s %s has more elements than its file %s can hold", where, p->part.kind,
+                           m->tensors[p->part.tensor].name, m->files[p->file].name);
+        }
+    }
+    qsort(m->parts, count, sizeof *m->parts, compare_parts);
+    return NULL;
+}
+
+// ---- the document ----
+
+static uint64_t checksum_of(const json_t *document) {
+    json_t *copy = json_copy((json_t *)(uintptr_t)document);
+    json_object_del(copy, "checksum");
+    char *text = json_dumps(copy, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    ensure(text != NULL, "a document cannot be written as JSON");
+    uint64_t sum = hash64(text, strlen(text));
+    free(text);
+    json_decref(copy);
+    return sum;
+}
+
+void manifest_seal(json_t *document) {
+    json_object_set_new(document, "checksum", json_hex64(checksum_of(document)));
+}
+
+// What version 2 added.
+static Error *parse_identity(const char *where, const json_t *root, Manifest *m) {
+    uint64_t checksum;
+    TRY(json_field_hex64(root, where, "checksum", &checksum));
+    if (checksum != checksum_of(root)) {
+        return damaged("%s: its checksum is not the one of what it says", where);
+    }
+    TRY(json_field_hex64(root, where, "run", &m->run));
+    if (m->run == 0) {
+        return damaged("%s: \"run\" is 0", where);
+    }
+    const json_t *base = json_object_get(root, "base");
+    m->has_base = base != NULL;
+    if (m->has_base) {
+        TRY(json_field_hex64(base, where, "fingerprint", &m->base.fingerprint));
+        TRY(json_field_string(base, where, "path", &m->base.path));
     }
     return NULL;
 }
@@ -241,7 +390,7 @@ static Error *parse_slices(const char *where, const json_t *list, Manifest *m) {
 static Error *parse_document(const char *where, Manifest *m) {
     const char *format = NULL;
     const json_t *root = m->document;
-    json_t *state = NULL, *tensors = NULL, *files = NULL, *slices = NULL;
+    json_t *state = NULL, *tensors = NULL, *files = NULL, *parts = NULL;
     int64_t version, ranks;
     TRY(json_field_string(root, where, "format", &format));
     if (strcmp(format, "athanor checkpoint") != 0) {
@@ -250,6 +399,10 @@ static Error *parse_document(const char *where, Manifest *m) {
     TRY(json_field_i64(root, where, "version", 1, INT64_MAX, &version));
     if (version > MANIFEST_VERSION) {
         return damaged("%s: version %" PRId64 " is newer than this athanor reads (%d)", where, version, MANIFEST_VERSION);
+    }
+    m->version = (int)version;
+    if (version > 1) {
+        TRY(parse_identity(where, root, m));
     }
     TRY(json_field_i64(root, where, "step", 0, INT64_MAX, &m->step));
     TRY(json_field_i64(root, where, "ranks", 1, MANIFEST_MOST_RANKS, &ranks));
@@ -262,10 +415,11 @@ static Error *parse_document(const char *where, Manifest *m) {
     m->state = state;
     TRY(json_field_array(root, where, "tensors", &tensors));
     TRY(json_field_array(root, where, "files", &files));
-    TRY(json_field_array(root, where, "slices", &slices));
+    TRY(json_field_array(root, where, version > 1 ? "parts" : "slices", &parts));
     TRY(parse_tensors(where, tensors, m));
     TRY(parse_files(where, files, m));
-    return parse_slices(where, slices, m);
+    TRY(parse_parts(where, parts, m));
+    return parse_contents(where, tensors, m);
 }
 
 Error *manifest_from_json(const char *where, json_t *document, Manifest *out) {
@@ -285,11 +439,15 @@ Error *manifest_parse(const char *where, const char *bytes, size_t size, Manifes
 }
 
 void manifest_free(Manifest *manifest) {
+    for (int i = 0; i < manifest->part_count; i++) {
+        free((Box *)(uintptr_t)manifest->parts[i].part.boxes);
+    }
     free(manifest->tensors);
     free(manifest->elements);
     free(manifest->tensors_by_name);
     free(manifest->files);
-    free(manifest->slices);
+    free(manifest->parts);
+    free(manifest->contents);
     json_decref(manifest->document);
     *manifest = (Manifest){0};
 }
@@ -300,16 +458,18 @@ json_t *manifest_file_json(const char *name, int64_t bytes, uint64_t hash) {
     return json_pack("{s:s, s:I, s:o}", "name", name, "bytes", (json_int_t)bytes, "xxh3", json_hex64(hash));
 }
 
-char *manifest_dataset(const CheckpointTensor *tensor, const CheckpointSlice *slice) {
-    const char *kind = slice_kind_name(slice->kind);
-    return slice->begin == 0 ? memory_format("/%s/%s", kind, tensor->name)
-                             : memory_format("/%s/%s@%" PRId64, kind, tensor->name, slice->begin);
-}
-
-json_t *manifest_slice_json(const CheckpointTensor *tensor, const CheckpointSlice *slice, const char *file,
-                            const char *dataset) {
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s}", "tensor", tensor->name, "kind", slice_kind_name(slice->kind), "begin",
-                     (json_int_t)slice->begin, "end", (json_int_t)slice->end, "file", file, "dataset", dataset);
+json_t *manifest_part_json(const CheckpointTensor *tensor, const CheckpointPart *part, const char *file) {
+    json_t *boxes = json_array();
+    for (int i = 0; i < part->box_count; i++) {
+        json_t *box = json_array();
+        for (int d = 0; d < tensor->dims; d++) {
+            json_array_append_new(box,
+                                  json_pack("[I, I]", (json_int_t)part->boxes[i].begin[d], (json_int_t)part->boxes[i].end[d]));
+        }
+        json_array_append_new(boxes, box);
+    }
+    return json_pack("{s:s, s:s, s:s, s:o, s:s}", "tensor", tensor->name, "kind", part->kind, "type",
+                     data_type_name(part->type), "boxes", boxes, "file", file);
 }
 
 json_t *manifest_tensors_json(const CheckpointTensor *tensors, int count) {
@@ -319,7 +479,7 @@ json_t *manifest_tensors_json(const CheckpointTensor *tensors, int count) {
         for (int d = 0; d < tensors[i].dims; d++) {
             json_array_append_new(shape, json_integer(tensors[i].shape[d]));
         }
-        json_array_append_new(list, json_pack("{s:s, s:o}", "name", tensors[i].name, "shape", shape));
+        json_array_append_new(list, json_pack("{s:s, s:o, s:{}}", "name", tensors[i].name, "shape", shape, "digests"));
     }
     return list;
 }

@@ -1,11 +1,16 @@
 // Reading checkpoints: see checkpoint.h.
 //
-// A file's HDF5 structure is read once, when its first slice is asked for; after that a range is a pread at a place that
-// was checked against the file's size. Order of trust: manifest (parsed with checks), sizes and checksums, then HDF5.
-#include "train/checkpoint/folder.h"
+// A file's HDF5 structure is read once, when its first part is asked for; after that a run of elements is a pread at a place
+// that was checked against the file's size. Order of trust: manifest (parsed with checks), sizes and checksums, then HDF5.
+//
+// Boxes of others share many short runs with a part (a matrix cut by columns: one for each row). Runs that lie near each other
+// in the file are read together, with what lies between them, through a buffer of a few MiB.
 #include "train/checkpoint/manifest.h"
-#include "train/checkpoint/slices_h5.h"
+#include "train/checkpoint/part.h"
+#include "train/checkpoint/parts_h5.h"
+#include "train/checkpoint/steps.h"
 
+#include "core/digest.h"
 #include "core/durable.h"
 #include "core/hash.h"
 
@@ -16,13 +21,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+// Where a part's elements and scales lie in its file, in bytes.
+typedef struct Place {
+    int64_t elements, scales;
+} Place;
+
 struct Checkpoint {
     char *path;
     Manifest manifest;
     CheckpointInfo info;
+    Checkpoint *base;  // the caller's, NULL until attached
     pthread_mutex_t mutex;
-    int64_t *offsets;  // of each slice in its file
-    bool *located;     // of each file: the offsets of its slices are known
+    Place *places;  // of each part
+    bool *located;  // of each file: the places of its parts are known
 };
 
 // ---- opening ----
@@ -77,14 +88,16 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
     Checkpoint *c = memory_zeroed(1, sizeof *c);
     c->path = memory_string(path);
     c->manifest = manifest;
-    c->offsets = memory_zeroed((size_t)manifest.slice_count, sizeof *c->offsets);
+    c->places = memory_zeroed((size_t)manifest.part_count, sizeof *c->places);
     c->located = memory_zeroed((size_t)manifest.file_count, sizeof *c->located);
-    c->info = (CheckpointInfo){.step = manifest.step,
+    c->info = (CheckpointInfo){.run = manifest.run,
+                               .step = manifest.step,
                                .ranks = manifest.ranks,
                                .layout = manifest.layout,
                                .model = manifest.model,
                                .seed = manifest.seed,
                                .state = manifest.state,
+                               .base = manifest.has_base ? &c->manifest.base : NULL,
                                .tensors = manifest.tensors,
                                .tensor_count = manifest.tensor_count,
                                .bytes = total};
@@ -97,7 +110,7 @@ void checkpoint_close(Checkpoint *c) {
     if (c != NULL) {
         pthread_mutex_destroy(&c->mutex);
         manifest_free(&c->manifest);
-        free(c->offsets);
+        free(c->places);
         free(c->located);
         free(c->path);
         free(c);
@@ -112,9 +125,96 @@ int checkpoint_tensor(const Checkpoint *c, const char *name) {
     return manifest_tensor(&c->manifest, name);
 }
 
-bool checkpoint_has(const Checkpoint *c, const char *name, SliceKind kind) {
+const char *checkpoint_kind(const Checkpoint *c, int tensor, int index, DataType *type) {
+    const Manifest *m = &c->manifest;
+    int at = manifest_contents_of(m, tensor) + index;
+    if (at >= m->content_count || m->contents[at].tensor != tensor) {
+        return NULL;
+    }
+    *type = m->parts[m->contents[at].first].part.type;
+    return m->contents[at].kind;
+}
+
+// ---- contents, here and in the base ----
+
+// The content of a tensor's kind, and through *holder whose: of the base where it is weights that are not here. NULL where
+// there is none.
+static const ManifestContent *content_of(const Checkpoint *c, const char *name, const char *kind, const Checkpoint **holder) {
     int tensor = manifest_tensor(&c->manifest, name);
-    return tensor >= 0 && manifest_missing(&c->manifest, tensor, kind, 0, c->manifest.elements[tensor]) < 0;
+    const ManifestContent *content = tensor >= 0 ? manifest_content(&c->manifest, tensor, kind) : NULL;
+    *holder = c;
+    if (content == NULL && tensor >= 0 && c->base != NULL && strcmp(kind, "weight") == 0) {
+        return content_of(c->base, name, kind, holder);
+    }
+    return content;
+}
+
+bool checkpoint_has(const Checkpoint *c, const char *name, const char *kind) {
+    const Checkpoint *holder;
+    return content_of(c, name, kind, &holder) != NULL;
+}
+
+bool checkpoint_digest(const Checkpoint *c, const char *name, const char *kind, uint64_t *out) {
+    const Checkpoint *holder;
+    const ManifestContent *content = content_of(c, name, kind, &holder);
+    if (content == NULL || !content->has_digest) {
+        return false;
+    }
+    *out = content->digest;
+    return true;
+}
+
+bool checkpoint_fingerprint(const Checkpoint *c, uint64_t *out) {
+    const Manifest *m = &c->manifest;
+    Buffer text = {0};
+    for (int i = 0; i < m->tensor_count && m->version > 1; i++) {
+        int t = m->tensors_by_name[i];
+        const ManifestContent *weights = manifest_content(m, t, "weight");
+        buffer_printf(&text, "%s ", m->tensors[t].name);
+        for (int d = 0; d < m->tensors[t].dims; d++) {
+            buffer_printf(&text, "%s%" PRId64, d > 0 ? "x" : "", m->tensors[t].shape[d]);
+        }
+        if (weights != NULL) {
+            buffer_printf(&text, " %016" PRIx64 "\n", weights->digest);
+        } else {
+            buffer_text(&text, " base\n");
+        }
+    }
+    if (m->has_base) {
+        buffer_printf(&text, "base %016" PRIx64 "\n", m->base.fingerprint);
+    }
+    *out = hash64(text.data, text.size);
+    buffer_free(&text);
+    return m->version > 1;
+}
+
+static bool same_shape(const CheckpointTensor *a, const CheckpointTensor *b) {
+    return a->dims == b->dims && memcmp(a->shape, b->shape, (size_t)a->dims * sizeof *a->shape) == 0;
+}
+
+Error *checkpoint_attach_base(Checkpoint *c, Checkpoint *base) {
+    const Manifest *m = &c->manifest;
+    uint64_t fingerprint = 0;
+    if (!m->has_base) {
+        return failure("%s is complete in itself and has no base", c->path);
+    }
+    if (!checkpoint_fingerprint(base, &fingerprint)) {
+        return failure("%s was written before checkpoints had digests, so it cannot be the base of %s", base->path, c->path);
+    }
+    if (fingerprint != m->base.fingerprint) {
+        return failure("%s builds upon a base of fingerprint %016" PRIx64 " (%s); %s is another, of fingerprint %016" PRIx64,
+                       c->path, m->base.fingerprint, m->base.path, base->path, fingerprint);
+    }
+    for (int t = 0; t < m->tensor_count; t++) {
+        const char *name = m->tensors[t].name;
+        int there = manifest_tensor(&base->manifest, name);
+        if (manifest_content(m, t, "weight") == NULL &&
+            (there < 0 || !same_shape(&m->tensors[t], &base->manifest.tensors[there]))) {
+            return damaged("%s: tensor %s is neither in it nor, of that shape, in its base %s", c->path, name, base->path);
+        }
+    }
+    c->base = base;
+    return NULL;
 }
 
 // ---- finding ----
@@ -148,12 +248,12 @@ Error *checkpoint_find(const char *folder, char **path, Strings *skipped) {
         *path = memory_string(folder);
         return NULL;
     }
-    char *checkpoints = store_folder(folder);
+    char *checkpoints = steps_folder(folder);
     int64_t *steps = NULL;
     int count = 0;
-    Error *error = store_steps(checkpoints, &steps, &count);
+    Error *error = steps_list(checkpoints, &steps, &count);
     for (int i = count - 1; i >= 0 && *path == NULL; i--) {
-        char *candidate = store_step(checkpoints, steps[i]);
+        char *candidate = steps_path(checkpoints, steps[i]);
         if (verifies(candidate, skipped)) {
             *path = candidate;
         } else {
@@ -172,99 +272,223 @@ Error *checkpoint_find(const char *folder, char **path, Strings *skipped) {
 
 // ---- reading ----
 
-// Finds the places of all slices that lie in a file.
+// Finds the places of all parts that lie in a file.
 static Error *locate_file(Checkpoint *c, int file) {
     const Manifest *m = &c->manifest;
+    H5Dataset *datasets = memory_zeroed(2 * (size_t)m->part_count, sizeof *datasets);
     int count = 0;
-    for (int i = 0; i < m->slice_count; i++) {
-        count += m->slices[i].file == file;
-    }
-    H5Slice *places = memory_zeroed((size_t)count, sizeof *places);
-    int n = 0;
-    for (int i = 0; i < m->slice_count; i++) {
-        const ManifestSlice *slice = &m->slices[i];
-        if (slice->file == file) {
-            places[n++] = (H5Slice){.path = slice->dataset, .count = slice->end - slice->begin};
+    for (int i = 0; i < m->part_count; i++) {
+        const ManifestPart *p = &m->parts[i];
+        if (p->file != file) {
+            continue;
+        }
+        H5Dataset *own = &datasets[count];
+        count += h5_part(&m->tensors[p->part.tensor], &p->part, own);
+        if (p->dataset != NULL) {
+            free(own->path);
+            own->path = memory_string(p->dataset);
+            own->dims = 1;
+            own->extents[0] = p->count;
         }
     }
     char *path = path_join(c->path, m->files[file].name);
-    Error *error = h5_locate(path, places, count);
+    Error *error = h5_locate(path, datasets, count);
     free(path);
-    n = 0;
-    for (int i = 0; i < m->slice_count && error == NULL; i++) {
-        if (m->slices[i].file == file) {
-            c->offsets[i] = places[n++].offset;
+    for (int i = 0, at = 0; i < m->part_count; i++) {
+        if (m->parts[i].file == file) {
+            c->places[i].elements = datasets[at++].offset;
+            c->places[i].scales = data_type_has_scales(m->parts[i].part.type) ? datasets[at++].offset : 0;
         }
     }
-    free(places);
+    h5_free(datasets, count);
     c->located[file] = error == NULL;
     return error;
 }
 
-static Error *read_at(const char *path, int64_t offset, void *out, size_t size) {
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0) {
-        return error_system(errno, "%s cannot be opened", path);
-    }
-    Error *error = NULL;
-    for (char *p = out; size > 0 && error == NULL;) {
-        ssize_t got = pread(descriptor, p, size, offset);
+static Error *read_at(const char *path, int descriptor, int64_t offset, void *out, int64_t size) {
+    for (char *p = out; size > 0;) {
+        ssize_t got = pread(descriptor, p, (size_t)size, offset);
         if (got > 0) {
             p += got;
             offset += got;
-            size -= (size_t)got;
+            size -= got;
         } else if (got == 0) {
-            error = damaged("%s became shorter while it was read", path);
+            return damaged("%s became shorter while it was read", path);
         } else if (errno != EINTR) {
-            error = error_system(errno, "%s cannot be read", path);
+            return error_system(errno, "%s cannot be read", path);
         }
     }
-    close(descriptor);
-    return error;
+    return NULL;
 }
 
-// Reads what slice `index` holds of [begin, end).
-static Error *read_slice(Checkpoint *c, int index, int64_t begin, int64_t end, float *out) {
-    const ManifestSlice *slice = &c->manifest.slices[index];
-    if (!c->located[slice->file]) {
-        TRY(locate_file(c, slice->file));
+// Runs of one part that wait to be read together, as the elements [begin, end) of it.
+enum { SPAN_ELEMENTS = 1 << 20, SPAN_GAP = 1 << 14, SPAN_RUNS = 4096 };
+
+typedef struct Span {
+    const char *path;  // of the file, open as `descriptor`
+    int descriptor;
+    DataType type;
+    Place place;
+    float *out;
+    BoxRun runs[SPAN_RUNS];  // whose `from` rise
+    int count;
+    int64_t begin, end;
+    void *elements;  // SPAN_ELEMENTS of them, and the scales of as many
+    float *scales;
+    Error *error;
+} Span;
+
+static Error *read_span(Span *s) {
+    int64_t at = s->place.elements + part_bytes(s->type, s->begin), count = s->end - s->begin;
+    if (s->type == TYPE_FP32 && s->count == 1) {
+        return read_at(s->path, s->descriptor, at, s->out + s->runs[0].to, part_bytes(s->type, count));
     }
-    char *path = path_join(c->path, c->manifest.files[slice->file].name);
-    int64_t offset = c->offsets[index] + (begin - slice->begin) * (int64_t)sizeof(float);
-    Error *error = read_at(path, offset, out, (size_t)(end - begin) * sizeof(float));
+    TRY(read_at(s->path, s->descriptor, at, s->elements, part_bytes(s->type, count)));
+    int64_t block = s->begin / DATA_TYPE_BLOCK, before = s->begin - block * DATA_TYPE_BLOCK;
+    TRY(read_at(s->path, s->descriptor, s->place.scales + block * (int64_t)sizeof(float), s->scales,
+                part_scale_bytes(s->type, before + count)));
+    for (int i = 0; i < s->count; i++) {
+        const BoxRun *run = &s->runs[i];
+        part_values(s->type, (const char *)s->elements + part_bytes(s->type, run->from - s->begin),
+                    s->scales + (run->from / DATA_TYPE_BLOCK - block), run->from, run->count, s->out + run->to);
+    }
+    return NULL;
+}
+
+static bool flush_span(Span *s) {
+    if (s->count > 0 && s->error == NULL) {
+        s->error = read_span(s);
+    }
+    s->count = 0;
+    return s->error == NULL;
+}
+
+// A run joins the span that waits, or has it read first. Long ones are cut.
+static bool add_run(void *context, BoxRun run) {
+    Span *s = context;
+    while (run.count > 0) {
+        int64_t count = run.count < SPAN_ELEMENTS ? run.count : SPAN_ELEMENTS;
+        bool joins = s->count < SPAN_RUNS && run.from >= s->end && run.from - s->end <= SPAN_GAP &&
+                     run.from + count - s->begin <= SPAN_ELEMENTS;
+        if (s->count > 0 && !joins && !flush_span(s)) {
+            return false;
+        }
+        s->begin = s->count == 0 ? run.from : s->begin;
+        s->end = run.from + count;
+        s->runs[s->count++] = (BoxRun){run.from, run.to, count};
+        run = (BoxRun){run.from + count, run.to + count, run.count - count};
+    }
+    return true;
+}
+
+static bool shares_any(const CheckpointPart *part, const Box *boxes, int count) {
+    for (int i = 0; i < part->box_count; i++) {
+        for (int k = 0; k < count; k++) {
+            Box both;
+            if (box_intersect(&part->boxes[i], &boxes[k], &both)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+// Reads what a part holds of the boxes.
+static Error *read_part(Checkpoint *c, int index, const Box *boxes, int count, Span *s) {
+    const ManifestPart *p = &c->manifest.parts[index];
+    if (!shares_any(&p->part, boxes, count)) {
+        return NULL;
+    }
+    if (!c->located[p->file]) {
+        TRY(locate_file(c, p->file));
+    }
+    char *path = path_join(c->path, c->manifest.files[p->file].name);
+    s->path = path;
+    s->type = p->part.type;
+    s->place = c->places[index];
+    s->descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    Error *error = NULL;
+    if (s->descriptor < 0) {
+        error = error_system(errno, "%s cannot be opened", path);
+    } else {
+        if (boxes_runs(p->part.boxes, p->part.box_count, boxes, count, add_run, s, NULL)) {
+            flush_span(s);
+        }
+        close(s->descriptor);
+        error = s->error;
+    }
     free(path);
     return error;
 }
 
-Error *checkpoint_read(Checkpoint *c, const char *name, SliceKind kind, int64_t begin, int64_t end, float *out) {
-    const Manifest *m = &c->manifest;
-    int tensor = manifest_tensor(m, name);
-    if (tensor < 0) {
+static Error *check_boxes(const Checkpoint *c, const char *name, const Box *boxes, int count) {
+    const CheckpointTensor *tensor = &c->manifest.tensors[manifest_tensor(&c->manifest, name)];
+    for (int i = 0; i < count; i++) {
+        if (!box_inside(&boxes[i], tensor->dims, tensor->shape)) {
+            return damaged("%s: a box was asked for that does not lie within tensor %s", c->path, name);
+        }
+    }
+    return NULL;
+}
+
+Error *checkpoint_read(Checkpoint *c, const char *name, const char *kind, const Box *boxes, int count, float *out) {
+    if (manifest_tensor(&c->manifest, name) < 0) {
         return damaged("%s has no tensor %s", c->path, name);
     }
-    if (begin < 0 || begin > end || end > m->elements[tensor]) {
-        return damaged("%s: tensor %s has %" PRId64 " elements, %" PRId64 " to %" PRId64 " were asked for", c->path, name,
-                       m->elements[tensor], begin, end);
+    TRY(check_boxes(c, name, boxes, count));
+    const Checkpoint *found;
+    const ManifestContent *content = content_of(c, name, kind, &found);
+    if (content == NULL && c->manifest.has_base && c->base == NULL && strcmp(kind, "weight") == 0) {
+        return failure("%s: the weights of %s are in its base, of fingerprint %016" PRIx64 " (%s), which was not given",
+                       c->path, name, c->manifest.base.fingerprint, c->manifest.base.path);
     }
-    int64_t missing = manifest_missing(m, tensor, kind, begin, end);
-    if (missing >= 0) {
-        return damaged("%s: element %" PRId64 " of %s %s is not there", c->path, missing, slice_kind_name(kind), name);
+    if (content == NULL) {
+        return damaged("%s: %s %s is not there", c->path, kind, name);
     }
-    pthread_mutex_lock(&c->mutex);
+    if (found != c) {
+        return checkpoint_read(c->base, name, kind, boxes, count, out);
+    }
+    Span *span = memory_zeroed(1, sizeof *span);
+    span->out = out;
+    span->elements = memory_new(SPAN_ELEMENTS, sizeof(float));
+    span->scales = memory_new(SPAN_ELEMENTS / DATA_TYPE_BLOCK + 1, sizeof(float));
     Error *error = NULL;
-    int64_t at = begin;
-    for (int i = manifest_slice_after(m, tensor, kind, begin); at < end && error == NULL; i++) {
-        int64_t stop = m->slices[i].end < end ? m->slices[i].end : end;
-        error = read_slice(c, i, at, stop, out + (at - begin));
-        at = stop;
+    pthread_mutex_lock(&c->mutex);
+    for (int i = content->first; i < content->first + content->count && error == NULL; i++) {
+        error = read_part(c, i, boxes, count, span);
     }
     pthread_mutex_unlock(&c->mutex);
+    free(span->elements);
+    free(span->scales);
+    free(span);
     return error;
+}
+
+Error *checkpoint_compare(const Checkpoint *c, const char *name, const char *kind,
+                          void (*read)(void *context, const Box *boxes, int count, float *to), void *context) {
+    enum { PIECE = 1 << 20 };
+    uint64_t expected, sum = 0;
+    if (!checkpoint_digest(c, name, kind, &expected)) {
+        return NULL;
+    }
+    const CheckpointTensor *tensor = &c->manifest.tensors[manifest_tensor(&c->manifest, name)];
+    Box whole = box_whole(tensor->dims, tensor->shape), boxes[BOX_MOST_OF_RANGE];
+    int64_t elements = box_count(&whole);
+    float *values = memory_new((size_t)(elements < PIECE ? elements : PIECE), sizeof *values);
+    for (int64_t at = 0; at < elements; at += PIECE) {
+        int count = boxes_of_range(&whole, 1, at, elements - at < PIECE ? elements : at + PIECE, boxes);
+        read(context, boxes, count, values);
+        sum += digest_boxes(tensor->dims, tensor->shape, boxes, count, values);
+    }
+    free(values);
+    return sum == expected ? NULL
+                           : damaged("%s: %s %s was not loaded as it was saved: its digest is %016" PRIx64 ", not %016" PRIx64,
+                                     c->path, kind, name, sum, expected);
 }
 
 Error *checkpoint_blob(Checkpoint *c, const char *name, Buffer *out) {
     int file = manifest_file(&c->manifest, name);
-    if (file < 0 || c->manifest.files[file].has_slices) {
+    if (file < 0 || c->manifest.files[file].has_parts) {
         return error_new(ERROR_MISSING, "%s has no %s", c->path, name);
     }
     char *path = path_join(c->path, name);

@@ -6,11 +6,13 @@
 //                        \------a rank failed-----------> removing   (rank 0's thread) --> idle: failed
 //
 // Each rank's thread does one job at a time: prepare (touch the snapshot's memory), write, commit, remove. A rank's side file
-// rank-R.json, written last and durably, says that its data is complete: size, checksum, slices. The commit trusts nothing
-// else: it reads all of them, builds the manifest, checks that every tensor's weights are whole, and only then renames.
-#include "train/checkpoint/folder.h"
+// rank-R.json, written last and durably, says that its data is complete: size, checksum, parts with their digests. The commit
+// trusts nothing else: it reads all of them, builds the manifest, checks that every tensor's weights are whole, and only then
+// renames.
 #include "train/checkpoint/manifest.h"
-#include "train/checkpoint/slices_h5.h"
+#include "train/checkpoint/part.h"
+#include "train/checkpoint/parts_h5.h"
+#include "train/checkpoint/steps.h"
 
 #include "core/clock.h"
 #include "core/durable.h"
@@ -36,6 +38,13 @@ typedef struct OwnBlob {
     Buffer bytes;
 } OwnBlob;
 
+// A part, and where its elements and scales lie in the snapshot.
+typedef struct OwnPart {
+    CheckpointPart part;
+    int64_t count;
+    size_t elements_at, scales_at;
+} OwnPart;
+
 struct CheckpointWriter {
     // The plan, copied.
     char *folder, *layout;
@@ -43,16 +52,17 @@ struct CheckpointWriter {
     int64_t keep_every;
     uint64_t model, seed;
     CheckpointTensor *tensors;
-    CheckpointSlice *slices;
-    int tensor_count, slice_count;
-    void (*fetch)(void *context, const CheckpointSlice *slice, float *to);
+    OwnPart *parts;
+    int tensor_count, part_count;
+    CheckpointBase *base;  // NULL: none
+    void (*fetch)(void *context, const CheckpointPart *part, void *to, float *scales);
     void *fetch_context;
     int lock;  // descriptor, rank 0
 
     // The snapshot: written by begin, read by the thread while it writes.
     char *snapshot;
     size_t snapshot_bytes;
-    size_t *snapshot_at;  // of each slice
+    uint64_t run;
     int64_t step;
     json_t *state;
     OwnBlob *blobs;
@@ -70,18 +80,34 @@ struct CheckpointWriter {
     Error *error;  // of the last job
 };
 
-size_t checkpoint_snapshot_bytes(const CheckpointSlice *slices, int count) {
+// Bytes of a piece of the snapshot: whole cache lines.
+static size_t lines(int64_t bytes) {
+    return ((size_t)bytes + 63) / 64 * 64;
+}
+
+size_t checkpoint_snapshot_bytes(const CheckpointPart *parts, int count) {
     size_t bytes = 0;
     for (int i = 0; i < count; i++) {
-        bytes += ((size_t)(slices[i].end - slices[i].begin) * sizeof(float) + 63) / 64 * 64;
+        int64_t elements = part_count(&parts[i]);
+        bytes += lines(part_bytes(parts[i].type, elements)) + lines(part_scale_bytes(parts[i].type, elements));
     }
     return bytes;
 }
 
+static float *scales_of(const CheckpointWriter *w, const OwnPart *own) {
+    return data_type_has_scales(own->part.type) ? (float *)(void *)(w->snapshot + own->scales_at) : NULL;
+}
+
 // ---- the thread: writing ----
 
-// Writes the snapshot of each slice to its place in the file that HDF5 has laid out.
-static Error *write_numbers(CheckpointWriter *w, const char *path, const H5Slice *layout, int64_t bytes) {
+// What of the snapshot goes into a dataset.
+typedef struct Numbers {
+    const char *from;
+    int64_t size;
+} Numbers;
+
+// Writes the snapshot to the places in the file that HDF5 has laid out.
+static Error *write_numbers(const char *path, const H5Dataset *layout, const Numbers *numbers, int count, int64_t bytes) {
     int descriptor = open(path, O_WRONLY | O_CLOEXEC);
     if (descriptor < 0) {
         return error_system(errno, "%s cannot be opened", path);
@@ -92,13 +118,13 @@ static Error *write_numbers(CheckpointWriter *w, const char *path, const H5Slice
         error = error_system(errno, "%s cannot be written", path);
     }
     checkpoint_reached("space taken");
-    for (int i = 0; i < w->slice_count && error == NULL; i++) {
+    for (int i = 0; i < count && error == NULL; i++) {
         if (lseek(descriptor, layout[i].offset, SEEK_SET) < 0) {
             error = error_system(errno, "%s cannot be written", path);
         } else {
-            error = file_write_all(descriptor, path, w->snapshot + w->snapshot_at[i], (size_t)layout[i].count * sizeof(float));
+            error = file_write_all(descriptor, path, numbers[i].from, (size_t)numbers[i].size);
         }
-        checkpoint_reached("slice written");
+        checkpoint_reached("part written");
     }
     if (error == NULL && fsync(descriptor) != 0) {
         error = error_system(errno, "%s cannot be made durable", path);
@@ -109,32 +135,27 @@ static Error *write_numbers(CheckpointWriter *w, const char *path, const H5Slice
     return error;
 }
 
-// The HDF5 file of this rank, and its part of the manifest.
-static Error *write_slices(CheckpointWriter *w, const char *partial, json_t *files, json_t *slices) {
-    char name[32];
-    store_rank_file(name, w->rank, "h5");
-    char *path = path_join(partial, name);
-    H5Slice *layout = memory_zeroed((size_t)w->slice_count, sizeof *layout);
-    for (int i = 0; i < w->slice_count; i++) {
-        const CheckpointSlice *slice = &w->slices[i];
-        const CheckpointTensor *tensor = &w->tensors[slice->tensor];
-        layout[i] = (H5Slice){.path = manifest_dataset(tensor, slice),
-                              .count = slice->end - slice->begin,
-                              .begin = slice->begin,
-                              .dims = tensor->dims,
-                              .shape = tensor->shape};
-        json_array_append_new(slices, manifest_slice_json(tensor, slice, name, layout[i].path));
+// The HDF5 file of this rank.
+static Error *write_file(CheckpointWriter *w, const char *path, const char *name, json_t *files) {
+    H5Dataset *layout = memory_zeroed(2 * (size_t)w->part_count, sizeof *layout);
+    Numbers *numbers = memory_zeroed(2 * (size_t)w->part_count, sizeof *numbers);
+    int count = 0;
+    for (int i = 0; i < w->part_count; i++) {
+        const OwnPart *own = &w->parts[i];
+        numbers[count] = (Numbers){w->snapshot + own->elements_at, part_bytes(own->part.type, own->count)};
+        numbers[count + 1] = (Numbers){w->snapshot + own->scales_at, part_scale_bytes(own->part.type, own->count)};
+        count += h5_part(&w->tensors[own->part.tensor], &own->part, layout + count);
     }
     int64_t bytes = 0, hashed = 0;
     uint64_t hash = 0;
-    Error *error = h5_create(path, layout, w->slice_count, &bytes);
+    Error *error = h5_create(path, layout, count, &bytes);
     checkpoint_reached("structure written");
     if (error == NULL) {
-        error = write_numbers(w, path, layout, bytes);
+        error = write_numbers(path, layout, numbers, count, bytes);
     }
     checkpoint_reached("file durable");
     if (error == NULL) {
-        error = h5_locate(path, layout, w->slice_count);  // a reader will find everything
+        error = h5_locate(path, layout, count);  // a reader will find everything
     }
     if (error == NULL) {
         error = file_hash(path, &hashed, &hash);
@@ -146,10 +167,25 @@ static Error *write_slices(CheckpointWriter *w, const char *partial, json_t *fil
         w->time.bytes = bytes;
         json_array_append_new(files, manifest_file_json(name, bytes, hash));
     }
-    for (int i = 0; i < w->slice_count; i++) {
-        free((char *)(uintptr_t)layout[i].path);
+    h5_free(layout, count);
+    free(numbers);
+    return error;
+}
+
+// The file, and this rank's parts of the manifest, each with what it adds to its digest: of the snapshot, not of the file.
+static Error *write_parts(CheckpointWriter *w, const char *partial, json_t *files, json_t *parts) {
+    char name[32];
+    steps_rank_file(name, w->rank, "h5");
+    char *path = path_join(partial, name);
+    Error *error = write_file(w, path, name, files);
+    for (int i = 0; i < w->part_count && error == NULL; i++) {
+        const OwnPart *own = &w->parts[i];
+        const CheckpointTensor *tensor = &w->tensors[own->part.tensor];
+        json_t *part = manifest_part_json(tensor, &own->part, name);
+        uint64_t digest = part_digest(tensor, &own->part, w->snapshot + own->elements_at, scales_of(w, own));
+        json_object_set_new(part, "digest", json_hex64(digest));
+        json_array_append_new(parts, part);
     }
-    free(layout);
     free(path);
     return error;
 }
@@ -169,27 +205,27 @@ static Error *write_blobs(CheckpointWriter *w, const char *partial, json_t *file
 }
 
 static Error *write_job(CheckpointWriter *w) {
-    char *partial = store_partial(w->folder, w->step), side_name[32];
-    store_rank_file(side_name, w->rank, "json");
+    char *partial = steps_partial(w->folder, w->step), side_name[32];
+    steps_rank_file(side_name, w->rank, "json");
     char *side_path = path_join(partial, side_name);
-    json_t *files = json_array(), *slices = json_array();
+    json_t *files = json_array(), *parts = json_array();
     Error *error = folder_create(partial);
     checkpoint_reached("folder made");
     if (error == NULL) {
-        error = write_slices(w, partial, files, slices);
+        error = write_parts(w, partial, files, parts);
     }
     if (error == NULL) {
         error = write_blobs(w, partial, files);
     }
     if (error == NULL) {
         json_t *side = json_pack("{s:I, s:i, s:i, s:O, s:O}", "step", (json_int_t)w->step, "rank", w->rank, "ranks", w->ranks,
-                                 "files", files, "slices", slices);
+                                 "files", files, "parts", parts);
         error = json_write_file(side_path, side);
         json_decref(side);
         checkpoint_reached("side file durable");
     }
     json_decref(files);
-    json_decref(slices);
+    json_decref(parts);
     free(side_path);
     free(partial);
     return error;
@@ -197,10 +233,28 @@ static Error *write_job(CheckpointWriter *w) {
 
 // ---- the thread of rank 0: committing ----
 
+// Moves a part of a side file to the manifest, and its digest to its tensor's, of which `tensors` has one by each name.
+static Error *collect_part(const char *path, json_t *part, const json_t *tensors, json_t *parts) {
+    const char *tensor = NULL, *kind = NULL;
+    uint64_t own, sum = 0;
+    TRY(json_field_string(part, path, "tensor", &tensor));
+    TRY(json_field_string(part, path, "kind", &kind));
+    TRY(json_field_hex64(part, path, "digest", &own));
+    json_t *digests = json_object_get(tensors, tensor);
+    if (json_object_get(digests, kind) != NULL) {
+        TRY(json_field_hex64(digests, path, kind, &sum));
+    }
+    json_object_set_new(digests, kind, json_hex64(sum + own));
+    json_object_del(part, "digest");
+    json_array_append(parts, part);
+    return NULL;
+}
+
 // Reads a rank's side file and moves its lists to the manifest's.
-static Error *collect_rank(CheckpointWriter *w, const char *partial, int rank, json_t *files, json_t *slices) {
+static Error *collect_rank(CheckpointWriter *w, const char *partial, int rank, json_t *files, const json_t *tensors,
+                           json_t *parts) {
     char name[32];
-    store_rank_file(name, rank, "json");
+    steps_rank_file(name, rank, "json");
     char *path = path_join(partial, name);
     json_t *side = NULL, *list = NULL;
     int64_t value;
@@ -217,16 +271,19 @@ static Error *collect_rank(CheckpointWriter *w, const char *partial, int rank, j
     if (error == NULL && (error = json_field_array(side, path, "files", &list)) == NULL) {
         json_array_extend(files, list);
     }
-    if (error == NULL && (error = json_field_array(side, path, "slices", &list)) == NULL) {
-        json_array_extend(slices, list);
+    if (error == NULL) {
+        error = json_field_array(side, path, "parts", &list);
+    }
+    for (size_t i = 0; error == NULL && i < json_array_size(list); i++) {
+        error = collect_part(path, json_array_get(list, i), tensors, parts);
     }
     json_decref(side);
     free(path);
     return error;
 }
 
-// Every file there with its size, every tensor's weights whole, and every other kind whole or absent.
-static Error *check_whole(const Manifest *m, const char *partial) {
+// Every file there with its size.
+static Error *check_files(const Manifest *m, const char *partial) {
     for (int i = 0; i < m->file_count; i++) {
         struct stat info;
         char *path = path_join(partial, m->files[i].name);
@@ -240,16 +297,6 @@ static Error *check_whole(const Manifest *m, const char *partial) {
         free(path);
         TRY(error);
     }
-    for (int t = 0; t < m->tensor_count; t++) {
-        for (int kind = 0; kind < SLICE_KINDS; kind++) {
-            bool absent = manifest_slice_after(m, t, (SliceKind)kind, 0) == m->slice_count;
-            int64_t missing = manifest_missing(m, t, (SliceKind)kind, 0, m->elements[t]);
-            if (missing >= 0 && (kind == SLICE_WEIGHT || !absent)) {
-                return failure("no rank wrote element %" PRId64 " of %s %s", missing, slice_kind_name((SliceKind)kind),
-                               m->tensors[t].name);
-            }
-        }
-    }
     return NULL;
 }
 
@@ -257,7 +304,7 @@ static Error *remove_side_files(const CheckpointWriter *w, const char *partial) 
     Error *error = NULL;
     for (int r = 0; r < w->ranks && error == NULL; r++) {
         char name[32];
-        store_rank_file(name, r, "json");
+        steps_rank_file(name, r, "json");
         char *path = path_join(partial, name);
         error = folder_remove(path);
         free(path);
@@ -265,40 +312,56 @@ static Error *remove_side_files(const CheckpointWriter *w, const char *partial) 
     return error;
 }
 
-static Error *commit_manifest(CheckpointWriter *w, const char *partial) {
-    json_t *files = json_array(), *slices = json_array();
+// The manifest of all that the ranks' side files tell.
+static Error *make_manifest(CheckpointWriter *w, const char *partial, json_t **out) {
+    json_t *files = json_array(), *tensors = manifest_tensors_json(w->tensors, w->tensor_count), *parts = json_array();
+    json_t *digests = json_object();  // by the tensor's name; the same objects as in `tensors`
+    for (int t = 0; t < w->tensor_count; t++) {
+        json_object_set(digests, w->tensors[t].name, json_object_get(json_array_get(tensors, (size_t)t), "digests"));
+    }
     Error *error = NULL;
     for (int r = 0; r < w->ranks && error == NULL; r++) {
-        error = collect_rank(w, partial, r, files, slices);
+        error = collect_rank(w, partial, r, files, digests, parts);
     }
-    char stamp[24], *path = path_join(partial, MANIFEST_NAME);
-    json_t *document =
-        json_pack("{s:s, s:i, s:I, s:i, s:s, s:s, s:o, s:o, s:O, s:o, s:o, s:o}", "format", "athanor checkpoint", "version",
-                  MANIFEST_VERSION, "step", (json_int_t)w->step, "ranks", w->ranks, "layout", w->layout, "created",
-                  clock_stamp(stamp), "model", json_hex64(w->model), "seed", json_hex64(w->seed), "state", w->state, "tensors",
-                  manifest_tensors_json(w->tensors, w->tensor_count), "files", files, "slices", slices);
-    ensure(document != NULL, "the manifest of %s cannot be made", partial);
+    json_decref(digests);
+    char stamp[24];
+    *out = json_pack("{s:s, s:i, s:o, s:I, s:i, s:s, s:s, s:o, s:o, s:O, s:o, s:o, s:o}", "format", "athanor checkpoint",
+                     "version", MANIFEST_VERSION, "run", json_hex64(w->run), "step", (json_int_t)w->step, "ranks", w->ranks,
+                     "layout", w->layout, "created", clock_stamp(stamp), "model", json_hex64(w->model), "seed",
+                     json_hex64(w->seed), "state", w->state, "tensors", tensors, "files", files, "parts", parts);
+    ensure(*out != NULL, "the manifest of %s cannot be made", partial);
+    if (w->base != NULL) {
+        json_object_set_new(*out, "base",
+                            json_pack("{s:o, s:s}", "fingerprint", json_hex64(w->base->fingerprint), "path", w->base->path));
+    }
+    manifest_seal(*out);
+    return error;
+}
+
+static Error *commit_manifest(CheckpointWriter *w, const char *partial) {
+    char *path = path_join(partial, MANIFEST_NAME);
+    json_t *document;
+    Manifest manifest = {0};
+    Error *error = make_manifest(w, partial, &document);
     if (error != NULL) {
         json_decref(document);
     } else {
-        // What a reader would refuse is refused here.
-        Manifest manifest;
-        error = manifest_from_json(path, document, &manifest);
-        if (error == NULL) {
-            error = check_whole(&manifest, partial);
-            if (error == NULL) {
-                error = json_write_file(path, document);
-                checkpoint_reached("manifest durable");
-            }
-            manifest_free(&manifest);
-        }
+        error = manifest_from_json(path, document, &manifest);  // what a reader would refuse is refused here
     }
+    if (error == NULL) {
+        error = check_files(&manifest, partial);
+    }
+    if (error == NULL) {
+        error = json_write_file(path, document);
+        checkpoint_reached("manifest durable");
+    }
+    manifest_free(&manifest);
     free(path);
     return error;
 }
 
 static Error *commit_job(CheckpointWriter *w) {
-    char *partial = store_partial(w->folder, w->step);
+    char *partial = steps_partial(w->folder, w->step);
     Error *error = commit_manifest(w, partial);
     if (error == NULL) {
         error = remove_side_files(w, partial);
@@ -308,13 +371,13 @@ static Error *commit_job(CheckpointWriter *w) {
     }
     checkpoint_reached("before the rename");
     if (error == NULL) {
-        error = store_publish(w->folder, w->step);
+        error = steps_publish(w->folder, w->step);
     }
     checkpoint_reached("committed");
     if (error != NULL) {
         error_free(folder_remove(partial));
     } else {
-        Error *old = store_retain(w->folder, w->step, w->keep_last, w->keep_every);
+        Error *old = steps_retain(w->folder, w->step, w->keep_last, w->keep_every);
         if (old != NULL) {
             log_warning("an old checkpoint stays: %s", old->message);  // the new one is safe
             error_free(old);
@@ -326,7 +389,7 @@ static Error *commit_job(CheckpointWriter *w) {
 }
 
 static Error *remove_job(CheckpointWriter *w) {
-    char *partial = store_partial(w->folder, w->step);
+    char *partial = steps_partial(w->folder, w->step);
     Error *error = folder_remove(partial);
     free(partial);
     return error;
@@ -389,13 +452,19 @@ static void check_plan(const CheckpointPlan *plan) {
     ensure(plan->keep_last >= 1 && plan->keep_every >= 0, "keep %d, every %lld", plan->keep_last, (long long)plan->keep_every);
     for (int t = 0; t < plan->tensor_count; t++) {
         ensure(manifest_plain_name(plan->tensors[t].name), "tensor name '%s'", plan->tensors[t].name);
-        ensure(plan->tensors[t].dims >= 0 && plan->tensors[t].dims <= CHECKPOINT_MOST_DIMS, "%d dims", plan->tensors[t].dims);
+        ensure(plan->tensors[t].dims >= 0 && plan->tensors[t].dims <= BOX_MOST_DIMS, "%d dims", plan->tensors[t].dims);
     }
-    for (int i = 0; i < plan->slice_count; i++) {
-        const CheckpointSlice *slice = &plan->slices[i];
-        ensure(slice->tensor >= 0 && slice->tensor < plan->tensor_count, "tensor %d", slice->tensor);
-        ensure(slice->begin >= 0 && slice->begin < slice->end, "slice of %s: %lld to %lld", plan->tensors[slice->tensor].name,
-               (long long)slice->begin, (long long)slice->end);
+    for (int i = 0; i < plan->part_count; i++) {
+        const CheckpointPart *part = &plan->parts[i];
+        ensure(part->tensor >= 0 && part->tensor < plan->tensor_count, "tensor %d", part->tensor);
+        const CheckpointTensor *tensor = &plan->tensors[part->tensor];
+        ensure(manifest_kind(part->kind), "kind '%s' of %s", part->kind, tensor->name);
+        ensure(part->box_count > 0, "%s %s has no boxes", part->kind, tensor->name);
+        for (int b = 0; b < part->box_count; b++) {
+            ensure(box_inside(&part->boxes[b], tensor->dims, tensor->shape), "box %d of %s %s", b, part->kind, tensor->name);
+        }
+        ensure(!data_type_has_scales(part->type) || part_has_whole_blocks(tensor, part),
+               "the boxes of %s %s cut through blocks", part->kind, tensor->name);
     }
 }
 
@@ -407,7 +476,7 @@ static Error *sync_above(const char *path) {
     return error;
 }
 
-static Error *open_store(CheckpointWriter *w, const char *run_folder) {
+static Error *open_folder(CheckpointWriter *w, const char *run_folder) {
     TRY(folder_create(w->folder));
     if (w->rank != 0) {
         return NULL;
@@ -415,15 +484,24 @@ static Error *open_store(CheckpointWriter *w, const char *run_folder) {
     // A commit syncs the folder of checkpoints; the names that lead to it are made durable here.
     TRY(sync_above(w->folder));
     TRY(sync_above(run_folder));
-    TRY(store_lock(w->folder, &w->lock));
-    return store_clean(w->folder);
+    TRY(steps_lock(w->folder, &w->lock));
+    return steps_clean(w->folder);
+}
+
+static void copy_part(const CheckpointPart *part, size_t snapshot_at, OwnPart *own) {
+    Box *boxes = memory_new((size_t)part->box_count, sizeof *boxes);
+    memcpy(boxes, part->boxes, (size_t)part->box_count * sizeof *boxes);
+    *own = (OwnPart){.part = *part, .count = part_count(part), .elements_at = snapshot_at};
+    own->part.boxes = boxes;
+    own->part.kind = memory_string(part->kind);
+    own->scales_at = snapshot_at + lines(part_bytes(part->type, own->count));
 }
 
 Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **out) {
     check_plan(plan);
     *out = NULL;
     CheckpointWriter *w = memory_zeroed(1, sizeof *w);
-    w->folder = store_folder(plan->run_folder);
+    w->folder = steps_folder(plan->run_folder);
     w->layout = memory_string(plan->layout);
     w->rank = plan->rank;
     w->ranks = plan->ranks;
@@ -440,19 +518,21 @@ Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **o
     }
     w->fetch = plan->fetch;
     w->fetch_context = plan->fetch_context;
-    w->slice_count = plan->slice_count;
-    w->slices = memory_new((size_t)plan->slice_count, sizeof *w->slices);
-    w->snapshot_at = memory_new((size_t)plan->slice_count, sizeof *w->snapshot_at);
-    for (int i = 0; i < plan->slice_count; i++) {
-        w->slices[i] = plan->slices[i];
-        w->snapshot_at[i] = checkpoint_snapshot_bytes(plan->slices, i);
+    if (plan->base != NULL) {
+        w->base = memory_new(1, sizeof *w->base);
+        *w->base = (CheckpointBase){plan->base->fingerprint, memory_string(plan->base->path)};
     }
-    w->snapshot_bytes = checkpoint_snapshot_bytes(plan->slices, plan->slice_count);
+    w->part_count = plan->part_count;
+    w->parts = memory_new((size_t)plan->part_count, sizeof *w->parts);
+    for (int i = 0; i < plan->part_count; i++) {
+        copy_part(&plan->parts[i], checkpoint_snapshot_bytes(plan->parts, i), &w->parts[i]);
+    }
+    w->snapshot_bytes = checkpoint_snapshot_bytes(plan->parts, plan->part_count);
     w->snapshot = memory_tensor(w->snapshot_bytes);
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->changed, NULL);
     w->job = JOB_PREPARE;
-    Error *error = open_store(w, plan->run_folder);
+    Error *error = open_folder(w, plan->run_folder);
     int failed = error == NULL ? pthread_create(&w->thread, NULL, thread_main, w) : 0;
     if (failed != 0) {
         error = error_system(failed, "the thread that writes checkpoints cannot be started");
@@ -497,9 +577,16 @@ void checkpoint_writer_destroy(CheckpointWriter *w) {
     pthread_mutex_destroy(&w->mutex);
     pthread_cond_destroy(&w->changed);
     memory_tensor_free(w->snapshot, w->snapshot_bytes);
+    for (int i = 0; i < w->part_count; i++) {
+        free((char *)(uintptr_t)w->parts[i].part.kind);
+        free((Box *)(uintptr_t)w->parts[i].part.boxes);
+    }
+    if (w->base != NULL) {
+        free((char *)(uintptr_t)w->base->path);
+    }
+    free(w->base);
     free(w->tensors);
-    free(w->slices);
-    free(w->snapshot_at);
+    free(w->parts);
     free(w->folder);
     free(w->layout);
     free(w);
@@ -509,21 +596,18 @@ bool checkpoint_writer_idle(const CheckpointWriter *w) {
     return w->phase == PHASE_IDLE;
 }
 
-void checkpoint_writer_begin(CheckpointWriter *w, int64_t step, const json_t *state, const CheckpointBlob *blobs, int count) {
+void checkpoint_writer_begin(CheckpointWriter *w, uint64_t run, int64_t step, const json_t *state, const CheckpointBlob *blobs,
+                             int count) {
     ensure(w->phase == PHASE_IDLE, "a save is under way");
-    ensure(json_is_object(state) && step >= 0, "step %lld", (long long)step);
+    ensure(json_is_object(state) && step >= 0 && run != 0, "step %lld", (long long)step);
     w->begun = clock_seconds();
     wait_for_thread(w);  // only ever for the first touch of the snapshot's memory
     drop_step(w);
+    w->run = run;
     w->step = step;
-    for (int i = 0; i < w->slice_count; i++) {
-        const CheckpointSlice *slice = &w->slices[i];
-        char *to = w->snapshot + w->snapshot_at[i];
-        if (w->fetch != NULL) {
-            w->fetch(w->fetch_context, slice, (float *)(void *)to);
-        } else {
-            memcpy(to, slice->data, (size_t)(slice->end - slice->begin) * sizeof(float));
-        }
+    for (int i = 0; i < w->part_count; i++) {
+        const OwnPart *own = &w->parts[i];
+        w->fetch(w->fetch_context, &own->part, w->snapshot + own->elements_at, scales_of(w, own));
     }
     if (w->rank == 0) {
         w->state = json_deep_copy(state);

@@ -8,28 +8,28 @@
 #include "core/memory.h"
 
 // RUN/checkpoints; RUN/checkpoints/step-N; the same with ".partial". Owned by the caller.
-char *store_folder(const char *run_folder);
-char *store_step(const char *folder, int64_t step);
-char *store_partial(const char *folder, int64_t step);
-void store_rank_file(char out[32], int rank, const char *extension);  // "rank-00003.h5"
+char *steps_folder(const char *run_folder);
+char *steps_path(const char *folder, int64_t step);
+char *steps_partial(const char *folder, int64_t step);
+void steps_rank_file(char out[32], int rank, const char *extension);  // "rank-00003.h5"
 
 // The committed steps, ascending; *steps is owned by the caller. A missing folder has none.
-Error *store_steps(const char *folder, int64_t **steps, int *count) MUST_CHECK;
+Error *steps_list(const char *folder, int64_t **steps, int *count) MUST_CHECK;
 
 // Takes the folder's lock for as long as *descriptor stays open, or says that another run has it. File systems without locks
 // are accepted.
-Error *store_lock(const char *folder, int *descriptor) MUST_CHECK;
+Error *steps_lock(const char *folder, int *descriptor) MUST_CHECK;
 
 // Removes every *.partial.
-Error *store_clean(const char *folder) MUST_CHECK;
+Error *steps_clean(const char *folder) MUST_CHECK;
 
 // Makes step-N.partial the committed step-N: rename and fsync of the folder. One of that step that exists already is exchanged
 // for it in one step where the file system can, and removed.
-Error *store_publish(const char *folder, int64_t step) MUST_CHECK;
+Error *steps_publish(const char *folder, int64_t step) MUST_CHECK;
 
 // Removes the committed steps before `newest` that are neither among the `keep_last` newest (`newest` is the first of them) nor
 // multiples of keep_every. Each is renamed to *.partial first, so that a half removed one is none.
-Error *store_retain(const char *folder, int64_t newest, int keep_last, int64_t keep_every) MUST_CHECK;
+Error *steps_retain(const char *folder, int64_t newest, int keep_last, int64_t keep_every) MUST_CHECK;
 
 // For tests: called with the name of each stage of a save, in the thread that does it. NULL in the product.
 extern void (*checkpoint_stage)(const char *name);

@@ -1,5 +1,5 @@
-// The folder RUN/checkpoints: see folder.h.
-#include "train/checkpoint/folder.h"
+// The folder RUN/checkpoints: see steps.h.
+#include "train/checkpoint/steps.h"
 
 #include "core/durable.h"
 #include "core/text.h"
@@ -15,19 +15,19 @@ void (*checkpoint_stage)(const char *name);
 
 static const char prefix[] = "step-";
 
-char *store_folder(const char *run_folder) {
+char *steps_folder(const char *run_folder) {
     return path_join(run_folder, "checkpoints");
 }
 
-char *store_step(const char *folder, int64_t step) {
+char *steps_path(const char *folder, int64_t step) {
     return memory_format("%s/%s%08" PRId64, folder, prefix, step);
 }
 
-char *store_partial(const char *folder, int64_t step) {
+char *steps_partial(const char *folder, int64_t step) {
     return memory_format("%s/%s%08" PRId64 "%s", folder, prefix, step, PARTIAL_SUFFIX);
 }
 
-void store_rank_file(char out[32], int rank, const char *extension) {
+void steps_rank_file(char out[32], int rank, const char *extension) {
     snprintf(out, 32, "rank-%05d.%s", rank, extension);
 }
 
@@ -49,7 +49,7 @@ static int compare_steps(const void *left, const void *right) {
     return a < b ? -1 : a > b;
 }
 
-Error *store_steps(const char *folder, int64_t **steps, int *count) {
+Error *steps_list(const char *folder, int64_t **steps, int *count) {
     *steps = NULL;
     *count = 0;
     if (!path_is_folder(folder)) {
@@ -71,7 +71,7 @@ Error *store_steps(const char *folder, int64_t **steps, int *count) {
     return error;
 }
 
-Error *store_lock(const char *folder, int *descriptor) {
+Error *steps_lock(const char *folder, int *descriptor) {
     char *path = path_join(folder, "lock");
     Error *error = NULL;
     *descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -86,7 +86,7 @@ Error *store_lock(const char *folder, int *descriptor) {
     return error;
 }
 
-Error *store_clean(const char *folder) {
+Error *steps_clean(const char *folder) {
     Strings names = {0};
     Error *error = folder_list(folder, &names);
     for (size_t i = 0; i < names.count && error == NULL; i++) {
@@ -115,8 +115,8 @@ static Error *remove_committed(const char *path) {
     return error;
 }
 
-Error *store_publish(const char *folder, int64_t step) {
-    char *partial = store_partial(folder, step), *final = store_step(folder, step);
+Error *steps_publish(const char *folder, int64_t step) {
+    char *partial = steps_partial(folder, step), *final = steps_path(folder, step);
     Error *error = NULL;
     if (path_exists(final)) {
         // A run that went back to an older checkpoint meets its own future. Neither of the two may be lost before the other is
@@ -139,10 +139,10 @@ Error *store_publish(const char *folder, int64_t step) {
     return error;
 }
 
-Error *store_retain(const char *folder, int64_t newest, int keep_last, int64_t keep_every) {
+Error *steps_retain(const char *folder, int64_t newest, int keep_last, int64_t keep_every) {
     int64_t *steps;
     int count;
-    TRY(store_steps(folder, &steps, &count));
+    TRY(steps_list(folder, &steps, &count));
     Error *error = NULL;
     int kept = 0;
     // From the newest down; what lies after `newest` belongs to another course of this run and is left alone.
@@ -153,7 +153,7 @@ Error *store_retain(const char *folder, int64_t newest, int keep_last, int64_t k
         bool keep = kept < keep_last || steps[i] == newest || (keep_every > 0 && steps[i] % keep_every == 0);
         kept++;
         if (!keep) {
-            char *path = store_step(folder, steps[i]);
+            char *path = steps_path(folder, steps[i]);
             error = remove_committed(path);
             free(path);
         }
