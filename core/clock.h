@@ -4,8 +4,5 @@
 // Seconds since an arbitrary start; never goes back.
 double clock_seconds(void);
 
-// Seconds since 1970-01-01 UTC.
-double clock_wall_seconds(void);
-
 // The present time as "2026-01-31T12:34:56Z", into `out` (at least 24 bytes), which is returned.
 const char *clock_stamp(char *out);

@@ -125,10 +125,6 @@ static size_t proc_kilobytes(const char *path, const char *key) {
     return value * 1024;
 }
 
-size_t memory_resident(void) {
-    return proc_kilobytes("/proc/self/status", "VmRSS:");
-}
-
 size_t memory_peak_resident(void) {
     return proc_kilobytes("/proc/self/status", "VmHWM:");
 }

@@ -22,8 +22,7 @@ Error *memory_try(size_t count, size_t size, const char *what, void **out) MUST_
 void *memory_tensor(size_t bytes) __attribute__((returns_nonnull));
 void memory_tensor_free(void *tensor, size_t bytes);
 
-// The resident size of this process now and at its peak so far, and the machine's memory that is still available; in bytes.
-size_t memory_resident(void);
+// The resident size of this process at its peak so far, and the machine's memory that is still available; in bytes.
 size_t memory_peak_resident(void);
 size_t memory_available(void);
 
