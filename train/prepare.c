@@ -48,6 +48,10 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .documents_apart = config->data.documents_apart};
 }
 
+int64_t trainer_bucket_bytes(const Trainer *t) {
+    return (int64_t)(t->config->parallel.bucket_mib * 1048576);
+}
+
 // This rank's slices of weights and moments: its even part of the flat arrays (each data-parallel rank saves a part of what all
 // hold).
 static void make_slices(Trainer *t) {
@@ -61,7 +65,7 @@ static void make_slices(Trainer *t) {
             (CheckpointTensor){.name = param->name, .dims = param->rank, .shape = {param->shape[0], param->shape[1]}};
     }
     ShardPiece *pieces;
-    Range own = shard_owned(table->elements, t->world->size, t->world->rank);
+    Range own = shard_part(table->elements, t->world->size, t->world->rank);
     int count = shard_pieces(places, table->count, own, &pieces);
     t->slices = memory_zeroed((size_t)count * SLICE_KINDS + 1, sizeof *t->slices);
     for (int kind = 0; kind < SLICE_KINDS; kind++) {
@@ -127,10 +131,8 @@ static Error *make_model(Trainer *t) {
     memory_plan_add_host(plan, t->device, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
                          (long long)config->data.prefetch);
     if (t->world->size > 1) {
-        // MPI holds a copy of what it reduces; about two buckets are under way at a time.
-        int64_t gradients = t->model->table.elements * (int64_t)sizeof(float),
-                buckets = (int64_t)(2 * config->parallel.bucket_mib * 1048576);
-        memory_plan_add_host(plan, t->device, "reduction buffers", gradients < buckets ? gradients : buckets,
+        memory_plan_add_host(plan, t->device, "reduction buffers",
+                             buckets_bytes(t->model->table.elements, trainer_bucket_bytes(t), t->mesh->size[MESH_DATA]),
                              "two buckets of gradients");
     }
     if (t->device->kind == DEVICE_CUDA) {

@@ -45,11 +45,11 @@ typedef struct Trainer {
     DeviceGraph *graph;  // the operations of a step, once they were recorded
 } Trainer;
 
-// prepare.c: what comes before the first step. The mesh is collective; the rest each rank does alone, and creates nothing on
-// disk.
+// prepare.c: what comes before the first step. Each rank does it alone, and creates nothing on disk.
 Error *trainer_make_mesh(Trainer *t) MUST_CHECK;
 Error *trainer_prepare(Trainer *t) MUST_CHECK;
 LoaderOptions trainer_loader_options(const Trainer *t);
+int64_t trainer_bucket_bytes(const Trainer *t);
 
 // resume.c: the run folder, and going on from a checkpoint. trainer_resume is collective and starts afresh where there is none.
 Error *trainer_make_writer(Trainer *t) MUST_CHECK;

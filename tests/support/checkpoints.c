@@ -45,7 +45,7 @@ Error *toy_open(Toy *toy, const char *run, int ranks, int kinds, int keep_last, 
     for (int r = 0; r < ranks; r++) {
         CheckpointSlice slices[TOY_TENSORS * SLICE_KINDS];
         ShardPiece *pieces;
-        int n = 0, count = shard_pieces(layout, TOY_TENSORS, shard_owned(total, ranks, r), &pieces);
+        int n = 0, count = shard_pieces(layout, TOY_TENSORS, shard_part(total, ranks, r), &pieces);
         for (int i = 0; i < count * kinds; i++) {
             const ShardPiece *p = &pieces[i / kinds];
             SliceKind kind = (SliceKind)(i % kinds);
