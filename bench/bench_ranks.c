@@ -3,9 +3,10 @@
 //   mpirun -n 2 bench_ranks [--parameters 124M] [--folder DIR] [--repeats 5]
 //
 // Sums: an array of that many floats, summed at once and in buckets of several sizes, alone and while the rank computes (pieces
-// of arithmetic of about 5 ms, a poll after each, as a backward pass does); "exposed" is what the step then still waits.
-// Checkpoints: three arrays of that size, saved by all ranks together: how long training stands still, how long until the
-// commit, then finding (all checksums) and reading back. Beside them the speed of a plain copy in the same run. Medians.
+// of arithmetic of about 5 ms, a poll after each, as a backward pass does); "exposed" is what the step then still waits. Then
+// the other operations that layouts are made of, each with that array as the larger side, and neighbours that exchange
+// messages. Checkpoints: three arrays of that size, saved by all ranks together: how long training stands still, how long until
+// the commit, then finding (all checksums) and reading back. Beside them the speed of a plain copy in the same run. Medians.
 #include "core/clock.h"
 #include "core/durable.h"
 #include "core/log.h"
@@ -31,6 +32,7 @@ static const Key flags[] = {
 enum { FLAG_COUNT = sizeof flags / sizeof *flags, MOST_REPEATS = 1000, KINDS = 3 };
 
 static Comm *world;
+static Group *group;  // of the same ranks
 
 static void stop_on(Error *error) {
     if (error != NULL) {
@@ -82,13 +84,13 @@ static void measure_sums(float *data, int64_t count, int64_t repeats) {
     double blocking = 0;
     for (int64_t i = 0; i < repeats; i++) {
         double start = together();
-        stop_on(comm_all_reduce(world, data, count));
+        stop_on(group_all_reduce(group, ELEMENT_FP32, COMM_SUM, data, count));
         times[i] = clock_seconds() - start;
     }
     blocking = median(times, repeats);
     print_rate("sum, blocking", blocking, bytes);
     for (size_t m = 0; m < sizeof mib / sizeof *mib; m++) {
-        Buckets *buckets = buckets_create(world, data, count, mib[m] << 20);
+        Buckets *buckets = buckets_create(group, data, count, mib[m] << 20);
         char what[96];
         for (int64_t i = 0; i < repeats; i++) {
             double start = together();
@@ -110,6 +112,39 @@ static void measure_sums(float *data, int64_t count, int64_t repeats) {
     }
 }
 
+// Every rank exchanges the array with its neighbours: to the next, from the one before.
+static Error *shift(float *data, float *other, int64_t count) {
+    int next = (world->rank + 1) % world->size, last = (world->rank + world->size - 1) % world->size;
+    GroupRequest *sent, *received;
+    TRY(group_start(group, &(Collective){GROUP_SEND, ELEMENT_FP32, .count = count, .send = data, .peer = next}, &sent));
+    TRY(group_start(group, &(Collective){GROUP_RECEIVE, ELEMENT_FP32, .count = count, .receive = other, .peer = last},
+                    &received));
+    TRY(group_wait(&sent));
+    return group_wait(&received);
+}
+
+static void measure_operations(float *data, float *other, int64_t count, int64_t repeats) {
+    static const char *const names[] = {"sum of bf16",         "reduce-scatter", "reduce-scatter, in place", "all-gather",
+                                        "all-gather in place", "all-to-all",     "messages around the ring"};
+    double times[MOST_REPEATS];
+    int64_t part = count / world->size;
+    float *own = data + world->rank * part;
+    for (int k = 0; k < (int)(sizeof names / sizeof *names); k++) {
+        for (int64_t i = 0; i < repeats; i++) {
+            double start = together();
+            stop_on(k == 0   ? group_all_reduce(group, ELEMENT_BF16, COMM_SUM, data, 2 * count)
+                    : k == 1 ? group_reduce_scatter(group, ELEMENT_FP32, data, other, part)
+                    : k == 2 ? group_reduce_scatter(group, ELEMENT_FP32, data, own, part)
+                    : k == 3 ? group_all_gather(group, ELEMENT_FP32, other, data, part)
+                    : k == 4 ? group_all_gather(group, ELEMENT_FP32, own, data, part)
+                    : k == 5 ? group_all_to_all(group, ELEMENT_FP32, data, other, part)
+                             : shift(data, other, count));
+            times[i] = clock_seconds() - start;
+        }
+        print_rate(names[k], median(times, repeats), (double)count * sizeof(float));
+    }
+}
+
 static const char *const kinds[KINDS] = {"weight", "moment1", "moment2"};
 
 static void fetch(void *context, const CheckpointPart *part, void *to, float *scales) {
@@ -124,7 +159,7 @@ static void fetch(void *context, const CheckpointPart *part, void *to, float *sc
 
 static void measure_checkpoints(const Settings *settings, float *arrays[KINDS]) {
     int64_t count = settings->parameters;
-    Range mine = shard_owned(count, world->size, world->rank);
+    Range mine = shard_part(count, world->size, world->rank);
     CheckpointTensor tensor = {"weights", 1, {count}};
     CheckpointPart parts[KINDS];
     Box whole = box_whole(1, &count), box = {.dims = 1, .begin = {mine.begin}, .end = {mine.end}};
@@ -186,6 +221,7 @@ int main(int argc, char **argv) {
     keys_defaults(flags, FLAG_COUNT, &settings);
     stop_on(options_parse(flags, FLAG_COUNT, &settings, argc - 1 < 8 ? argc - 1 : 8, argv + 1, rest, &rest_count));
     stop_on(comm_open_world(&world));
+    stop_on(group_create(world, "data", NULL, &group));
     size_t bytes = (size_t)settings.parameters * sizeof(float);
     float *arrays[KINDS];
     for (int k = 0; k < KINDS; k++) {
@@ -205,12 +241,14 @@ int main(int argc, char **argv) {
     print_rate("memcpy on every rank at once", median(times, settings.repeats), (double)bytes);
     if (world->size > 1) {
         measure_sums(arrays[0], settings.parameters, settings.repeats);
+        measure_operations(arrays[0], arrays[1], settings.parameters, settings.repeats);
     }
     measure_checkpoints(&settings, arrays);
     for (int k = 0; k < KINDS; k++) {
         memory_tensor_free(arrays[k], bytes);
     }
     keys_free(flags, FLAG_COUNT, &settings);
+    group_close(group, false);
     comm_close(world);
     return 0;
 }

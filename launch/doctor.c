@@ -7,7 +7,7 @@
 #include "core/version.h"
 #include "kernels/device.h"
 #include "launch/commands.h"
-#include "parallel/comm.h"
+#include "parallel/group.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <hdf5.h>
@@ -172,7 +172,7 @@ static void find_ranks(Findings *all) {
     bool mpi = strcmp(comm_library(), "none") != 0;
     fact(all, "ranks", "MPI", "%s", mpi ? comm_library() : "not built");
     fact(all, "ranks", "started by", "%s", comm_started_by_launcher() ? "an MPI launcher" : "hand: one rank");
-    fact(all, "ranks", "NCCL", "%s", comm_nccl_version());
+    fact(all, "ranks", "NCCL", "%s", group_nccl_version());
     if (!mpi) {
         strings_add(&all->notes, "built without MPI, so one rank only: install libopenmpi-dev openmpi-bin and build again");
     } else if (!in_path("mpirun") && !in_path("srun")) {

@@ -2,34 +2,41 @@
 #include "parallel/buckets.h"
 
 #include "core/clock.h"
-#include "core/threads.h"
+#include "parallel/sharding.h"
 
 struct Buckets {
-    Comm *comm;
+    Group *group;
     float *gradients;
-    int64_t count, bucket;  // floats
+    int64_t count, bucket;  // floats; the bucket is aligned
     int total;              // buckets
-    CommRequest **requests;
+    GroupRequest **requests;
     int started, finished;  // buckets, both in order from the end of the array
     int64_t final_from;
     double first_start;
     BucketsTime time;
 };
 
-Buckets *buckets_create(Comm *comm, float *gradients, int64_t count, int64_t bucket_bytes) {
+static int64_t aligned(int64_t count) {
+    return shard_padded(count, 1);
+}
+
+Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes) {
     ensure(count >= 0 && bucket_bytes >= 0, "count %lld, bucket_bytes %lld", (long long)count, (long long)bucket_bytes);
     Buckets *buckets = memory_zeroed(1, sizeof *buckets);
-    buckets->comm = comm;
+    buckets->group = group;
     buckets->gradients = gradients;
     buckets->count = count;
-    int64_t bucket = bucket_bytes == 0 ? count : bucket_bytes / (int64_t)sizeof(float);
-    // Whole cache lines, so that no two buckets share one.
-    bucket = (bucket + 15) / 16 * 16;
-    buckets->bucket = bucket > 0 ? bucket : 16;
-    buckets->total = comm->size > 1 ? (int)((count + buckets->bucket - 1) / buckets->bucket) : 0;
+    int64_t bucket = aligned(bucket_bytes == 0 ? count : bucket_bytes / (int64_t)sizeof(float));
+    buckets->bucket = bucket > 0 ? bucket : SHARD_ALIGNMENT;
+    buckets->total = group->size > 1 ? (int)((aligned(count) + buckets->bucket - 1) / buckets->bucket) : 0;
     buckets->requests = memory_zeroed((size_t)buckets->total, sizeof *buckets->requests);
     buckets->final_from = count;
     return buckets;
+}
+
+int64_t buckets_bytes(int64_t count, int64_t bucket_bytes, int ranks) {
+    int64_t all = count * (int64_t)sizeof(float), two = 2 * bucket_bytes;
+    return ranks == 1 ? 0 : bucket_bytes > 0 && two < all ? two : all;
 }
 
 void buckets_destroy(Buckets *buckets) {
@@ -41,8 +48,8 @@ void buckets_destroy(Buckets *buckets) {
 
 // Bucket i counted from the end of the array; the last one, at the front, takes the remainder.
 static Range bucket_range(const Buckets *buckets, int i) {
-    int64_t end = buckets->count - i * buckets->bucket, begin = end - buckets->bucket;
-    return (Range){begin > 0 ? begin : 0, end};
+    int64_t end = aligned(buckets->count) - i * buckets->bucket, begin = end - buckets->bucket;
+    return (Range){begin > 0 ? begin : 0, end < buckets->count ? end : buckets->count};
 }
 
 void buckets_begin(Buckets *buckets) {
@@ -57,7 +64,7 @@ Error *buckets_progress(Buckets *buckets) {
     // MPI advances all requests whichever is tested; they finish in order or nearly so.
     while (buckets->finished < buckets->started) {
         bool done;
-        TRY(comm_test(&buckets->requests[buckets->finished], &done));
+        TRY(group_test(&buckets->requests[buckets->finished], &done));
         if (!done) {
             break;
         }
@@ -76,8 +83,13 @@ Error *buckets_final_from(Buckets *buckets, int64_t offset) {
             buckets->first_start = clock_seconds();
         }
         Range range = bucket_range(buckets, buckets->started);
-        TRY(comm_start_all_reduce(buckets->comm, buckets->gradients + range.begin, range.end - range.begin,
-                                  &buckets->requests[buckets->started]));
+        Collective sum = {.operation = GROUP_ALL_REDUCE,
+                          .type = ELEMENT_FP32,
+                          .reduce = COMM_SUM,
+                          .count = range.end - range.begin,
+                          .send = buckets->gradients + range.begin,
+                          .receive = buckets->gradients + range.begin};
+        TRY(group_start(buckets->group, &sum, &buckets->requests[buckets->started]));
         buckets->started++;
     }
     return buckets_progress(buckets);
@@ -88,7 +100,7 @@ Error *buckets_finish(Buckets *buckets) {
     buckets->time.done_early = buckets->finished;
     TRY(buckets_final_from(buckets, 0));
     while (buckets->finished < buckets->started) {
-        TRY(comm_wait(&buckets->requests[buckets->finished]));
+        TRY(group_wait(&buckets->requests[buckets->finished]));
         buckets->finished++;
     }
     double end = clock_seconds();

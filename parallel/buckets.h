@@ -1,8 +1,9 @@
 // Gradient buckets: the sum over data-parallel ranks starts while the backward pass still runs.
 //
 // Gradients lie in one flat fp32 array in the order of the forward pass, so that the backward pass finishes them from the end
-// to the front (a tied embedding at the front is final last). The array is cut from its end into buckets of a fixed size; as
-// soon as all of a bucket is final, its non-blocking all-reduce starts, in place. The sum is not divided by anything.
+// to the front (a tied embedding at the front is final last). The array is cut from its end into buckets of a fixed size, whose
+// bounds are aligned like parts of it (sharding.h; the first one is the shorter for it); as soon as all of a bucket is final,
+// its all-reduce starts, in place. The sum is not divided by anything.
 //
 //     gradients  |  embedding  | block 0 | block 1 | ... | block L-1 | head |
 //     buckets    | b5 |   b4   |   b3   |    b2    |   b1    |     b0       |   b0 starts first
@@ -10,7 +11,7 @@
 // Deterministic for a given number of ranks and bucket size. A group of one rank does nothing and costs nothing.
 #pragma once
 
-#include "parallel/comm.h"
+#include "parallel/group.h"
 
 typedef struct Buckets Buckets;
 
@@ -21,9 +22,9 @@ typedef struct BucketsTime {
     int done_early;  // buckets that had finished before buckets_finish was called
 } BucketsTime;
 
-// `comm` and `gradients` (count floats) stay the caller's and must outlive the buckets. bucket_bytes >= 4; 0: everything at
-// once at the end (no overlap).
-Buckets *buckets_create(Comm *comm, float *gradients, int64_t count, int64_t bucket_bytes);
+// `group` and `gradients` (count floats, of the group's memory) stay the caller's and must outlive the buckets. bucket_bytes >=
+// 4; 0: everything at once at the end (no overlap).
+Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes);
 void buckets_destroy(Buckets *buckets);
 
 // Call before the backward pass that makes gradients final (the last micro-batch of a step).
@@ -41,3 +42,7 @@ Error *buckets_finish(Buckets *buckets) MUST_CHECK;
 
 // Of the last finished step.
 BucketsTime buckets_time(const Buckets *buckets);
+
+// Bytes of the host that a transport takes meanwhile: it holds a copy of what it sums, and about two buckets are under way at a
+// time. For the memory plan; a group whose sums run on cards (NCCL) takes none.
+int64_t buckets_bytes(int64_t count, int64_t bucket_bytes, int ranks);

@@ -1,9 +1,9 @@
-// A group of ranks: what is the same for all backends. See comm.h.
+// The control plane: what is the same for all backends. See comm.h.
 #include "parallel/comm.h"
 
 #include "core/log.h"
 #include "core/text.h"
-#include "parallel/comm_backends.h"
+#include "parallel/comm_backend.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -77,7 +77,6 @@ void comm_close(Comm *comm) {
     if (comm == NULL) {
         return;
     }
-    comm_detach_device(comm, false);
     comm->backend->close(comm);
     if (comm == world) {
         world = NULL;
@@ -98,55 +97,9 @@ _Noreturn void comm_abort(Comm *comm, int code) {
     _exit(code);
 }
 
-Error *comm_all_reduce(Comm *comm, float *data, int64_t count) {
-    return comm_all_reduce_device(comm, data, count, false);
-}
-
 Error *comm_all_reduce_doubles(Comm *comm, double *values, int64_t count, CommReduce how) {
     ensure(count >= 0, "count %lld", (long long)count);
     return count > 0 ? comm->backend->all_reduce_doubles(comm, values, count, how) : NULL;
-}
-
-Error *comm_start_all_reduce(Comm *comm, float *data, int64_t count, CommRequest **out) {
-    ensure(count >= 0, "count %lld", (long long)count);
-    *out = NULL;
-    if (count == 0) {
-        return NULL;
-    }
-    TRY((comm->card != NULL ? comm->card->backend->start_all_reduce : comm->backend->start_all_reduce)(comm, data, count, out));
-    if (*out != NULL) {
-        (*out)->on_card = comm->card != NULL;
-    }
-    return NULL;
-}
-
-static void free_request(CommRequest **request) {
-    const Comm *comm = (*request)->comm;
-    ((*request)->on_card ? comm->card->backend->free_request : comm->backend->free_request)(*request);
-    *request = NULL;
-}
-
-Error *comm_test(CommRequest **request, bool *done) {
-    *done = true;
-    if (*request == NULL) {
-        return NULL;
-    }
-    const Comm *comm = (*request)->comm;
-    TRY(((*request)->on_card ? comm->card->backend->test : comm->backend->test)(*request, done));
-    if (*done) {
-        free_request(request);
-    }
-    return NULL;
-}
-
-Error *comm_wait(CommRequest **request) {
-    if (*request == NULL) {
-        return NULL;
-    }
-    const Comm *comm = (*request)->comm;
-    Error *error = ((*request)->on_card ? comm->card->backend->wait : comm->backend->wait)(*request);
-    free_request(request);
-    return error;
 }
 
 Error *comm_broadcast(Comm *comm, void *bytes, int64_t size, int root) {

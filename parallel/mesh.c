@@ -26,15 +26,21 @@ void mesh_coordinate(const Mesh *mesh, int rank, int coordinate[MESH_AXES]) {
     }
 }
 
-const char *mesh_layout(const Mesh *mesh, char *out) {
+// The axes of a set that are larger than one, with their sizes or without, into `out` (96 bytes).
+static const char *name_axes(const Mesh *mesh, int axes, bool sizes, char *out) {
     int n = 0;
     snprintf(out, 96, "one rank");
     for (int axis = 0; axis < MESH_AXES; axis++) {
-        if (mesh->size[axis] > 1) {
-            n += snprintf(out + n, 96 - (size_t)n, "%s%s %d", n > 0 ? " x " : "", mesh_axis_name(axis), mesh->size[axis]);
+        if (axes >> axis & 1 && mesh->size[axis] > 1) {
+            n += snprintf(out + n, 96 - (size_t)n, "%s%s", n > 0 ? " x " : "", mesh_axis_name(axis));
+            n += sizes ? snprintf(out + n, 96 - (size_t)n, " %d", mesh->size[axis]) : 0;
         }
     }
     return out;
+}
+
+const char *mesh_layout(const Mesh *mesh, char *out) {
+    return name_axes(mesh, OVER_ALL, true, out);
 }
 
 // Checks the sizes against the number of ranks and fills in data where it was left open.
@@ -68,34 +74,63 @@ Error *mesh_create(Comm *world, const int size[MESH_AXES], Mesh **out) {
     Mesh *mesh = memory_zeroed(1, sizeof *mesh);
     mesh->world = world;
     Error *error = resolve_sizes(world, size, mesh->size);
-    if (error == NULL) {
-        mesh_coordinate(mesh, world->rank, mesh->coordinate);
-    }
-    for (int axis = 0; axis < MESH_AXES && error == NULL; axis++) {
-        // The group: all ranks with my other coordinates; named by the one at position 0 of this axis, ordered by the position.
-        int first[MESH_AXES];
-        memcpy(first, mesh->coordinate, sizeof first);
-        first[axis] = 0;
-        if (mesh->size[axis] == 1) {
-            mesh->group[axis] = comm_open_self();
-        } else {
-            error = comm_split(world, mesh_rank(mesh, first), mesh->coordinate[axis], &mesh->group[axis]);
-        }
-    }
     if (error != NULL) {
         mesh_destroy(mesh);
         return error;
     }
+    mesh_coordinate(mesh, world->rank, mesh->coordinate);
     *out = mesh;
     return NULL;
 }
 
 void mesh_destroy(Mesh *mesh) {
-    if (mesh == NULL) {
-        return;
-    }
-    for (int axis = 0; axis < MESH_AXES; axis++) {
-        comm_close(mesh->group[axis]);
-    }
     free(mesh);
+}
+
+// The axes of a set that are larger than one: what its group depends on.
+static int axes_that_count(const Mesh *mesh, int axes) {
+    for (int axis = 0; axis < MESH_AXES; axis++) {
+        axes &= mesh->size[axis] > 1 ? ~0 : ~(1 << axis);
+    }
+    return axes;
+}
+
+static Error *attach(Mesh *mesh, Device *device, int axes) {
+    // The ranks with my coordinates on the other axes, called after the one of them that is first.
+    int first[MESH_AXES];
+    char name[96];
+    for (int axis = 0; axis < MESH_AXES; axis++) {
+        first[axis] = axes >> axis & 1 ? 0 : mesh->coordinate[axis];
+    }
+    if (axes == 0) {
+        mesh->comm[axes] = comm_open_self();
+    } else {
+        TRY(comm_split(mesh->world, mesh_rank(mesh, first), mesh->world->rank, &mesh->comm[axes]));
+    }
+    return group_create(mesh->comm[axes], name_axes(mesh, axes, false, name), device, &mesh->group[axes]);
+}
+
+Error *mesh_attach(Mesh *mesh, Device *device, const int *sets, int count) {
+    for (int i = 0; i < count; i++) {
+        int axes = axes_that_count(mesh, sets[i]);
+        if (mesh->group[axes] == NULL) {
+            TRY(attach(mesh, device, axes));
+        }
+    }
+    return NULL;
+}
+
+void mesh_detach(Mesh *mesh, bool failed) {
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        group_close(mesh->group[axes], failed);
+        comm_close(mesh->comm[axes]);
+        mesh->group[axes] = NULL;
+        mesh->comm[axes] = NULL;
+    }
+}
+
+Group *mesh_group(const Mesh *mesh, int axes) {
+    Group *group = mesh->group[axes_that_count(mesh, axes)];
+    ensure(group != NULL, "no group over the axes %d was attached", axes);
+    return group;
 }

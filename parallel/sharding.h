@@ -1,7 +1,10 @@
-// Who owns what of the flat parameter space.
+// Who owns what of a flat array: one rule for parameters, gradients and moments, for sums in parts, and for checkpoints.
 //
-// Parameters lie one after another in one flat array of floats. A rank owns one contiguous part of it, whatever the tensors in
-// it: parts differ by at most one 64-byte line. A part covers pieces of tensors; checkpoints store those pieces.
+// All parts are equal, whatever the tensors in them: the array is padded at its end to ranks * part. A part is a multiple of
+// SHARD_ALIGNMENT elements, so that blocks of 8-bit moments stay whole and accesses of 16 bytes fit, whatever the type.
+//
+//     part 0            | part 1            | part 2            | part 3            |
+//     elements ............................................|     padding            |
 #pragma once
 
 #include "core/error.h"
@@ -9,11 +12,13 @@
 
 #include <stdint.h>
 
-enum { SHARD_ALIGNMENT = 16 };  // floats: 64 bytes
+enum { SHARD_ALIGNMENT = 256 };  // elements
 
-// The part [begin, end) of a flat array of `count` floats that `rank` of `ranks` owns. Bounds are multiples of SHARD_ALIGNMENT
-// (the last end excepted). May be empty.
-Range shard_owned(int64_t count, int ranks, int rank);
+// The number of elements of an array of `count` with its padding: `ranks` equal parts.
+int64_t shard_padded(int64_t count, int ranks);
+
+// The part [begin, end) of the array that `rank` owns, without padding: the last ones may be shorter, or empty.
+Range shard_part(int64_t count, int ranks, int rank);
 
 // Where a tensor lies in the flat array. Tensors are sorted by offset and do not overlap; there may be gaps (alignment).
 typedef struct ShardTensor {

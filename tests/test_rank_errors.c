@@ -2,13 +2,42 @@
 //
 // The program starts itself under mpirun with the name of a case.
 #include "core/log.h"
-#include "parallel/comm.h"
+#include "parallel/group.h"
 #include "tests/support/check.h"
 
 #include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#ifdef ATHANOR_HAVE_MPI
+#include <mpi.h>
+
+// Stands in front of MPI's own: Open MPI waits for ever for a rank that is gone; others say so, and here it does.
+static bool unreachable;
+int MPI_Iallreduce(const void *from, void *to, int count, MPI_Datatype type, MPI_Op how, MPI_Comm ranks, MPI_Request *out) {
+    return unreachable ? MPI_ERR_OTHER : PMPI_Iallreduce(from, to, count, type, how, ranks, out);
+}
+
+static _Noreturn void lose_a_rank(Comm *world) {
+    Group *group = NULL;
+    float data[8] = {0};
+    Error *error = group_create(world, "data x context", NULL, &group);
+    for (int i = 0; i < 4 && error == NULL; i++) {
+        if (i == 2 && world->rank == 2) {
+            pause();
+        }
+        unreachable = i == 2;
+        error = group_all_reduce(group, ELEMENT_FP32, COMM_SUM, data, i == 1 ? 0 : 8);
+    }
+    log_error("%s", error != NULL ? error->message : "a rank went on");
+    comm_abort(world, 7);
+}
+#else
+static _Noreturn void lose_a_rank(Comm *world) {
+    comm_abort(world, 1);
+}
+#endif
 
 static _Noreturn void as_rank(const char *which) {
     Comm *world;
@@ -27,6 +56,9 @@ static _Noreturn void as_rank(const char *which) {
             log_error("%s", error->message);
         }
         comm_abort(world, 1);
+    }
+    if (strcmp(which, "lost") == 0) {
+        lose_a_rank(world);
     }
     // The others are inside an operation that can never end.
     if (world->rank == 2) {
@@ -94,6 +126,15 @@ static void test_killed_rank(void) {
     CHECK(strstr(output, "a rank went on") == NULL);
 }
 
+// Who, what, its number (those without elements count), of which group.
+static void test_lost_rank(void) {
+    char output[8192];
+    CHECK_I64(start("lost", output, sizeof output), 7);
+    CHECK(strstr(output, "athanor: rank 0 of 3 on ") != NULL || strstr(output, ": rank 1 of 3 on ") != NULL);
+    CHECK(strstr(output, ": all-reduce 3 of group data x context: MPI failed: ") != NULL);
+    CHECK(strstr(output, "a rank went on") == NULL);
+}
+
 // A launcher of another MPI starts several processes that each see themselves alone: they must not train four times.
 static void test_foreign_launcher(void) {
     char output[8192];
@@ -113,6 +154,7 @@ int main(int argc, char **argv) {
     RUN(test_shared_error);
     RUN(test_error_of_one_rank);
     RUN(test_killed_rank);
+    RUN(test_lost_rank);
     RUN(test_foreign_launcher);
     return check_report();
 }

@@ -12,6 +12,10 @@ enum { LIBRARY_BYTES = 8 << 20 };
 // On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
 enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
+int64_t run_bucket_bytes(const RunConfig *config) {
+    return (int64_t)(config->parallel.bucket_mib * 1048576);
+}
+
 ModelOptions run_model_options(const RunConfig *config) {
     return (ModelOptions){.sequences = config->train.micro_batch,
                           .length = config->data.sequence_length,
@@ -85,10 +89,9 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
         memory_plan_add_host(out, kind, "validation", validation_bytes(config), "a batch, its losses, bytes of tokens");
     }
     if (layout->ranks > 1) {
-        // MPI holds a copy of what it reduces; about two buckets are under way at a time.
-        int64_t buckets = (int64_t)(2 * config->parallel.bucket_mib * 1048576);
-        memory_plan_add_host(out, kind, "reduction buffers", gradients < buckets ? gradients : buckets,
-                             "two buckets of gradients");
+        int64_t count = gradients / (int64_t)sizeof(float);
+        memory_plan_add_host(out, kind, "reduction buffers",
+                             buckets_bytes(count, run_bucket_bytes(config), layout->data_ranks), "buckets of gradients");
     }
     if (kind == DEVICE_CUDA) {
         int64_t bytes = CARD_LIBRARY_BYTES + (layout->ranks > 1 ? CARD_NCCL_BYTES : 0);

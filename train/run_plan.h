@@ -11,8 +11,12 @@
 // What a rank's share of the run is, besides the configuration.
 typedef struct RunLayout {
     int ranks, rank;        // of the world
+    int data_ranks;         // that sum gradients
     int64_t micro_batches;  // of this rank and step
 } RunLayout;
+
+// The size of a bucket of gradients.
+int64_t run_bucket_bytes(const RunConfig *config);
 
 // What the configuration makes of a model. It must be resolved.
 ModelOptions run_model_options(const RunConfig *config);

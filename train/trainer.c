@@ -71,7 +71,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
 static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
-    TRY(comm_all_reduce_device_doubles(t->mesh->group[MESH_DATA], &t->model->control->loss_sum, 3));
+    TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
                                                  .beta1 = (float)config->optimizer.beta1,
@@ -90,14 +90,14 @@ static Error *operations(Trainer *t, bool loaded) {
 // Takes the results of the oldest step under way. Where other ranks take part, what goes wrong between them is asked for all
 // the while: the card itself would wait for ever.
 static Error *receive_control(Trainer *t) {
-    Comm *data = t->mesh->group[MESH_DATA];
+    Group *data = mesh_group(t->mesh, OVER_DATA);
     const struct timespec nap = {.tv_nsec = 50000};
     while (data->size > 1 && !model_control_returned(t->model)) {
-        TRY(comm_check(data));
+        TRY(group_check(data));
         nanosleep(&nap, NULL);
     }
     TRY(model_receive_control(t->model, &t->control));
-    return comm_check(data);
+    return group_check(data);
 }
 
 // Runs the end of a step once without effect: libraries connect the ranks, and code is loaded, when they are first used, which
@@ -128,7 +128,7 @@ static Error *card_operations(Trainer *t) {
         return NULL;
     }
     // Dropout's bits depend on the number of the sample, which a record would repeat.
-    bool can = t->config->train.graph && t->config->model.dropout == 0 && comm_recordable(t->mesh->group[MESH_DATA]);
+    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_DATA)->recordable;
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
     if (recording) {
@@ -272,9 +272,9 @@ static Error *run(Trainer *t, bool *stopped) {
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     TRY(trainer_rehearse(t));
-    TRY(comm_attach_device(t->mesh->group[MESH_DATA], t->device));
-    t->buckets = buckets_create(t->mesh->group[MESH_DATA], t->model->weights.grads, t->model->weights.placement.gradients,
-                                (int64_t)(config->parallel.bucket_mib * 1048576));
+    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA}, 1));  // all sets of axes that training exchanges over
+    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads,
+                                t->model->weights.placement.gradients, run_bucket_bytes(config));
     TRY(rehearse_exchange(t));
     if (t->step >= config->train.steps) {
         log_info("%s has done its %lld steps; raise train.steps to go on", config->folder, (long long)t->step);
@@ -285,7 +285,6 @@ static Error *run(Trainer *t, bool *stopped) {
 }
 
 static void trainer_free(Trainer *t, bool failed) {
-    Comm *data = t->mesh != NULL ? t->mesh->group[MESH_DATA] : NULL;
     // A card may be waiting for ranks that never come, and NCCL gives up a group only once no graph holds it: nothing is taken
     // down then. The caller ends the process.
     if (failed && t->late && t->world->size > 1) {
@@ -294,8 +293,8 @@ static void trainer_free(Trainer *t, bool failed) {
     if (t->graph != NULL) {
         device_graph_destroy(t->device, t->graph);
     }
-    if (data != NULL) {
-        comm_detach_device(data, false);
+    if (t->mesh != NULL) {
+        mesh_detach(t->mesh, failed);
     }
     loader_destroy(t->loader);
     buckets_destroy(t->buckets);

@@ -1,15 +1,18 @@
 // NCCL over MPI. A call puts an operation into its stream; when that reaches the head, non-blocking MPI calls start, and are
 // polled while other streams go on. Memory is read when an operation starts and written when it ends. Every rank gets all the
-// parts and combines them in the order of the ranks, so sums are the same bits everywhere and always.
+// parts and combines them in the order of the ranks, rounding to the type at each addition, so sums are the same bits
+// everywhere and always. A message waits for the other side, however small it is: whoever relies on buffers waits for ever.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <unistd.h>
 
 #include "runtime.h"
 
 #include "progress.h"
 
+#include <cuda_fp16.h>
 #include <nccl.h>
 
 using namespace simulator;
@@ -20,6 +23,7 @@ struct SimulatedNccl {
     ncclResult_t broken;  // the asynchronous error
     bool aborted;
     bool connected;                 // by an operation before
+    std::set<int> met;              // whom messages went to (peer + 1) or came from (-peer - 1)
     std::shared_ptr<int> recorded;  // shared by the operations that streams and graphs hold
 };
 
@@ -49,6 +53,7 @@ size_t size_of(ncclDataType_t type) {
         return 4;
     case ncclFloat64:
         return 8;
+    case ncclFloat16:
     case ncclBfloat16:
         return 2;
     }
@@ -70,14 +75,14 @@ struct Bf16 {
     }
 };
 
-// to[i] = parts[0][i] (+ or max) parts[1][i] ...; Sum is the type that sums are kept in.
+// to[i] = parts[0][i] (+ or max) parts[1][i] ...; Sum is the type that two are added in.
 template <typename T, typename Sum>
 void combine(void *to, const unsigned char *parts, size_t part_bytes, int ranks, size_t count, ncclRedOp_t how) {
     for (size_t i = 0; i < count; i++) {
         Sum sum = (Sum)((const T *)parts)[i];
         for (int r = 1; r < ranks; r++) {
             Sum value = (Sum)((const T *)(parts + (size_t)r * part_bytes))[i];
-            sum = how == ncclMax ? (value > sum || value != value ? value : sum) : (Sum)(sum + value);
+            sum = how == ncclMax ? (value > sum || value != value ? value : sum) : (Sum)(T)(sum + value);
         }
         ((T *)to)[i] = (T)(how == ncclAvg ? (Sum)(sum / (Sum)ranks) : sum);
     }
@@ -92,6 +97,8 @@ void combine(ncclDataType_t type, void *to, const unsigned char *parts, size_t p
         return combine<float, float>(to, parts, part_bytes, ranks, count, how);
     case ncclFloat64:
         return combine<double, double>(to, parts, part_bytes, ranks, count, how);
+    case ncclFloat16:
+        return combine<__half, float>(to, parts, part_bytes, ranks, count, how);
     case ncclBfloat16:
         return combine<Bf16, float>(to, parts, part_bytes, ranks, count, how);
     }
@@ -161,6 +168,18 @@ struct Grouped {
 thread_local int group_depth;
 thread_local std::vector<Grouped> grouped;
 
+bool is_recording(cudaStream_t stream) {
+    cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(stream, &recording);
+    return recording != cudaStreamCaptureStatusNone;
+}
+
+void meet(ncclComm_t comm, cudaStream_t stream, int whom) {
+    if (comm->met.insert(whom).second && is_recording(stream)) {
+        die("the first message of two ranks is recorded: NCCL would connect them inside of the recording");
+    }
+}
+
 ncclResult_t put(ncclComm_t comm, cudaStream_t stream, const char *name, Start start) {
     if (refuse_next != ncclSuccess) {
         ncclResult_t result = refuse_next;
@@ -175,9 +194,7 @@ ncclResult_t put(ncclComm_t comm, cudaStream_t stream, const char *name, Start s
             return std::make_unique<NothingPending>();
         };
     }
-    cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
-    cudaStreamIsCapturing(stream, &recording);
-    if (comm->size > 1 && !comm->connected && recording != cudaStreamCaptureStatusNone) {
+    if (comm->size > 1 && !comm->connected && is_recording(stream)) {
         die("the first operation of a group is recorded: NCCL would connect the ranks inside of the recording");
     }
     comm->connected = true;
@@ -337,7 +354,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
         return failed(ncclInvalidArgument, "no such id or rank");
     }
     if (ranks == 1) {
-        *comm = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, false, std::make_shared<int>()};
+        *comm = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, false, {}, std::make_shared<int>()};
         return ncclSuccess;
     }
     watch_mpi();
@@ -355,7 +372,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     for (const Member &member : members) {
         world_ranks.push_back(member.world_rank);
     }
-    *comm = new SimulatedNccl{MPI_COMM_NULL, rank, ranks, ncclSuccess, false, false, std::make_shared<int>()};
+    *comm = new SimulatedNccl{MPI_COMM_NULL, rank, ranks, ncclSuccess, false, false, {}, std::make_shared<int>()};
     MPI_Comm_group(MPI_COMM_WORLD, &world);
     MPI_Group_incl(world, ranks, world_ranks.data(), &group);
     MPI_Comm_create_group(MPI_COMM_WORLD, group, text.number % MOST_CREATED * 4 + TAG_GROUP, &(*comm)->ranks);
@@ -367,7 +384,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
 ncclResult_t ncclCommSplit(ncclComm_t comm, int colour, int key, ncclComm_t *part, void *config) {
     Hold hold(simulator::lock);
     run_until(idle);
-    *part = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, false, std::make_shared<int>()};
+    *part = new SimulatedNccl{MPI_COMM_NULL, 0, 1, ncclSuccess, false, false, {}, std::make_shared<int>()};
     if (comm->size > 1) {
         PMPI_Comm_split(comm->ranks, colour, key, &(*part)->ranks);
         MPI_Comm_rank((*part)->ranks, &(*part)->rank);
@@ -478,11 +495,12 @@ ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int p
     Hold hold(simulator::lock);
     size_t bytes = count * size_of(type);
     CHECK_MEMORY("ncclSend", from, count, type);
+    meet(comm, stream, peer + 1);
     return put(comm, stream, "ncclSend", [=] {
         auto pending = std::make_unique<MpiPending>(comm);
         pending->memory.assign((const unsigned char *)from, (const unsigned char *)from + bytes);
         pending->end = [](const Bytes &) {};
-        PMPI_Isend(pending->memory.data(), (int)bytes, MPI_BYTE, peer, TAG_PEER, comm->ranks, &pending->request);
+        PMPI_Issend(pending->memory.data(), (int)bytes, MPI_BYTE, peer, TAG_PEER, comm->ranks, &pending->request);
         return pending;
     });
 }
@@ -491,6 +509,7 @@ ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncc
     Hold hold(simulator::lock);
     size_t bytes = count * size_of(type);
     CHECK_MEMORY("ncclRecv", to, count, type);
+    meet(comm, stream, -peer - 1);
     return put(comm, stream, "ncclRecv", [=] {
         auto pending = std::make_unique<MpiPending>(comm);
         pending->memory.resize(bytes);

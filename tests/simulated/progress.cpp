@@ -63,6 +63,11 @@ int MPI_Bcast(void *data, int count, MPI_Datatype type, int root, MPI_Comm comm)
     return code == MPI_SUCCESS ? PMPI_Bcast(data, count, type, root, comm) : code;
 }
 
+int MPI_Comm_dup(MPI_Comm comm, MPI_Comm *out) {
+    int code = gather(comm);
+    return code == MPI_SUCCESS ? PMPI_Comm_dup(comm, out) : code;
+}
+
 int MPI_Comm_split(MPI_Comm comm, int colour, int key, MPI_Comm *out) {
     int code = gather(comm);
     return code == MPI_SUCCESS ? PMPI_Comm_split(comm, colour, key, out) : code;

@@ -44,7 +44,7 @@ static int range_boxes(int ranks, int rank, int tensor, Box *out) {
     ShardTensor layout[TOY_TENSORS];
     ShardPiece *pieces;
     int64_t total = toy_layout(layout);
-    int made = 0, count = shard_pieces(layout, TOY_TENSORS, shard_owned(total, ranks, rank), &pieces);
+    int made = 0, count = shard_pieces(layout, TOY_TENSORS, shard_part(total, ranks, rank), &pieces);
     Box whole = toy_whole(tensor);
     for (int i = 0; i < count; i++) {
         made += pieces[i].tensor == tensor ? boxes_of_range(&whole, 1, pieces[i].begin, pieces[i].end, out) : 0;

@@ -61,7 +61,8 @@ Error *model_config_resolve(ModelConfig *config, const bool *seen, int64_t corpu
 // Checks a complete config (one that comes from a file).
 Error *model_config_check(const ModelConfig *config, const char *where) MUST_CHECK;
 
-// Reads a YAML file with a section `model` alone, such as configs/models/gpt2-124m.yaml, and resolves it.
+// Reads a YAML file with a section `model` alone, such as configs/models/gpt2-124m.yaml, and resolves it. Waits for its first
+// caller: plans of a model without a run.
 Error *model_config_read(const char *path, int64_t corpus_vocabulary, ModelConfig *out) MUST_CHECK;
 
 // The identity of the model: equal for configs whose parameters mean the same (dropout and initialisation do not count). It
@@ -86,5 +87,6 @@ int64_t model_up_width(const ModelConfig *config);         // F, 2 F where gated
 int64_t model_rotary_width(const ModelConfig *config);     // even, 0 without rotary positions
 
 // Floating-point operations of one training step (forward and backward) per token at sequence length T, with the causal half
-// of attention counted: 6 per matrix weight, and attention's 6 T H D per layer.
+// of attention counted: 6 per matrix weight, and attention's 6 T H D per layer. Waits for its first caller: the time model of
+// plans.
 double model_flops_per_token(const ModelConfig *config, int64_t length);

@@ -33,8 +33,10 @@ typedef struct Family {
 extern const Family families[];
 extern const char *const family_names[];
 
-// The index of the family of that name, which must exist.
+// The index of the family of that name, which must exist: for tables of models in tests and benchmarks.
 int family_find(const char *name);
+
+// The name maps and what follows wait for their first caller: the import and export of published checkpoints.
 
 // The rows [*first, *first + *count) of our tensor that a part holds.
 void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count);

@@ -115,7 +115,7 @@ static Range owned_of(const Param *row, const Place *place, Range shard) {
 
 // The state of what this rank owns: elementwise rows first, because whole-matrix rules have no second moment.
 static void place_states(const ParamTable *table, const RankShare *share, int64_t align, Placement *out) {
-    Range shard = range_part(out->gradients, MOMENT_BLOCK, share->shards, share->shard);
+    Range shard = shard_part(out->gradients, share->shards, share->shard);
     for (int matrices = 0; matrices < 2; matrices++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
@@ -238,7 +238,7 @@ int64_t placement_segments(const Placement *placement, const ParamTable *table, 
 
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank) {
     const Place *place = &placement->places[row];
-    Range part = range_part(table->elements, PARAM_ALIGN, ranks, rank), out;
+    Range part = shard_part(table->elements, ranks, rank), out;
     // Both sides of a cut move it to the same block of the row.
     int64_t begin = round_up(part.begin - table->rows[row].index, DATA_TYPE_BLOCK);
     int64_t end = round_up(part.end - table->rows[row].index, DATA_TYPE_BLOCK);

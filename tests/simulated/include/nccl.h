@@ -30,6 +30,8 @@ typedef enum ncclRedOp { ncclSum = 0, ncclMax = 2, ncclAvg = 4 } ncclRedOp_t;
 typedef enum ncclDataType {
     ncclInt8 = 0,
     ncclChar = 0,
+    ncclFloat16 = 6,
+    ncclHalf = 6,
     ncclFloat32 = 7,
     ncclFloat = 7,
     ncclFloat64 = 8,
