@@ -150,11 +150,13 @@ static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
     const ModelConfig *config = &pass->model->config;
     return (AttentionShape){
         .batch = pass->sequences,
-        .length = pass->length,
+        .queries = pass->length,
+        .keys = pass->length,
         .heads = (int32_t)config->heads,
         .groups = (int32_t)config->groups,
         .head_width = (int32_t)config->head_width,
         .scale = (float)(1.0 / sqrt((double)config->head_width)),
+        .first = pass->first,
         .dropout = pass->dropout,
         .seed = pass->seed,
         .stream = philox_stream(RANDOM_DROPOUT, (uint64_t)layer * SITE_COUNT + SITE_ATTENTION),
@@ -268,10 +270,10 @@ static void forward_kept(const Pass *pass, int64_t layer, const LayerActivations
     block_norm(model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
     block_project(model, pass->rows, p->qkv, p->qkv_bias, at->norm1, NULL, at->qkv);
     block_rotate(pass, at->qkv, false);
+    AttentionShape shape = attention_shape(pass, layer);
     device->op->attention_forward(device, &(AttentionForward){
-                                              .shape = attention_shape(pass, layer),
-                                              .qkv = at->qkv,
-                                              .first = pass->first,
+                                              .shape = shape,
+                                              .in = attention_packed(&shape, device->type, at->qkv),
                                               .out = at->attention,
                                               .lse = at->lse,
                                           });
@@ -333,14 +335,14 @@ static void attention_backward(const Pass *pass, int64_t layer, const LayerActiv
     Device *device = model->device;
     const void *dbranch = branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, scratch);
     project_backward(pass, p->out, p->out_bias, at->attention, dbranch, ACTIVATION_NONE, false, NULL, scratch->dnarrow);
+    AttentionShape shape = attention_shape(pass, layer);
     device->op->attention_backward(device, &(AttentionBackward){
-                                               .shape = attention_shape(pass, layer),
-                                               .qkv = at->qkv,
+                                               .shape = shape,
+                                               .in = attention_packed(&shape, device->type, at->qkv),
                                                .out = at->attention,
                                                .dout = scratch->dnarrow,
                                                .lse = at->lse,
-                                               .first = pass->first,
-                                               .dqkv = scratch->dwide,
+                                               .gradients = attention_packed(&shape, device->type, scratch->dwide),
                                                .any_order = model->options.any_order,
                                            });
     block_rotate(pass, scratch->dwide, true);

@@ -175,20 +175,24 @@ static void step_layer(Decoder *decoder, const Pass *pass, int64_t layer) {
     for (int64_t b = 0; b < decoder->batch; b++) {
         remember(decoder, layer, b, decoder->lengths[b] - 1, (const char *)at->qkv + b * qkv_width * element, 1);
     }
-    device->op->attention_decode(device, &(AttentionDecode){
-                                             .batch = decoder->batch,
-                                             .capacity = decoder->capacity,
-                                             .heads = (int32_t)config->heads,
-                                             .groups = (int32_t)config->groups,
-                                             .head_width = (int32_t)config->head_width,
-                                             .scale = (float)(1.0 / sqrt((double)config->head_width)),
-                                             .q = at->qkv,
-                                             .q_stride = qkv_width,
-                                             .keys = decoder->keys + cache_offset(decoder, layer, 0) * element,
-                                             .values = decoder->values + cache_offset(decoder, layer, 0) * element,
-                                             .lengths = decoder->lengths_there,
-                                             .out = at->attention,
-                                         });
+    HeadStrides cache = {cache_row(config), decoder->capacity * cache_row(config)};
+    device->op->attention_forward(device, &(AttentionForward){
+                                              .shape = {.batch = decoder->batch,
+                                                        .queries = 1,
+                                                        .keys = decoder->capacity,
+                                                        .heads = (int32_t)config->heads,
+                                                        .groups = (int32_t)config->groups,
+                                                        .head_width = (int32_t)config->head_width,
+                                                        .scale = (float)(1.0 / sqrt((double)config->head_width)),
+                                                        .key_lengths = decoder->lengths_there},
+                                              .in = {.q = at->qkv,
+                                                     .k = decoder->keys + cache_offset(decoder, layer, 0) * element,
+                                                     .v = decoder->values + cache_offset(decoder, layer, 0) * element,
+                                                     .q_stride = {qkv_width, qkv_width},
+                                                     .k_stride = cache,
+                                                     .v_stride = cache},
+                                              .out = at->attention,
+                                          });
     block_project(model, pass->rows, p->out, p->out_bias, at->attention, at->input, at->middle);
     block_norm(model, pass->rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
     block_inner(model, pass->rows, layer, at);
