@@ -87,20 +87,20 @@ typedef struct MatmulBackwardWeight {
 //     self-attention       Tq = Tk, offset 0
 //     a cache              keys and values are [B, capacity, G, D], Tk = capacity, and key_lengths[b] of them count: the last
 //                          query stands at the last of these. Decoding has one query, a part of a prompt has more.
-//     a block of a ring    keys of another rank, offset = position of the first query less that of the first key, key_first the
-//                          position of key 0 in the whole sequence. attention_merge joins the blocks' results. Backward, each
-//                          block is called with the merged out and lse (and dout): it gives the whole dk and dv of its keys if
-//                          these queries are all, and its part of dq, which the caller adds up.
+//     a block of a ring    keys of another rank: offset is the position of the first query less that of the first key, and
+//                          key_first the latter in the whole sequence. attention_merge joins what the blocks give. Backward is
+//                          called for each block with the merged out and lse: it gives the block's part of dq and these
+//                          queries' part of the block's dk and dv, and the caller adds the parts up.
 //
 // The score of a query at position q and key k is s = scale q.k; with a soft-cap c it becomes c tanh(s / c) (Gemma 2); with
 // slopes (ALiBi: Press et al. 2022) slopes[h] * (k - q) is added after that. Dropout on the probabilities: with Q, K the
 // positions in the whole sequence (q and k plus key_first) and T its length, kept where philox_unit(word 0 of
 // philox(seed, stream, ((first_sample + b) * H + h) * T * T + Q * T + K)) >= dropout, then scaled by 1 / (1 - dropout).
 typedef struct AttentionShape {
-    int64_t batch, queries, keys;  // sequences; Tq, Tk; below 2^30
+    int64_t batch, queries, keys;  // sequences; Tq, Tk; below 2^29
     int32_t heads, groups, head_width;
     float scale;                 // usually 1 / sqrt(D)
-    int64_t offset;              // between -2^30 and 2^30 - Tq
+    int64_t offset;              // between -2^29 and 2^29 - Tq
     const int32_t *key_lengths;  // [B] at most Tk, may be NULL; else query t stands at key_lengths[b] - Tq + t
     const int32_t *first;        // [B,Tq] not decreasing within a sequence, also < 0 or > Tk; may be NULL: 0
     int64_t window;              // 0: none

@@ -277,6 +277,6 @@ static inline void attention_check(const AttentionShape *s) {
     ensure(s->groups > 0 && s->heads % s->groups == 0, "%d heads in %d groups", s->heads, s->groups);
     ensure(s->scale > 0, "scale %g", (double)s->scale);
     ensure(s->dropout >= 0 && s->dropout < 1, "dropout %g", (double)s->dropout);
-    ensure(s->queries < 1 << 30 && s->keys < 1 << 30 && s->offset >= -(1 << 30) && s->offset + s->queries <= 1 << 30,
+    ensure(s->queries < 1 << 29 && s->keys < 1 << 29 && s->offset >= -(1 << 29) && s->offset + s->queries <= 1 << 29,
            "%lld queries from %lld on, %lld keys", (long long)s->queries, (long long)s->offset, (long long)s->keys);
 }

@@ -45,7 +45,7 @@ static int attention_forward_tensors(const OpCase *c, OpTensor *t) {
     t[5] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, s->slopes != NULL ? s->heads : 0, OP_POSITIVE, .deviation = 0.5};
     t[6] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, s->batch * s->queries * s->heads * s->head_width};
     t[7] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->queries};
-    if (c->bare && s->key_lengths != NULL && c->kind->prepare == NULL) {
+    if (c->bare && s->key_lengths != NULL && c->kind->objective == NULL) {
         t[7].count = 0;
     }
     return 8;
@@ -59,6 +59,17 @@ AttentionForward op_attention_forward(const OpCase *c, void **t, int64_t element
     a.shape.slopes = tensors[5].count > 0 ? t[5] : NULL;
     a.lse = tensors[7].count > 0 ? t[7] : NULL;
     return a;
+}
+// What lies in a cache behind the keys of a sequence is nobody's, and may be anything.
+static void attention_forward_prepare(const OpCase *c, double **t) {
+    AttentionForward a = op_attention_forward(c, (void **)t, sizeof(double));
+    HeadStrides stride = a.in.k_stride;
+    for (int64_t b = 0; b < a.shape.batch && c->apart; b++) {
+        int64_t keys = a.shape.key_lengths != NULL ? a.shape.key_lengths[b] : a.shape.keys;
+        for (int64_t i = keys * stride.token; i < stride.sequence; i++) {
+            t[1][b * stride.sequence + i] = t[2][b * stride.sequence + i] = NAN;
+        }
+    }
 }
 static void attention_forward_run(Device *device, const OpCase *c, void **t) {
     AttentionForward a = op_attention_forward(c, t, data_type_bytes(device->type));
@@ -85,6 +96,10 @@ AttentionBackward op_attention_backward(const OpCase *c, void **t, int64_t eleme
 static void attention_backward_run(Device *device, const OpCase *c, void **t) {
     AttentionBackward a = op_attention_backward(c, t, data_type_bytes(device->type));
     device->op->attention_backward(device, &a);
+}
+static void attention_backward_prepare(const OpCase *c, double **t) {
+    attention_forward_prepare(c, t);
+    reference64_attention_forward(c, t);
 }
 static long double attention_objective(const OpCase *c, double **t) {
     reference64_attention_forward(c, t);
@@ -402,8 +417,8 @@ static void copy_rows_run(Device *device, const OpCase *c, void **t) {
                                      .reference64 = reference64_##operation,                                                   \
                                      .reference32 = reference32_##operation,                                                   \
                                      __VA_ARGS__}
-KIND(attention_forward);
-KIND(attention_backward, .prepare = reference64_attention_forward, .objective = attention_objective,
+KIND(attention_forward, .prepare = attention_forward_prepare);
+KIND(attention_backward, .prepare = attention_backward_prepare, .objective = attention_objective,
      .gradients = {{0, 9}, {1, 10}, {2, 11}});
 KIND(attention_merge, .prepare = attention_merge_prepare);
 KIND(norm_forward, .alias = {0, 7});
