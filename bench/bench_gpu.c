@@ -193,17 +193,21 @@ static Error *make_attention(Work *w) {
     TRY(take(w, r->a * r->b * width, false));
     return take_numbers(w, r->a * r->b, 0);
 }
-static AttentionShape attention_shape(const Row *r) {
+static AttentionShape attention_shape(const Work *w) {
+    const Row *r = w->row;
     return (AttentionShape){.batch = r->a,
-                            .length = r->b,
+                            .queries = r->b,
+                            .keys = r->b,
                             .heads = (int32_t)r->c,
                             .groups = (int32_t)r->d,
                             .head_width = (int32_t)r->e,
-                            .scale = (float)(1 / sqrt((double)r->e))};
+                            .scale = (float)(1 / sqrt((double)r->e)),
+                            .first = w->buffers[5]};
 }
 static void run_attention(Work *w) {
-    w->device->op->attention_forward(
-        w->device, &(AttentionForward){attention_shape(w->row), w->buffers[0], w->buffers[5], w->buffers[1], w->buffers[2]});
+    AttentionShape shape = attention_shape(w);
+    AttentionRows in = attention_packed(&shape, w->device->type, w->buffers[0]);
+    w->device->op->attention_forward(w->device, &(AttentionForward){shape, in, w->buffers[1], w->buffers[2]});
 }
 static Error *make_attention_backward(Work *w) {
     TRY(make_attention(w));
@@ -211,14 +215,16 @@ static Error *make_attention_backward(Work *w) {
     return device_finish(w->device);
 }
 static void attention_backward(Work *w, bool any_order) {
-    w->device->op->attention_backward(w->device, &(AttentionBackward){.shape = attention_shape(w->row),
-                                                                      .qkv = w->buffers[0],
-                                                                      .out = w->buffers[1],
-                                                                      .dout = w->buffers[3],
-                                                                      .lse = w->buffers[2],
-                                                                      .first = w->buffers[5],
-                                                                      .dqkv = w->buffers[4],
-                                                                      .any_order = any_order});
+    AttentionShape shape = attention_shape(w);
+    DataType type = w->device->type;
+    w->device->op->attention_backward(w->device,
+                                      &(AttentionBackward){.shape = shape,
+                                                           .in = attention_packed(&shape, type, w->buffers[0]),
+                                                           .out = w->buffers[1],
+                                                           .dout = w->buffers[3],
+                                                           .lse = w->buffers[2],
+                                                           .gradients = attention_packed(&shape, type, w->buffers[4]),
+                                                           .any_order = any_order});
 }
 static void run_attention_backward(Work *w) {
     attention_backward(w, true);

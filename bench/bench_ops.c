@@ -52,16 +52,35 @@ static int64_t rows_of(const Shape *s) {
     return s->batch * s->length;
 }
 
-static AttentionShape attention_of(const Shape *s) {
+static AttentionShape attention_of(const Shape *s, const Tensors *t) {
     int32_t head_width = (int32_t)(s->width / s->heads);
-    return (AttentionShape){s->batch, s->length, s->heads, s->groups, head_width, 0.125f, s->window, s->dropout, 1, 2, 3};
+    return (AttentionShape){.batch = s->batch,
+                            .queries = s->length,
+                            .keys = s->length,
+                            .heads = s->heads,
+                            .groups = s->groups,
+                            .head_width = head_width,
+                            .scale = 0.125f,
+                            .first = t->first,
+                            .window = s->window,
+                            .dropout = s->dropout,
+                            .seed = 1,
+                            .stream = 2,
+                            .first_sample = 3};
 }
 
 static void attention_forward(Device *d, const Shape *s, const Tensors *t) {
-    d->op->attention_forward(d, &(AttentionForward){attention_of(s), t->t[0], t->first, t->t[1], t->t[2]});
+    AttentionShape shape = attention_of(s, t);
+    d->op->attention_forward(d, &(AttentionForward){shape, attention_packed(&shape, d->type, t->t[0]), t->t[1], t->t[2]});
 }
 static void attention_backward(Device *d, const Shape *s, const Tensors *t) {
-    d->op->attention_backward(d, &(AttentionBackward){attention_of(s), t->t[0], t->t[1], t->t[3], t->t[2], t->first, t->t[4]});
+    AttentionShape shape = attention_of(s, t);
+    d->op->attention_backward(d, &(AttentionBackward){.shape = shape,
+                                                      .in = attention_packed(&shape, d->type, t->t[0]),
+                                                      .out = t->t[1],
+                                                      .dout = t->t[3],
+                                                      .lse = t->t[2],
+                                                      .gradients = attention_packed(&shape, d->type, t->t[4])});
 }
 static void norm_forward(Device *d, const Shape *s, const Tensors *t) {
     d->op->norm_forward(

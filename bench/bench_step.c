@@ -92,7 +92,7 @@ static void timed_matmul_backward_weight(Device *device, const MatmulBackwardWei
 }
 
 static double attention_flops(const AttentionShape *s, double products) {
-    return products * (double)s->batch * s->heads * s->head_width * (double)s->length * (double)(s->length + 1);
+    return products * (double)s->batch * s->heads * s->head_width * (double)s->queries * (double)(s->keys + 1);
 }
 
 static void timed_attention_forward(Device *device, const AttentionForward *a) {

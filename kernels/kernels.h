@@ -77,56 +77,88 @@ typedef struct MatmulBackwardWeight {
 // ---- Attention
 // ---------------------------------------------------------------------------------------------------------------
 
-// Causal attention with grouped queries (Ainslie et al. 2023), documents kept apart, never a T x T matrix in memory (Rabe &
-// Staats 2021; Dao et al. 2022). qkv rows are [H query heads | G key heads | G value heads] of width D each. Token t of a
-// sequence attends to keys first[t] .. t (and, where window > 0, to at most the last `window` of them). Dropout on the
-// probabilities: kept where philox_unit(word 0 of philox(seed, stream, ((first_sample + b) * H + h) * T * T + q * T + k))
-// >= dropout, then scaled by 1 / (1 - dropout).
-// The score of query q and key k is s = scale q.k; with a soft-cap c it becomes c tanh(s / c) (Gemma 2); with slopes (ALiBi:
-// Press et al. 2022) slopes[h] * (k - q), positions in the sequence, is added after that.
+// Causal attention with grouped queries (Ainslie et al. 2023), documents kept apart, never a Tq x Tk matrix in memory (Rabe &
+// Staats 2021; Dao et al. 2022).
+//
+// A sequence has Tq queries and Tk keys. Query t stands at key `offset` + t, its position, which may be negative or beyond the
+// last key. It attends to the keys from first[t] (and, where window > 0, at most the last `window` up to its position) to its
+// position, as far as there are such keys; where there are none, out = 0 and lse = -infinity. So
+//
+//     self-attention       Tq = Tk, offset 0
+//     a cache              keys and values are [B, capacity, G, D], Tk = capacity, and key_lengths[b] of them count: the last
+//                          query stands at the last of these. Decoding has one query, a part of a prompt has more.
+//     a block of a ring    keys of another rank: offset is the position of the first query less that of the first key, and
+//                          key_first the latter in the whole sequence. attention_merge joins what the blocks give. Backward is
+//                          called for each block with the merged out and lse: it gives the block's part of dq and these
+//                          queries' part of the block's dk and dv, and the caller adds the parts up.
+//
+// The score of a query at position q and key k is s = scale q.k; with a soft-cap c it becomes c tanh(s / c) (Gemma 2); with
+// slopes (ALiBi: Press et al. 2022) slopes[h] * (k - q) is added after that. Dropout on the probabilities: with Q, K the
+// positions in the whole sequence (q and k plus key_first) and T its length, kept where philox_unit(word 0 of
+// philox(seed, stream, ((first_sample + b) * H + h) * T * T + Q * T + K)) >= dropout, then scaled by 1 / (1 - dropout).
 typedef struct AttentionShape {
-    int64_t batch, length;
+    int64_t batch, queries, keys;  // sequences; Tq, Tk; below 2^29
     int32_t heads, groups, head_width;
-    float scale;            // usually 1 / sqrt(D)
-    int64_t window;         // 0: none
-    float dropout;          // 0: none
-    uint64_t seed, stream;  // of the dropout
-    uint64_t first_sample;  // global index of sequence 0
-    float softcap;          // 0: none
-    const float *slopes;    // [H], may be NULL
+    float scale;                 // usually 1 / sqrt(D)
+    int64_t offset;              // between -2^29 and 2^29 - Tq
+    const int32_t *key_lengths;  // [B] at most Tk, may be NULL; else query t stands at key_lengths[b] - Tq + t
+    const int32_t *first;        // [B,Tq] not decreasing within a sequence, also < 0 or > Tk; may be NULL: 0
+    int64_t window;              // 0: none
+    float softcap;               // 0: none
+    const float *slopes;         // [H], may be NULL
+    float dropout;               // 0: none
+    uint64_t seed, stream;       // of the dropout
+    uint64_t first_sample;       // global index of sequence 0
+    int64_t key_first, length;   // position of key 0 in the whole sequence, and its length (0: Tk); only dropout asks
 } AttentionShape;
+
+// Elements from token to token and from sequence to sequence. Head h of a token lies h * D behind its first.
+typedef struct HeadStrides {
+    int64_t token, sequence;
+} HeadStrides;
+
+// Queries [B,Tq,H,D], keys and values [B,Tk,G,D], or their gradients. The bodies on tensor cores take addresses and strides
+// that are multiples of 16 bytes; others go to slower ones.
+typedef struct AttentionRows {
+    void *q, *k, *v;
+    HeadStrides q_stride, k_stride, v_stride;
+} AttentionRows;
+
+// Of Tq = Tk packed rows [H query heads | G key heads | G value heads], as one projection makes them.
+static inline AttentionRows attention_packed(const AttentionShape *s, DataType type, void *qkv) {
+    int64_t part = s->head_width * data_type_bytes(type), token = (int64_t)(s->heads + 2 * s->groups) * s->head_width;
+    char *k = (char *)qkv + s->heads * part;
+    HeadStrides stride = {token, s->keys * token};
+    AttentionRows rows = {qkv, k, k + s->groups * part, stride, stride, stride};
+    return rows;
+}
 
 typedef struct AttentionForward {
     AttentionShape shape;
-    const void *qkv;       // [B,T,(H+2G)D]
-    const int32_t *first;  // [B,T], first[t] <= t, not decreasing within a sequence
-    void *out;             // = [B,T,H D]
-    float *lse;            // = [B,H,T] natural log of the sum of exponentials of scaled scores
+    AttentionRows in;  // not written
+    void *out;         // = [B,Tq,H D]
+    float *lse;        // = [B,H,Tq] natural log of the sum of exponentials of scores, may be NULL
 } AttentionForward;
 
 typedef struct AttentionBackward {
     AttentionShape shape;
-    const void *qkv, *out, *dout;
-    const float *lse;
-    const int32_t *first;
-    void *dqkv;      // = [B,T,(H+2G)D]
+    AttentionRows in;         // not written
+    const void *out, *dout;   // [B,Tq,H D]
+    const float *lse;         // [B,H,Tq]
+    AttentionRows gradients;  // =
     bool any_order;  // parts of a sum may be added as they come: other bits each time, faster where a body makes use of it
 } AttentionBackward;
 
-// One new token per sequence against a cache: out[B, H D] = attention of q over keys 0 .. lengths[b] - 1.
-typedef struct AttentionDecode {
-    int64_t batch, capacity;  // capacity of the cache, in tokens
-    int32_t heads, groups, head_width;
-    float scale;
-    const void *q;  // [B, H D], rows q_stride elements apart
-    int64_t q_stride;
-    const void *keys, *values;  // [B, capacity, G, D]
-    const int32_t *lengths;     // [B]
-    void *out;                  // = [B, H D]
-    int64_t window;             // 0: none
-    float softcap;              // 0: none
-    const float *slopes;        // [H], may be NULL
-} AttentionDecode;
+// Joins attention over some keys with that over others: with L = log(exp(lse) + exp(other_lse)),
+// out = exp(lse - L) out + exp(other_lse - L) other and lse = L. What has seen no key (-infinity) has no share.
+typedef struct AttentionMerge {
+    int64_t batch, queries;
+    int32_t heads, head_width;
+    const void *other;       // [B,Tq,H D]
+    const float *other_lse;  // [B,H,Tq]
+    void *out;               // changed in place
+    float *lse;              // changed in place
+} AttentionMerge;
 
 // ---- Rows
 // --------------------------------------------------------------------------------------------------------------------
@@ -403,7 +435,7 @@ typedef struct Operations {
     void (*matmul_backward_weight)(Device *, const MatmulBackwardWeight *);
     void (*attention_forward)(Device *, const AttentionForward *);
     void (*attention_backward)(Device *, const AttentionBackward *);
-    void (*attention_decode)(Device *, const AttentionDecode *);
+    void (*attention_merge)(Device *, const AttentionMerge *);
     void (*norm_forward)(Device *, const NormForward *);
     void (*norm_backward)(Device *, const NormBackward *);
     void (*rotary)(Device *, const Rotary *);

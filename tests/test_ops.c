@@ -38,6 +38,9 @@ static void test_gradients(void) {
         }
         for (int g = 0; c->kind->gradients[g][1] != 0; g++) {
             int input = c->kind->gradients[g][0], output = c->kind->gradients[g][1];
+            if (tensors[input].count != tensors[output].count) {
+                continue;  // they lie otherwise than their gradients
+            }
             // "+=" starts from what the tensor holds; that is subtracted again.
             size_t bytes = (size_t)tensors[output].count * sizeof(double);
             double *before = memory_new(bytes + 1, 1);

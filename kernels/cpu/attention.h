@@ -7,8 +7,9 @@
 //     scores^T [key][query] = K [key][d]      (Q^T [d][query])        K by elements, Q^T by vectors
 //     out      [query][d]   = P^T transposed  (V   [key][d])          P^T by elements, V by vectors
 //
-// Blocks start at multiples of BLOCK, so a pair of blocks is either whole or on the diagonal; on the diagonal the work is cut
-// into strips of STRIP keys or queries and what no query sees is not computed. The exponential is 2^x: scores are multiplied by
+// Blocks start at multiples of BLOCK, so where the offset is one too, a pair of blocks is either whole or on the diagonal; on
+// the diagonal the work is cut into strips of STRIP keys or queries and what no query sees is not computed. With other offsets
+// pairs on an edge are computed whole and masked. The exponential is 2^x: scores are multiplied by
 // scale * log2(e) on the way into it.
 #pragma once
 
@@ -45,28 +46,46 @@ VEC_INLINE Vec vec_exp2(Vec x) {
 #endif
 }
 
+// How many keys a sequence has, and the first of those and the position of query 0 (which may lie outside of them).
+static inline int64_t sequence_keys(const AttentionShape *s, int64_t b) {
+    return s->key_lengths != NULL ? s->key_lengths[b] : s->keys;
+}
+static inline int64_t sequence_offset(const AttentionShape *s, int64_t b) {
+    return s->key_lengths != NULL ? s->key_lengths[b] - s->queries : s->offset;
+}
+
+// The first key that query t sees, 0 .. keys.
+static inline int64_t first_key(const AttentionShape *s, int64_t b, int64_t t) {
+    int64_t first = s->first != NULL ? s->first[b * s->queries + t] : 0;
+    int64_t edge = s->window > 0 ? sequence_offset(s, b) + t - s->window + 1 : 0;
+    first = first > edge ? first : edge;
+    return first > 0 ? least_of(first, sequence_keys(s, b)) : 0;
+}
+
 // A block of queries of one sequence, and which keys they see. Queries that stand beyond the end (padding) see what the last
 // one does, and nobody reads what they give.
 typedef struct Queries {
     int64_t begin, count;  // count <= BLOCK
+    int64_t position;      // of the first
+    int64_t keys;          // of the sequence
     int64_t first_block;   // the first key that any of them sees, rounded down to a block
-    int64_t all_see;       // from this key on (up to the diagonal) all of them see every key
+    int64_t end;           // behind the last key that any of them sees
+    int64_t all_see;       // from this key on (up to the first one's position) all of them see every key
     float least[BLOCK];    // the first key that each sees, less first_block
 } Queries;
 
-static inline Queries queries_at(const AttentionShape *s, const int32_t *first, int64_t begin) {
-    Queries q = {.begin = begin, .count = least_of(BLOCK, s->length - begin), .all_see = 0};
-    int64_t least[BLOCK], lowest = begin;
+static inline Queries queries_at(const AttentionShape *s, int64_t b, int64_t begin) {
+    Queries q = {.begin = begin,
+                 .count = least_of(BLOCK, s->queries - begin),
+                 .position = sequence_offset(s, b) + begin,
+                 .keys = sequence_keys(s, b)};
+    int64_t least[BLOCK];
     for (int64_t i = 0; i < BLOCK; i++) {
-        int64_t at = begin + least_of(i, q.count - 1);
-        least[i] = first[at];
-        if (s->window > 0 && least[i] < at - s->window + 1) {
-            least[i] = at - s->window + 1;
-        }
-        lowest = least_of(lowest, least[i]);
-        q.all_see = least[i] > q.all_see ? least[i] : q.all_see;
+        least[i] = first_key(s, b, begin + least_of(i, q.count - 1));
     }
-    q.first_block = lowest / BLOCK * BLOCK;
+    q.first_block = least[0] / BLOCK * BLOCK;
+    q.end = least_of(q.position + q.count, q.keys);
+    q.all_see = least[BLOCK - 1];
     for (int64_t i = 0; i < BLOCK; i++) {
         q.least[i] = (float)(least[i] - q.first_block);
     }
@@ -84,9 +103,9 @@ typedef struct Pair {
 
 static inline Pair pair_of(const Queries *q, int64_t key) {
     Pair p = {.key = key, .queries = q->count, .vecs = (q->count + VEC_LANES - 1) / VEC_LANES};
-    p.diagonal = key == q->begin;
-    p.masked = p.diagonal || key < q->all_see;
-    p.keys = p.diagonal ? round_up(q->count, 2) : BLOCK;
+    p.diagonal = key == q->position;
+    p.keys = round_up(least_of(BLOCK, q->end - key), 2);
+    p.masked = key < q->all_see || key + p.keys > least_of(q->position + 1, q->keys);
     return p;
 }
 
@@ -105,8 +124,10 @@ VEC_INLINE Sight sight_of(const Queries *q, const Pair *p, int64_t v) {
     for (int i = 0; i < VEC_LANES; i++) {
         last[i] = (float)i;
     }
-    return (Sight){vec_load(q->least + v * VEC_LANES) - (float)(p->key - q->first_block),
-                   last + (float)(q->begin - p->key + v * VEC_LANES)};
+    // Who stands far behind the block sees all that is there of it.
+    last =
+        vec_min(last + (float)(least_of(q->position - p->key, BLOCK) + v * VEC_LANES), vec_set((float)(q->keys - 1 - p->key)));
+    return (Sight){vec_load(q->least + v * VEC_LANES) - (float)(p->key - q->first_block), last};
 }
 
 VEC_INLINE Vec sight_apply(Sight sight, int64_t k, Vec score) {
@@ -145,7 +166,7 @@ static inline void pair_apply(const ScoreRule *rule, const Queries *q, const Pai
         lanes[i] = (float)i;
     }
     for (int64_t v = 0; v < p->vecs && rule->on; v++) {
-        Vec query = lanes + (float)(q->begin - p->key + v * VEC_LANES), gain;
+        Vec query = lanes + (float)(q->position - p->key + v * VEC_LANES), gain;
         int64_t keys = pair_keys(p, v);
         for (int64_t k = 0; k < keys; k++) {
             int64_t at = k * BLOCK + v * VEC_LANES;
@@ -201,18 +222,22 @@ typedef struct ProbabilityDropout {
     bool on;
     uint32_t threshold;
     float scale;
-    uint64_t seed, stream, base, length;  // index = base + q length + k
+    uint64_t seed, stream, base, length;  // index = base + q length + k; q: a position
 } ProbabilityDropout;
 
 static inline ProbabilityDropout dropout_of(const AttentionShape *s, int64_t b, int64_t h) {
-    uint64_t length = (uint64_t)s->length;
+    uint64_t length = (uint64_t)(s->length > 0 ? s->length : s->keys), first = (uint64_t)s->key_first;
     uint64_t head = (s->first_sample + (uint64_t)b) * (uint64_t)s->heads + (uint64_t)h;
-    return (ProbabilityDropout){
-        s->dropout > 0, philox_threshold(s->dropout), 1.0f / (1.0f - s->dropout), s->seed, s->stream, head * length * length,
-        length};
+    return (ProbabilityDropout){s->dropout > 0,
+                                philox_threshold(s->dropout),
+                                1.0f / (1.0f - s->dropout),
+                                s->seed,
+                                s->stream,
+                                head * length * length + first * length + first,
+                                length};
 }
 
-// The indices of queries q .. q + VEC_LANES64 - 1 with key 0.
+// The indices of the queries at positions q .. q + VEC_LANES64 - 1 with key 0.
 static inline Vec64 dropout_indices(const ProbabilityDropout *d, int64_t q) {
     Vec64 index;
     for (int i = 0; i < VEC_LANES64; i++) {
@@ -252,4 +277,6 @@ static inline void attention_check(const AttentionShape *s) {
     ensure(s->groups > 0 && s->heads % s->groups == 0, "%d heads in %d groups", s->heads, s->groups);
     ensure(s->scale > 0, "scale %g", (double)s->scale);
     ensure(s->dropout >= 0 && s->dropout < 1, "dropout %g", (double)s->dropout);
+    ensure(s->queries < 1 << 29 && s->keys < 1 << 29 && s->offset >= -(1 << 29) && s->offset + s->queries <= 1 << 29,
+           "%lld queries from %lld on, %lld keys", (long long)s->queries, (long long)s->offset, (long long)s->keys);
 }

@@ -8,7 +8,7 @@
 // A task is a (sequence, group): its blocks of queries in order, each against its blocks of keys in order, so that dK and dV
 // are summed in the same order whatever the threads. More threads than groups times sequences would idle.
 //
-// Scratch of a thread: keys, values and their gradients of one group, 4 T D floats (padded), and 5 BLOCK D + 3 BLOCK^2.
+// Scratch of a thread: keys, values and their gradients of one group, 4 Tk D floats (padded), and 5 BLOCK D + 3 BLOCK^2.
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/cpu.h"
 
@@ -19,7 +19,7 @@ typedef struct BackwardWork {
 } BackwardWork;
 
 typedef struct BackwardRoom {
-    float *keys, *values, *dkeys, *dvalues;  // [T][padded]
+    float *keys, *values, *dkeys, *dvalues;  // [Tk][padded]
     float *query_t, *dout_t;                 // [padded][BLOCK]: transposed
     float *query, *dout, *dquery;            // [BLOCK][padded]
     float *scores, *dscores, *steep;         // [BLOCK][BLOCK]: key, query; steep: the soft-cap's derivative
@@ -27,7 +27,7 @@ typedef struct BackwardRoom {
 } BackwardRoom;
 
 static BackwardRoom backward_room(const AttentionShape *s, Scratch *scratch) {
-    int64_t padded = round_up(s->head_width, VEC_LANES), rows = round_up(s->length, 2);
+    int64_t padded = round_up(s->head_width, VEC_LANES), rows = round_up(s->keys, 2);
     BackwardRoom room = {
         .keys = scratch_take(scratch, rows * padded),
         .values = scratch_take(scratch, rows * padded),
@@ -102,7 +102,7 @@ VEC_INLINE void gradient_vector(const BackwardRoom *room, const Queries *q, cons
     Sight sight = masked ? sight_of(q, p, v) : (Sight){0};
     int64_t keys = pair_keys(p, v);
     ProbabilityDropout draw = *dropout;
-    Vec64 index = dropout_indices(&draw, q->begin + v * VEC_LANES) + (uint64_t)p->key;
+    Vec64 index = dropout_indices(&draw, q->position + v * VEC_LANES) + (uint64_t)p->key;
     for (int64_t k = 0; k < keys; k++) {
         Vec score = vec_load(scores + k * BLOCK), dp = vec_load(dscores + k * BLOCK);
         Vec power = (score * unit.most - lse) + (score * unit.rest - rest);
@@ -145,16 +145,17 @@ static void gradient_capped(const BackwardRoom *room, const Pair *p) {
 // One block of queries of one head.
 static void backward_block(const AttentionBackward *a, const BackwardRoom *room, const Queries *q, int64_t b, int64_t h) {
     const AttentionShape *s = &a->shape;
-    int64_t width = s->head_width, padded = round_up(width, VEC_LANES), stride = (s->heads + 2 * s->groups) * width;
-    int64_t in = (b * s->length + q->begin) * stride + h * width, out = ((b * s->length + q->begin) * s->heads + h) * width;
+    int64_t width = s->head_width, padded = round_up(width, VEC_LANES), stride = a->in.q_stride.token;
+    int64_t out = ((b * s->queries + q->begin) * s->heads + h) * width;
     int64_t out_stride = s->heads * width, columns = round_up(q->count, VEC_LANES);
-    const float *query = (const float *)a->qkv + in, *dout = (const float *)a->dout + out;
+    const float *query = (const float *)a->in.q + b * a->in.q_stride.sequence + q->begin * stride + h * width;
+    const float *dout = (const float *)a->dout + out;
     block_transpose(q->count, columns, width, query, stride, room->query_t, BLOCK);
     block_transpose(q->count, columns, width, dout, out_stride, room->dout_t, BLOCK);
     block_copy(q->count, width, query, stride, room->query);
     block_copy(q->count, width, dout, out_stride, room->dout);
     row_products(q->count, width, dout, (const float *)a->out + out, out_stride, room->delta);
-    const float *lse = a->lse + (b * s->heads + h) * s->length + q->begin;
+    const float *lse = a->lse + (b * s->heads + h) * s->queries + q->begin;
     for (int64_t i = 0; i < columns; i++) {
         Split exact = split(i < q->count ? (double)lse[i] * log2_e : 0);
         room->lse[i] = exact.most;
@@ -164,7 +165,7 @@ static void backward_block(const AttentionBackward *a, const BackwardRoom *room,
     ProbabilityDropout dropout = dropout_of(s, b, h);
     ScoreRule rule = score_rule(s->scale, s->softcap, s->slopes, h);
     Split unit = split(rule.on ? log2_e : (double)s->scale * log2_e);
-    for (int64_t key = q->first_block; key <= q->begin; key += BLOCK) {
+    for (int64_t key = q->first_block; key < q->end; key += BLOCK) {
         Pair p = pair_of(q, key);
         int64_t at = key * padded;
         pair_scores(&p, width, room->keys + at, room->query_t, room->scores);
@@ -178,7 +179,9 @@ static void backward_block(const AttentionBackward *a, const BackwardRoom *room,
         pair_to_keys(&p, padded, room->dscores, room->query, room->dkeys + at);
         pair_to_queries(&p, padded, room->dscores, room->keys + at, room->dquery);
     }
-    scaled_rows(q->count, width, s->scale, room->dquery, (float *)a->dqkv + in, stride);
+    HeadStrides to = a->gradients.q_stride;
+    scaled_rows(q->count, width, s->scale, room->dquery,
+                (float *)a->gradients.q + b * to.sequence + q->begin * to.token + h * width, to.token);
 }
 
 static void backward_task(void *context, int64_t task, int thread) {
@@ -186,29 +189,30 @@ static void backward_task(void *context, int64_t task, int thread) {
     const AttentionBackward *a = w->a;
     const AttentionShape *s = &a->shape;
     int64_t g = task % s->groups, b = task / s->groups, share = s->heads / s->groups, width = s->head_width;
-    int64_t stride = (s->heads + 2 * s->groups) * width, padded = round_up(width, VEC_LANES);
+    int64_t padded = round_up(width, VEC_LANES), keys = sequence_keys(s, b);
     Scratch scratch = {(float *)(void *)(w->scratch + (size_t)thread * w->scratch_bytes), 0};
     BackwardRoom room = backward_room(s, &scratch);
-    int64_t to_keys = b * s->length * stride + (s->heads + g) * width, to_values = to_keys + s->groups * width;
-    block_copy(s->length, width, (const float *)a->qkv + to_keys, stride, room.keys);
-    block_copy(s->length, width, (const float *)a->qkv + to_values, stride, room.values);
-    size_t bytes = (size_t)(round_up(s->length, 2) * padded) * sizeof(float);
+    const AttentionRows *in = &a->in, *to = &a->gradients;
+    block_copy(keys, width, (const float *)in->k + b * in->k_stride.sequence + g * width, in->k_stride.token, room.keys);
+    block_copy(keys, width, (const float *)in->v + b * in->v_stride.sequence + g * width, in->v_stride.token, room.values);
+    size_t bytes = (size_t)(round_up(s->keys, 2) * padded) * sizeof(float);
     memset(room.dkeys, 0, bytes);
     memset(room.dvalues, 0, bytes);
-    for (int64_t begin = 0; begin < s->length; begin += BLOCK) {
-        Queries q = queries_at(s, a->first + b * s->length, begin);
+    for (int64_t begin = 0; begin < s->queries; begin += BLOCK) {
+        Queries q = queries_at(s, b, begin);
         for (int64_t h = g * share; h < (g + 1) * share; h++) {
             backward_block(a, &room, &q, b, h);
         }
     }
-    scaled_rows(s->length, width, s->scale, room.dkeys, (float *)a->dqkv + to_keys, stride);
-    scaled_rows(s->length, width, 1.0f, room.dvalues, (float *)a->dqkv + to_values, stride);
+    scaled_rows(s->keys, width, s->scale, room.dkeys, (float *)to->k + b * to->k_stride.sequence + g * width,
+                to->k_stride.token);
+    scaled_rows(s->keys, width, 1.0f, room.dvalues, (float *)to->v + b * to->v_stride.sequence + g * width, to->v_stride.token);
 }
 
 void CPU_NAME(cpu_attention_backward)(Device *device, const AttentionBackward *a) {
     const AttentionShape *s = &a->shape;
     attention_check(s);
-    if (s->batch == 0 || s->length == 0) {
+    if (s->batch == 0 || (s->queries == 0 && s->keys == 0)) {
         return;
     }
     Scratch scratch = {0};

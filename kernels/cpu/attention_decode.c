@@ -1,4 +1,5 @@
-// Attention of one new token per sequence over a cache of keys and values: a running softmax over chunks of keys.
+// Attention of one query per sequence over a cache of keys and values, a body of attention_forward: a running softmax over
+// chunks of keys.
 //
 // A task is a (sequence, group); all heads of the group use a chunk of the cache while it is near. The cache is read once, so
 // memory bandwidth is the limit.
@@ -43,8 +44,9 @@ static void add_values(const float *weights, int64_t keys, const float *values, 
 
 // The next BLOCK keys (or fewer) for one head, the first of them `distance` tokens behind the query. most and sum run along, in
 // units of log2.
-static void decode_chunk(const float *query, const float *keys, const float *values, int64_t stride, int64_t width,
-                         int64_t count, int64_t distance, const ScoreRule *rule, float *most, float *sum, float *out) {
+static void decode_chunk(const float *query, const float *keys, int64_t stride, const float *values, int64_t value_stride,
+                         int64_t width, int64_t count, int64_t distance, const ScoreRule *rule, float *most, float *sum,
+                         float *out) {
     float scores[BLOCK], unit = (float)(rule->on ? log2_e : (double)rule->scale * log2_e);
     Vec greatest = vec_set(*most);
     for (int64_t k = 0; k < count; k += VEC_LANES) {
@@ -70,32 +72,37 @@ static void decode_chunk(const float *query, const float *keys, const float *val
     }
     *most = now;
     *sum = *sum * shrink + vec_sum(total);
-    add_values(scores, count, values, stride, width, shrink, out);
+    add_values(scores, count, values, value_stride, width, shrink, out);
 }
 
 static void decode_task(void *context, int64_t task, int thread) {
-    const AttentionDecode *a = context;
-    int64_t g = task % a->groups, b = task / a->groups, share = a->heads / a->groups, width = a->head_width;
-    int64_t stride = a->groups * width, start = b * a->capacity * stride + g * width;
-    const float *keys = (const float *)a->keys + start, *values = (const float *)a->values + start;
-    int64_t length = a->lengths[b], begin = a->window > 0 && a->window < length ? length - a->window : 0;
+    (void)thread;
+    const AttentionForward *a = context;
+    const AttentionShape *s = &a->shape;
+    HeadStrides key = a->in.k_stride, value = a->in.v_stride;
+    int64_t g = task % s->groups, b = task / s->groups, share = s->heads / s->groups, width = s->head_width;
+    const float *keys = (const float *)a->in.k + b * key.sequence + g * width;
+    const float *values = (const float *)a->in.v + b * value.sequence + g * width;
+    int64_t length = sequence_keys(s, b), begin = first_key(s, b, 0);
     for (int64_t h = g * share; h < (g + 1) * share; h++) {
-        const float *query = (const float *)a->q + b * a->q_stride + h * width;
-        float *out = (float *)a->out + (b * a->heads + h) * width;
+        const float *query = (const float *)a->in.q + b * a->in.q_stride.sequence + h * width;
+        float *out = (float *)a->out + (b * s->heads + h) * width;
         float most = -1e30f, sum = 0;
         memset(out, 0, (size_t)width * sizeof *out);
-        ScoreRule rule = score_rule(a->scale, a->softcap, a->slopes, h);
+        ScoreRule rule = score_rule(s->scale, s->softcap, s->slopes, h);
         for (int64_t k = begin; k < length; k += BLOCK) {
-            decode_chunk(query, keys + k * stride, values + k * stride, stride, width, least_of(BLOCK, length - k),
-                         length - 1 - k, &rule, &most, &sum, out);
+            decode_chunk(query, keys + k * key.token, key.token, values + k * value.token, value.token, width,
+                         least_of(BLOCK, length - k), length - 1 - k, &rule, &most, &sum, out);
         }
-        for (int64_t d = 0; d < width; d++) {
+        for (int64_t d = 0; d < width && sum > 0; d++) {
             out[d] /= sum;
+        }
+        if (a->lse != NULL) {
+            a->lse[b * s->heads + h] = sum > 0 ? most * ln_2 + logf(sum) : -INFINITY;
         }
     }
 }
 
-void CPU_NAME(cpu_attention_decode)(Device *device, const AttentionDecode *a) {
-    ensure(a->groups > 0 && a->heads % a->groups == 0, "%d heads in %d groups", a->heads, a->groups);
-    threads_run(device->pool, a->batch * a->groups, decode_task, (void *)(uintptr_t)a);
+void CPU_NAME(cpu_attention_decode)(Device *device, const AttentionForward *a) {
+    threads_run(device->pool, a->shape.batch * a->shape.groups, decode_task, (void *)(uintptr_t)a);
 }

@@ -24,8 +24,9 @@ void CPU_NAME(cpu_matmul_forward)(Device *device, const MatmulForward *a);
 void CPU_NAME(cpu_matmul_backward_input)(Device *device, const MatmulBackwardInput *a);
 void CPU_NAME(cpu_matmul_backward_weight)(Device *device, const MatmulBackwardWeight *a);
 void CPU_NAME(cpu_attention_forward)(Device *device, const AttentionForward *a);
+void CPU_NAME(cpu_attention_decode)(Device *device, const AttentionForward *a);  // a body of attention_forward
 void CPU_NAME(cpu_attention_backward)(Device *device, const AttentionBackward *a);
-void CPU_NAME(cpu_attention_decode)(Device *device, const AttentionDecode *a);
+void CPU_NAME(cpu_attention_merge)(Device *device, const AttentionMerge *a);
 void CPU_NAME(cpu_norm_forward)(Device *device, const NormForward *a);
 void CPU_NAME(cpu_norm_backward)(Device *device, const NormBackward *a);
 void CPU_NAME(cpu_rotary)(Device *device, const Rotary *a);

@@ -12,7 +12,7 @@ const Operations CPU_NAME(cpu_operations) = {
     ROW(matmul_backward_weight),
     ROW(attention_forward),
     ROW(attention_backward),
-    ROW(attention_decode),
+    ROW(attention_merge),
     ROW(norm_forward),
     ROW(norm_backward),
     ROW(rotary),

@@ -5,9 +5,12 @@
 //
 //   score      z = scale q.k; z = c tanh(z / c) with a soft-cap; z += slope[h] (k - q) with slopes. In units of log2 (times
 //              log2 e), so that the exponential is one instruction: p = 2^(z - max).
-//   sight      query q sees the keys attention_least(q) .. q. attention_least does not decrease with q (neither first[] nor the
-//              window's edge does), and all skipping of blocks rests on that: the keys that a block of queries needs begin at
-//              the least of its first row; the queries that a block of keys needs end where the least passes its last key.
+//   place      query t of a sequence stands at position t + attention_offset; rows are numbers of queries, q is a position.
+//   sight      a query sees the keys attention_least .. q, as far as there are such. attention_least does not decrease with the
+//              query (neither first[] nor the window's edge does), and all skipping of blocks rests on that: the keys that a
+//              block of queries needs begin at the least of its first row; the queries that a block of keys needs end where the
+//              least passes its last key. A block always meets one other, if only to find everything masked: so rows that see
+//              nothing need no code of their own but the division by their sum of 0.
 //   dropout    a function of (seed, stream, sample, head, q, k) alone, so every body, block shape and pass draws the same.
 #pragma once
 
@@ -15,35 +18,49 @@
 
 namespace BACKEND {
 
-// One launch, by value in the kernels' parameters. Lengths are below 2^31.
+// What no position exceeds.
+enum { ATTENTION_FAR = 1 << 29 };
+
+// One launch, by value in the kernels' parameters.
 struct AttentionPlan {
-    int batch, length, heads, groups, share, width;  // share: query heads of a group
-    int window;                                      // `length` where there is none
-    float scale, scale_log2;                         // scale * log2 e
-    bool modified;                                   // softcap or slopes: the score is not just scale q.k
-    float cap, cap_in, cap_log2;                     // the soft-cap c (0: none), scale / c, c * log2 e
-    const float *slopes;                             // [H] or NULL
-    const int32_t *first;                            // [B,T]
+    int batch, queries, keys, heads, groups, share, width;  // share: query heads of a group
+    int offset;                                             // where there are no key_lengths
+    int window;                                             // ATTENTION_FAR where there is none
+    const int32_t *key_lengths;                             // [B] or NULL
+    HeadStrides q_stride, k_stride, v_stride;               // of the inputs
+    float scale, scale_log2;                                // scale * log2 e
+    bool modified;                                          // softcap or slopes: the score is not just scale q.k
+    float cap, cap_in, cap_log2;                            // the soft-cap c (0: none), scale / c, c * log2 e
+    const float *slopes;                                    // [H] or NULL
+    const int32_t *first;                                   // [B,Tq] or NULL
     bool dropout;
     uint32_t threshold;  // kept where the word is not less
     float keep_scale;    // 1 / (1 - dropout)
     uint64_t seed, stream, first_head;
+    int key_first, length;  // of the whole sequence
 };
 
-static inline AttentionPlan attention_plan(const AttentionShape *s, const int32_t *first) {
+static inline AttentionPlan attention_plan(const AttentionShape *s, const AttentionRows *in) {
     ensure(s->groups > 0 && s->heads % s->groups == 0, "%d heads in %d groups", s->heads, s->groups);
     ensure(s->scale > 0, "scale %g", (double)s->scale);
     ensure(s->dropout >= 0 && s->dropout < 1, "dropout %g", (double)s->dropout);
-    ensure(s->length < INT32_MAX - 1024 && s->batch <= INT32_MAX, "a batch too large");
+    ensure(s->queries < ATTENTION_FAR && s->keys < ATTENTION_FAR && s->batch <= INT32_MAX, "a batch too large");
+    ensure(s->offset >= -ATTENTION_FAR && s->offset + s->queries <= ATTENTION_FAR, "offset %lld", (long long)s->offset);
     const double log2_e = 1.4426950408889634;
     AttentionPlan p = {};
     p.batch = (int)s->batch;
-    p.length = (int)s->length;
+    p.queries = (int)s->queries;
+    p.keys = (int)s->keys;
+    p.offset = (int)s->offset;
+    p.key_lengths = s->key_lengths;
+    p.q_stride = in->q_stride;
+    p.k_stride = in->k_stride;
+    p.v_stride = in->v_stride;
     p.heads = s->heads;
     p.groups = s->groups;
     p.share = s->heads / s->groups;
     p.width = s->head_width;
-    p.window = s->window > 0 && s->window < s->length ? (int)s->window : p.length;
+    p.window = s->window > 0 && s->window < ATTENTION_FAR ? (int)s->window : ATTENTION_FAR;
     p.scale = s->scale;
     p.scale_log2 = (float)((double)s->scale * log2_e);
     p.modified = s->softcap > 0 || s->slopes != NULL;
@@ -51,7 +68,7 @@ static inline AttentionPlan attention_plan(const AttentionShape *s, const int32_
     p.cap_in = s->softcap > 0 ? (float)((double)s->scale / (double)s->softcap) : 0;
     p.cap_log2 = (float)((double)s->softcap * log2_e);
     p.slopes = s->slopes;
-    p.first = first;
+    p.first = s->first;
     p.dropout = s->dropout > 0;
     double words = (double)s->dropout * 4294967296.0;  // exact; the least whole number that is not less
     uint64_t whole = (uint64_t)words;
@@ -60,33 +77,25 @@ static inline AttentionPlan attention_plan(const AttentionShape *s, const int32_
     p.seed = s->seed;
     p.stream = s->stream;
     p.first_head = s->first_sample * (uint64_t)s->heads;
+    ensure(s->key_first >= 0 && s->key_first <= ATTENTION_FAR && s->length <= ATTENTION_FAR, "a sequence too long");
+    p.key_first = (int)s->key_first;
+    p.length = (int)(s->length > 0 ? s->length : s->keys);
     return p;
 }
 
-// The same of a new token against a cache, for scores alone: sight is 0 .. lengths[b] - 1 there, less the window.
-static inline AttentionPlan attention_plan_of(const AttentionDecode *a) {
-    AttentionShape s = {};
-    s.batch = a->batch;
-    s.length = 1;
-    s.heads = a->heads;
-    s.groups = a->groups;
-    s.head_width = a->head_width;
-    s.scale = a->scale;
-    s.softcap = a->softcap;
-    s.slopes = a->slopes;
-    return attention_plan(&s, NULL);
-}
-// The first key that the last of `length` tokens sees.
-__device__ __forceinline__ int attention_decode_least(int length, int64_t window) {
-    return window > 0 && window < length ? length - (int)window : 0;
+// True where the bodies of 16-bit types can load these rows: whole chunks of 16 bytes, aligned, and heads of up to 256 columns;
+// and there are some.
+static inline bool attention_packs(const Card *card, const AttentionShape *s, const AttentionRows *rows) {
+    int64_t odd = s->head_width | rows->q_stride.token | rows->q_stride.sequence | rows->k_stride.token |
+                  rows->k_stride.sequence | rows->v_stride.token | rows->v_stride.sequence;
+    int64_t far = rows->q_stride.token | rows->k_stride.token | rows->v_stride.token;
+    return card->device.type != TYPE_FP32 && far <= INT32_MAX && s->queries > 0 && s->keys > 0 && odd % 8 == 0 &&
+           s->head_width <= 256 && aligned_16(rows->q) && aligned_16(rows->k) && aligned_16(rows->v);
 }
 
-// Elements from token to token of qkv, and from its start to the head's part of the first token of sequence b.
-__host__ __device__ __forceinline__ int64_t attention_row(const AttentionPlan &p) {
-    return (int64_t)(p.heads + 2 * p.groups) * p.width;
-}
-__device__ __forceinline__ int64_t attention_part(const AttentionPlan &p, int b, int part) {
-    return (int64_t)b * p.length * attention_row(p) + (int64_t)part * p.width;
+// Elements from a tensor's start to the head's part of the first token of sequence b.
+__device__ __forceinline__ int64_t attention_part(const AttentionPlan &p, HeadStrides stride, int b, int head) {
+    return (int64_t)b * stride.sequence + (int64_t)head * p.width;
 }
 
 // ---- The score, in units of log2
@@ -127,27 +136,42 @@ __device__ __forceinline__ float attention_score(const AttentionPlan &p, float s
 
 // ---- Sight
 
-// The first key that query q of sequence b sees. Rows from `length` on (padding of a block) see what the last row does.
-__device__ __forceinline__ int attention_least(const AttentionPlan &p, int b, int q) {
-    q = q < p.length ? q : p.length - 1;
-    int least = p.first[(int64_t)b * p.length + q], edge = q - p.window + 1;
-    return least > edge ? least : edge;
+// The keys of sequence b, and the position of its query 0. ALIKE: there are no key_lengths, said where registers are scarce.
+template <bool ALIKE = false> __device__ __forceinline__ int attention_keys(const AttentionPlan &p, int b) {
+    return !ALIKE && p.key_lengths != NULL ? p.key_lengths[b] : p.keys;
+}
+template <bool ALIKE = false> __device__ __forceinline__ int attention_offset(const AttentionPlan &p, int b) {
+    return !ALIKE && p.key_lengths != NULL ? p.key_lengths[b] - p.queries : p.offset;
 }
 
-// Blocks begin .. end - 1 meet; of these whole_begin .. whole_end - 1 (perhaps none) need no mask.
+// The first key that row `row` of sequence b sees, 0 .. Tk. Rows from Tq on (padding of a block) see what the last row does.
+template <bool ALIKE = false> __device__ __forceinline__ int attention_least(const AttentionPlan &p, int b, int row) {
+    row = row < p.queries ? row : p.queries - 1;
+    int least = p.first != NULL ? p.first[(int64_t)b * p.queries + row] : 0,
+        edge = row + attention_offset<ALIKE>(p, b) - p.window + 1;
+    least = least > edge ? least : edge;
+    least = least > 0 ? least : 0;
+    return least < p.keys ? least : p.keys;
+}
+
+// Blocks begin .. end - 1 meet, at least one; of these whole_begin .. whole_end - 1 (perhaps none) need no mask.
 struct AttentionBlocks {
     int begin, end, whole_begin, whole_end;
 };
 
-// The blocks of KEYS keys that the ROWS queries from `query` on need. Keys from `length` on are masked like later keys.
-template <int ROWS, int KEYS>
-__device__ __forceinline__ AttentionBlocks attention_key_blocks(const AttentionPlan &p, int b, int query) {
-    int last = query + ROWS < p.length ? query + ROWS - 1 : p.length - 1;
+// The blocks of KEYS keys that the ROWS queries from `row` on need.
+template <int ROWS, int KEYS, bool ALIKE = false>
+__device__ __forceinline__ AttentionBlocks attention_key_blocks(const AttentionPlan &p, int b, int row) {
+    int last = row + ROWS < p.queries ? row + ROWS - 1 : p.queries - 1;
+    int offset = attention_offset<ALIKE>(p, b), keys = attention_keys<ALIKE>(p, b);
+    int seen = last + offset + 1, all_see = row + offset + 1;  // behind the last key that some see, that all see
+    seen = seen < keys ? seen : keys;
+    all_see = all_see < keys ? all_see : keys;
     AttentionBlocks blocks;
-    blocks.begin = attention_least(p, b, query) / KEYS;
-    blocks.end = last / KEYS + 1;
-    blocks.whole_begin = (attention_least(p, b, last) + KEYS - 1) / KEYS;
-    blocks.whole_end = (query + 1) / KEYS;
+    blocks.begin = attention_least<ALIKE>(p, b, row) / KEYS;
+    blocks.end = seen > blocks.begin * KEYS ? (seen - 1) / KEYS + 1 : blocks.begin + 1;
+    blocks.whole_begin = (attention_least<ALIKE>(p, b, last) + KEYS - 1) / KEYS;
+    blocks.whole_end = all_see > 0 ? all_see / KEYS : 0;
     return blocks;
 }
 
@@ -169,16 +193,19 @@ __device__ __forceinline__ int attention_blind(const AttentionPlan &p, int b, in
     return from;
 }
 
-// The blocks of ROWS queries that need the KEYS keys from `key` on. Queries from `length` on are not masked: give them a
-// log-sum-exp of infinity.
+// The blocks of ROWS queries that need the KEYS keys from `key` on. Queries from Tq on are not masked: give them a log-sum-exp
+// of infinity. Neither are keys from Tk on: what they get is nobody's.
 template <int ROWS, int KEYS>
 __device__ __forceinline__ AttentionBlocks attention_query_blocks(const AttentionPlan &p, int b, int key) {
-    int all = (p.length + ROWS - 1) / ROWS, last = key + KEYS < p.length ? key + KEYS - 1 : p.length - 1;
+    int all = (p.queries + ROWS - 1) / ROWS, keys = attention_keys(p, b), last = key + KEYS < keys ? key + KEYS - 1 : keys - 1;
+    int own = key - attention_offset(p, b), own_last = own + KEYS - 1;  // the rows that stand at the first and last key
     AttentionBlocks blocks;
-    blocks.begin = key / ROWS;
+    blocks.begin = own > 0 ? own / ROWS : 0;
+    blocks.begin = blocks.begin < all ? blocks.begin : all - 1;
     blocks.end = attention_blind<ROWS>(p, b, 0, last, blocks.begin, all);
-    blocks.whole_begin = (key + KEYS - 1 + ROWS - 1) / ROWS;
+    blocks.whole_begin = own_last > 0 ? (own_last + ROWS - 1) / ROWS : 0;
     blocks.whole_end = attention_blind<ROWS>(p, b, ROWS - 1, key, blocks.begin, blocks.end);
+    blocks.end = blocks.end > blocks.begin ? blocks.end : blocks.begin + 1;
     return blocks;
 }
 
@@ -207,19 +234,19 @@ static inline int attention_near(int64_t bytes) {
 
 // ---- Dropout
 
-// The index of (q = 0, k = 0) of a head; that of (q, k) is q * length + k more.
+// The index of the first position's query and key of a head; those of others are less than length^2 more.
 __device__ __forceinline__ uint64_t attention_draws(const AttentionPlan &p, int b, int h) {
     return (p.first_head + (uint64_t)b * (uint64_t)p.heads + (uint64_t)h) * (uint64_t)p.length * (uint64_t)p.length;
 }
 // The factor of a probability: 0 or 1 / (1 - dropout).
 __device__ __forceinline__ float attention_kept(const AttentionPlan &p, uint64_t draws, int q, int k) {
-    uint64_t index = draws + (uint64_t)q * (uint64_t)p.length + (uint64_t)k;
+    uint64_t index = draws + (uint64_t)(q + p.key_first) * (uint64_t)p.length + (uint64_t)(k + p.key_first);
     return philox(p.seed, p.stream, index).word[0] >= p.threshold ? p.keep_scale : 0.0f;
 }
 
 // ---- Bodies
 
-// delta[B,H,T] = sum over d of dout out, in fp32: what the backward pass needs of a query's row beside its log-sum-exp.
+// delta[B,H,Tq] = sum over d of dout out, in fp32: what the backward pass needs of a query's row beside its log-sum-exp.
 void attention_delta(Card *card, const AttentionBackward *a, float *delta);
 
 // Hopper's bodies: false where they do not apply to this launch (then nothing was done).
@@ -230,10 +257,12 @@ bool attention_backward_sm90(Card *card, const AttentionBackward *a);
 // train.
 void attention_forward_plain(Card *card, const AttentionForward *a);
 void attention_backward_plain(Card *card, const AttentionBackward *a, const float *delta);
-void attention_decode_plain(Card *card, const AttentionDecode *a);
 
 // The portable bodies on tensor cores; false for types, widths and addresses that they do not take.
 bool attention_forward_sm80(Card *card, const AttentionForward *a);
 bool attention_backward_sm80(Card *card, const AttentionBackward *a, const float *delta);
+
+// One query a sequence at the end of its keys, 16-bit types, without dropout; false for others.
+bool attention_decode(Card *card, const AttentionForward *a);
 
 }  // namespace BACKEND

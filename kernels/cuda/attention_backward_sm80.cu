@@ -19,7 +19,7 @@
 // a scheduler that promises progress; Hopper's body may do that. Heads wider than 128 have no room in registers for both dK and
 // dV and take a pass for each (8 products).
 //
-// Shared memory: 80 KiB for D = 128, 96 KiB for D = 256. Writes all three parts of dqkv (=).
+// Shared memory: 80 KiB for D = 128, 96 KiB for D = 256. Writes dq, dk and dv (=).
 #include "kernels/cuda/attention_sm80.h"
 
 namespace BACKEND {
@@ -37,16 +37,18 @@ template <int D, Role ROLE> struct BackwardTile {
 };
 
 // What the kernel knows of a query beside its row: the log-sum-exp in units of log2, delta, and the first key it sees. Rows
-// beyond the end get probabilities of 0.
+// beyond the end and those that see nothing get probabilities of 0.
 struct QueryFacts {
     float lse, delta;
     int least;
 };
 __device__ __forceinline__ QueryFacts query_facts(const AttentionPlan &p, const float *lse, const float *delta, int b, int h,
-                                                  int q) {
-    int64_t at = ((int64_t)b * p.heads + h) * p.length + q;
-    bool valid = q < p.length;
-    return QueryFacts{valid ? lse[at] * 1.4426950408889634f : INFINITY, valid ? delta[at] : 0.0f, attention_least(p, b, q)};
+                                                  int row) {
+    int64_t at = ((int64_t)b * p.heads + h) * p.queries + row;
+    bool valid = row < p.queries;
+    float sum = valid ? lse[at] : INFINITY;
+    return QueryFacts{sum > -INFINITY ? sum * 1.4426950408889634f : INFINITY, valid ? delta[at] : 0.0f,
+                      attention_least(p, b, row)};
 }
 
 // s := P Z and dp := dS, where every query sees every key and nothing changes the score.
@@ -65,10 +67,10 @@ __device__ __forceinline__ void weights_whole(float unit, const QueryFacts (&of_
     }
 }
 
-// The same in every other case. `row` and `column` are those of this thread's first score; least, lse and delta are those of
-// columns from this thread's first on.
+// The same in every other case. `row` and `column` are the position and the key of this thread's first score, or the other way
+// round; least, lse and delta are those of columns from this thread's first on. There are `keys` keys.
 template <bool KEYS, int N>
-__device__ __forceinline__ void weights_any(const AttentionPlan &p, float slope, uint64_t draws, int row, int column,
+__device__ __forceinline__ void weights_any(const AttentionPlan &p, float slope, uint64_t draws, int row, int column, int keys,
                                             const QueryFacts (&of_row)[2], const int *least, const float *lse,
                                             const float *delta, float (&s)[N][4], float (&dp)[N][4]) {
     uint32_t kept = p.dropout ? tile_kept<N, KEYS>(p, draws, row, column) : 0xFFFFFFFFu;
@@ -77,22 +79,66 @@ __device__ __forceinline__ void weights_any(const AttentionPlan &p, float slope,
     for (int n = 0; n < N; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
+            float d = KEYS ? delta[8 * n + i % 2] : of_row[i / 2].delta;
+            dp[n][i] = dp[n][i] * (kept >> (4 * n + i) & 1 ? keep : 0.0f) - d;
+        }
+    }
+    if (p.cap > 0) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float derivative;
+                s[n][i] = attention_capped(p, s[n][i], &derivative);
+                dp[n][i] *= derivative;
+            }
+        }
+    } else {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[n][i] *= p.scale_log2;
+            }
+        }
+    }
+    if (p.slopes != NULL) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int r = row + i / 2 * 8, c = column + 8 * n + i % 2, q = KEYS ? c : r, k = KEYS ? r : c;
+                s[n][i] += slope * (float)(k - q);
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
             int r = row + i / 2 * 8, c = column + 8 * n + i % 2, q = KEYS ? c : r, k = KEYS ? r : c;
-            float l = KEYS ? lse[8 * n + i % 2] : of_row[i / 2].lse, d = KEYS ? delta[8 * n + i % 2] : of_row[i / 2].delta;
+            float l = KEYS ? lse[8 * n + i % 2] : of_row[i / 2].lse;
             int first = KEYS ? least[8 * n + i % 2] : of_row[i / 2].least;
-            float derivative, power = attention_score(p, slope, s[n][i], q, k, &derivative) - l;
-            float probability = k >= first && k <= q ? exp2_fast(power) : 0.0f;
-            float factor = kept >> (4 * n + i) & 1 ? keep : 0.0f;
-            s[n][i] = probability * factor;
-            dp[n][i] = probability * (dp[n][i] * factor - d) * derivative;
+            float probability = k >= first && k <= q && (KEYS || k < keys) ? exp2_fast(s[n][i] - l) : 0.0f;
+            s[n][i] = kept >> (4 * n + i) & 1 ? probability * keep : 0.0f;
+            dp[n][i] *= probability;
         }
     }
 }
 
+template <typename T> struct BackwardTensors {
+    const T *q, *k, *v, *dout;
+    const float *lse, *delta;
+};
+// Of a role: dq or dk, and dv.
+template <typename T> struct BackwardResults {
+    T *first, *second;
+    HeadStrides first_stride, second_stride;
+};
+
 template <typename T, int D, Role ROLE>
 __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_backward_kernel(const AttentionPlan p, int near, const T *qkv, const T *dout, const float *lse,
-                              const float *delta, T *dqkv) {
+    attention_backward_kernel(const AttentionPlan p, int near, const BackwardTensors<T> t, const BackwardResults<T> to) {
     typedef BackwardTile<D, ROLE> Shape;
     const int ROWS = Shape::ROWS, COLUMNS = Shape::COLUMNS, N = COLUMNS / 8;
     DYNAMIC_SHARED(memory);
@@ -102,33 +148,38 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
     int *column_least = (int *)(column_delta + COLUMNS);
 
     int parts = Shape::KEYS ? p.groups : p.heads;
-    AttentionPlace place = attention_place(blockIdx.x, p.batch, parts, (p.length + ROWS - 1) / ROWS, near, !Shape::KEYS);
+    AttentionPlace place =
+        attention_place(blockIdx.x, p.batch, parts, ((Shape::KEYS ? p.keys : p.queries) + ROWS - 1) / ROWS, near, !Shape::KEYS);
     int b = place.b, rows = place.block * ROWS, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int h = Shape::KEYS ? place.head * p.share : place.head, group = h / p.share;
     int row = rows + warp * 16 + lane / 4, column = lane % 4 * 2;
-    int64_t stride = attention_row(p), out_stride = (int64_t)p.heads * p.width;
-    const T *keys = qkv + attention_part(p, b, p.heads + group), *values = keys + (int64_t)p.groups * p.width;
-    const T *queries = qkv + attention_part(p, b, h), *douts = dout + ((int64_t)b * p.length * p.heads + h) * p.width;
+    int out_stride = p.heads * p.width;
+    const T *keys = t.k + attention_part(p, p.k_stride, b, group), *values = t.v + attention_part(p, p.v_stride, b, group);
+    const T *queries = t.q + attention_part(p, p.q_stride, b, h);
+    const T *douts = t.dout + ((int64_t)b * p.queries * p.heads + h) * p.width;
+    int count = Shape::KEYS ? p.queries : attention_keys(p, b);  // of columns
     AttentionBlocks blocks =
         Shape::KEYS ? attention_query_blocks<COLUMNS, ROWS>(p, b, rows) : attention_key_blocks<ROWS, COLUMNS>(p, b, rows);
 
     // Tiles of the rows, and the columns' first one of the first step.
-    int left = p.length - rows;
+    int left = (Shape::KEYS ? attention_keys(p, b) : p.queries) - rows;
     if (Shape::KEYS) {
-        tile_load<T, ROWS, D>(row_tile, keys + rows * stride, stride, left, p.width);
-        tile_load<T, ROWS, D>(row_tile + Shape::ROW_TILE, values + rows * stride, stride, left, p.width);
+        tile_load<T, ROWS, D>(row_tile, keys + rows * p.k_stride.token, (int)p.k_stride.token, left, p.width);
+        tile_load<T, ROWS, D>(row_tile + Shape::ROW_TILE, values + rows * p.v_stride.token, (int)p.v_stride.token, left,
+                              p.width);
     } else {
-        tile_load<T, ROWS, D>(row_tile, queries + rows * stride, stride, left, p.width);
-        tile_load<T, ROWS, D>(row_tile + Shape::ROW_TILE, douts + rows * out_stride, out_stride, left, p.width);
+        tile_load<T, ROWS, D>(row_tile, queries + rows * p.q_stride.token, (int)p.q_stride.token, left, p.width);
+        tile_load<T, ROWS, D>(row_tile + Shape::ROW_TILE, douts + (int64_t)rows * out_stride, out_stride, left, p.width);
     }
     int at = blocks.begin * COLUMNS;
-    tile_load<T, COLUMNS, D>(column_first, (Shape::KEYS ? queries : keys) + at * stride, stride, p.length - at, p.width);
+    int stride = (int)(Shape::KEYS ? p.q_stride.token : p.k_stride.token);  // of the columns' first tile
+    tile_load<T, COLUMNS, D>(column_first, (Shape::KEYS ? queries : keys) + (int64_t)at * stride, stride, count - at, p.width);
     copy_async_commit();
 
     QueryFacts of_row[2] = {};
     if (!Shape::KEYS) {
-        of_row[0] = query_facts(p, lse, delta, b, h, row);
-        of_row[1] = query_facts(p, lse, delta, b, h, row + 8);
+        of_row[0] = query_facts(p, t.lse, t.delta, b, h, row);
+        of_row[1] = query_facts(p, t.lse, t.delta, b, h, row + 8);
     }
     float first[1][D / 8][4], second[1][D / 8][4], s[1][N][4], dp[1][N][4];
 #pragma unroll
@@ -146,23 +197,24 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         int next = j + 1 < blocks.end ? j + 1 : blocks.begin, next_share = next > j ? share : share + 1;
         bool more = next_share < (Shape::KEYS ? p.share : 1);
         at = j * COLUMNS;
+        b = (int)computed_anew((uint32_t)b);  // keep nothing that follows from it: registers are scarce
         copy_async_wait<0>();  // the columns' first tile is there, and nobody needs the second one before any more
         __syncthreads();
         uint32_t first_tile = column_first + stage * Shape::COLUMN_TILE;
-        const T *from = Shape::KEYS ? douts + share * p.width + at * out_stride : values + at * stride;
-        tile_load<T, COLUMNS, D>(column_second, from, Shape::KEYS ? out_stride : stride, p.length - at, p.width);
+        const T *from = Shape::KEYS ? douts + share * p.width + (int64_t)at * out_stride : values + at * p.v_stride.token;
+        tile_load<T, COLUMNS, D>(column_second, from, Shape::KEYS ? out_stride : p.v_stride.token, count - at, p.width);
         copy_async_commit();
-        from = (Shape::KEYS ? queries + next_share * p.width : keys) + next * COLUMNS * stride;
+        from = (Shape::KEYS ? queries + next_share * p.width : keys) + (int64_t)(next * COLUMNS) * stride;
         if (Shape::STAGES == 2) {
             stage ^= 1;
             if (more) {
-                tile_load<T, COLUMNS, D>(column_first + stage * Shape::COLUMN_TILE, from, stride, p.length - next * COLUMNS,
+                tile_load<T, COLUMNS, D>(column_first + stage * Shape::COLUMN_TILE, from, stride, count - next * COLUMNS,
                                          p.width);
             }
             copy_async_commit();
         }
         if (Shape::KEYS && (int)threadIdx.x < COLUMNS) {
-            QueryFacts facts = query_facts(p, lse, delta, b, h + share, at + (int)threadIdx.x);
+            QueryFacts facts = query_facts(p, t.lse, t.delta, b, h + share, at + (int)threadIdx.x);
             column_lse[threadIdx.x] = facts.lse;
             column_delta[threadIdx.x] = facts.delta;
             column_least[threadIdx.x] = facts.least;
@@ -173,9 +225,15 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         if constexpr (Shape::FIRST) {
             tile_scores<T, D, 1, N>(dp, rows_second, Tile<D>::right(column_second));
         }
-        if (p.modified || p.dropout || j < blocks.whole_begin || j >= blocks.whole_end) {
-            weights_any<Shape::KEYS, N>(p, attention_slope(p, h + share), attention_draws(p, b, h + share), row, at + column,
-                                        of_row, column_least + column, column_lse + column, column_delta + column, s[0], dp[0]);
+        // Before whole_begin: in the role of keys that is found again with less to keep.
+        bool early = Shape::KEYS ? at + attention_offset(p, b) < rows + ROWS - 1 : j < blocks.whole_begin;
+        if (p.modified || p.dropout || early || j >= blocks.whole_end) {
+            row = rows + warp * 16 + (int)computed_anew(threadIdx.x % 32) / 4;
+            int offset = attention_offset(p, b);
+            weights_any<Shape::KEYS, N>(p, attention_slope(p, h + share), attention_draws(p, b, h + share),
+                                        Shape::KEYS ? row : row + offset, Shape::KEYS ? at + column + offset : at + column,
+                                        count, of_row, column_least + column, column_lse + column, column_delta + column, s[0],
+                                        dp[0]);
         } else {
             weights_whole<Shape::KEYS, N>(p.scale_log2, of_row, column_lse + column, column_delta + column, s[0], dp[0]);
         }
@@ -191,7 +249,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         if (Shape::STAGES == 1) {
             __syncthreads();
             if (more) {
-                tile_load<T, COLUMNS, D>(column_first, from, stride, p.length - next * COLUMNS, p.width);
+                tile_load<T, COLUMNS, D>(column_first, from, stride, count - next * COLUMNS, p.width);
                 copy_async_commit();
             }
         }
@@ -202,31 +260,37 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
     // The rows' tiles have served: each warp writes by way of its own rows of them.
     unsigned char *own = memory + warp * 16 * Tile<D>::BYTES;
     int64_t token = rows + warp * 16;
-    left -= warp * 16;
+    left = (Shape::KEYS ? p.keys : p.queries) - rows - warp * 16;
     if (Shape::FIRST) {
         float factor[2] = {p.scale, p.scale};
-        T *to = dqkv + attention_part(p, b, Shape::KEYS ? p.heads + group : h) + token * stride;
-        tile_store<T, D>(first[0], factor, own, to, stride, left, p.width);
+        T *into = to.first + attention_part(p, to.first_stride, b, Shape::KEYS ? group : h) + token * to.first_stride.token;
+        tile_store<T, D>(first[0], factor, own, into, to.first_stride.token, left, p.width);
     }
     if (Shape::SECOND) {
         float factor[2] = {1, 1};
-        T *to = dqkv + attention_part(p, b, p.heads + p.groups + group) + token * stride;
-        tile_store<T, D>(second[0], factor, own, to, stride, left, p.width);
+        T *into = to.second + attention_part(p, to.second_stride, b, group) + token * to.second_stride.token;
+        tile_store<T, D>(second[0], factor, own, into, to.second_stride.token, left, p.width);
     }
 }
 
 template <typename T, int D, Role ROLE>
 static void backward_role(Card *card, const AttentionBackward *a, const AttentionPlan &p, const float *delta) {
     typedef BackwardTile<D, ROLE> Shape;
-    int64_t blocks = divide_up(p.length, Shape::ROWS), parts = Shape::KEYS ? p.groups : p.heads;
+    int64_t blocks = divide_up(Shape::KEYS ? p.keys : p.queries, Shape::ROWS), parts = Shape::KEYS ? p.groups : p.heads;
     // What stays in the cache: two columns of T rows for each head.
-    int near = attention_near((int64_t)p.length * p.width * 4 * (Shape::KEYS ? p.share : 1) / (Shape::KEYS ? 1 : p.share));
+    int near = attention_near((int64_t)(Shape::KEYS ? p.queries : p.keys) * p.width * 4 * (Shape::KEYS ? p.share : 1) /
+                              (Shape::KEYS ? 1 : p.share));
+    const AttentionRows *to = &a->gradients;
+    BackwardTensors<T> tensors = {
+        (const T *)a->in.q, (const T *)a->in.k, (const T *)a->in.v, (const T *)a->dout, a->lse, delta};
+    BackwardResults<T> results = {(T *)(Shape::KEYS ? to->k : to->q), (T *)to->v, Shape::KEYS ? to->k_stride : to->q_stride,
+                                  to->v_stride};
     launch(card, "attention_backward", attention_backward_kernel<T, D, ROLE>, dim3((unsigned)(blocks * p.batch * parts)),
-           ATTENTION_THREADS, Shape::SHARED_BYTES, p, near, (const T *)a->qkv, (const T *)a->dout, a->lse, delta, (T *)a->dqkv);
+           ATTENTION_THREADS, Shape::SHARED_BYTES, p, near, tensors, results);
 }
 
 template <typename T, int D> static void backward(Card *card, const AttentionBackward *a, const float *delta) {
-    AttentionPlan p = attention_plan(&a->shape, a->first);
+    AttentionPlan p = attention_plan(&a->shape, &a->in);
     if constexpr (D <= 128) {
         backward_role<T, D, DK_AND_DV>(card, a, p, delta);
     } else {
@@ -237,7 +301,7 @@ template <typename T, int D> static void backward(Card *card, const AttentionBac
 }
 
 bool attention_backward_sm80(Card *card, const AttentionBackward *a, const float *delta) {
-    if (!tile_takes(card, &a->shape, a->qkv, a->dout, a->dqkv)) {
+    if (!attention_packs(card, &a->shape, &a->in) || !attention_packs(card, &a->shape, &a->gradients) || !aligned_16(a->dout)) {
         return false;
     }
     if (card->device.type == TYPE_BF16) {

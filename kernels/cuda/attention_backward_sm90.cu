@@ -122,7 +122,8 @@ struct BackwardBarriers {
     }
 };
 
-// What all blocks of a launch share. T': the length rounded up to BACKWARD_PADDING.
+// What all blocks of a launch share. T': the queries rounded up to BACKWARD_PADDING. A key's own query is the row that stands
+// at it, which may lie before the first or behind the last.
 struct BackwardWork {
     AttentionPlan plan;
     int padded;        // T'
@@ -130,9 +131,9 @@ struct BackwardWork {
     bool any_order;    // nobody waits for a turn
     int *ticket;       // 0 at first
     int *turns;        // [B,H,T'/ROWS]: how many blocks of keys have added to dq
-    int *until;        // [B,T]: the last query that sees a key
-    float *lse;        // [B,H,T'] in units of log2, infinity from T on
-    float *delta;      // [B,H,T'], 0 from T on
+    int *until;        // [B,Tk]: the last query that sees a key; the one before its own where none does
+    float *lse;        // [B,H,T'] in units of log2, infinity from Tq on and where a query sees nothing
+    float *delta;      // [B,H,T'], 0 from Tq on
     float *dq;         // [B,H,T'/ROWS][PARTS][64 x 64]
 };
 
@@ -150,9 +151,13 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
     const int LANES = BackwardTile<D>::LANES;
     int64_t index = (int64_t)blockIdx.x * 256 + threadIdx.x, row = index / LANES;
     int64_t pairs = (int64_t)plan.batch * plan.heads, rows = pairs * work.padded;
-    if (index < (int64_t)plan.batch * plan.length) {
-        int b = (int)(index / plan.length), key = (int)(index % plan.length), from = key, to = plan.length - 1;
-        while (from < to) {  // the last query whose least is not above the key: there is one, the key's own
+    if (index < (int64_t)plan.batch * plan.keys) {
+        int b = (int)(index / plan.keys), key = (int)(index % plan.keys), own = key - plan.offset;
+        int from = own > 0 ? own : 0, to = plan.queries - 1;
+        if (from > to || attention_least(plan, b, from) > key) {
+            from = to = own - 1;
+        }
+        while (from < to) {  // the last query whose least is not above the key
             int middle = from + (to - from + 1) / 2;
             if (attention_least(plan, b, middle) <= key) {
                 from = middle;
@@ -171,8 +176,8 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
     int lane = (int)threadIdx.x % LANES, query = (int)(row % work.padded);
     int64_t pair = row / work.padded;
     float sum = 0;
-    if (row < rows && query < plan.length && lane * 8 < plan.width) {
-        int64_t at = ((pair / plan.heads * plan.length + query) * plan.heads + pair % plan.heads) * plan.width + lane * 8;
+    if (row < rows && query < plan.queries && lane * 8 < plan.width) {
+        int64_t at = ((pair / plan.heads * plan.queries + query) * plan.heads + pair % plan.heads) * plan.width + lane * 8;
         Pack<T> out = load_pack_once(in.out + at), dout = load_pack(in.dout + at);
         for (int i = 0; i < Pack<T>::COUNT; i++) {
             sum += to_float(out.at[i]) * to_float(dout.at[i]);
@@ -186,7 +191,8 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
     }
     if (lane == 0) {
         work.delta[row] = sum;
-        work.lse[row] = query < plan.length ? in.lse[pair * plan.length + query] * 1.4426950408889634f : INFINITY;
+        float sum = query < plan.queries ? in.lse[pair * plan.queries + query] : INFINITY;
+        work.lse[row] = sum > -INFINITY ? sum * 1.4426950408889634f : INFINITY;
     }
     if (lane * 8 < D) {
         float4 zero = {0, 0, 0, 0};
@@ -198,16 +204,21 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
 
 // ---- Which blocks of queries a block of keys meets
 
-// begin .. end - 1; from whole_begin to whole_end - 1 (perhaps none) without a mask.
+// begin .. end - 1, at least one; from whole_begin to whole_end - 1 (perhaps none) without a mask.
 template <int D> __device__ __forceinline__ AttentionBlocks backward_blocks(const BackwardWork &work, int b, int key) {
     const int ROWS = BackwardTile<D>::ROWS, KEYS = BackwardTile<D>::KEYS;
-    int length = work.plan.length, last = key + KEYS < length ? key + KEYS - 1 : length - 1;
-    const int *until = work.until + (int64_t)b * length;
+    int keys = work.plan.keys, last = key + KEYS < keys ? key + KEYS - 1 : keys - 1,
+        all = (work.plan.queries + ROWS - 1) / ROWS;
+    int own = key - work.plan.offset, own_last = own + KEYS - 1;
+    const int *until = work.until + (int64_t)b * keys;
     AttentionBlocks blocks;
-    blocks.begin = key / ROWS;
-    blocks.end = until[last] / ROWS + 1;
-    blocks.whole_begin = (key + KEYS - 1 + ROWS - 1) / ROWS;
-    blocks.whole_end = (until[key] + 1) / ROWS;
+    blocks.begin = own > 0 ? own / ROWS : 0;
+    blocks.begin = blocks.begin < all ? blocks.begin : all - 1;
+    blocks.end = until[last] >= 0 ? until[last] / ROWS + 1 : 0;
+    blocks.end = blocks.end < all ? blocks.end : all;
+    blocks.end = blocks.end > blocks.begin ? blocks.end : blocks.begin + 1;
+    blocks.whole_begin = own_last > 0 ? (own_last + ROWS - 1) / ROWS : 0;
+    blocks.whole_end = key + KEYS <= keys ? (until[key] + 1) / ROWS : 0;  // keys that there are not would spoil dQ
     return blocks;
 }
 
@@ -223,17 +234,17 @@ __device__ __forceinline__ AttentionPlace backward_place(const BackwardWork &wor
 
 template <int D>
 __device__ __forceinline__ void backward_produce(const BackwardWork &work, BackwardBarriers barriers, uint32_t shared,
-                                                 AttentionPlace place, const CUtensorMap *key_map, const CUtensorMap *query_map,
-                                                 const CUtensorMap *out_map) {
+                                                 AttentionPlace place, const CUtensorMap *key_map, const CUtensorMap *value_map,
+                                                 const CUtensorMap *query_map, const CUtensorMap *out_map) {
     typedef BackwardTile<D> Tile;
     const AttentionPlan &plan = work.plan;
     int key = place.block * Tile::KEYS;
     mbarrier_expect(barriers.keys_full(), 2 * Tile::KEY_BYTES);
     for (int i = 0; i < Tile::PANELS; i++) {
         tma_load_4d(shared + Tile::KEY + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.keys_full(), i * PANEL_COLUMNS,
-                    plan.heads + place.head, key, place.b);
-        tma_load_4d(shared + Tile::VALUE + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.keys_full(), i * PANEL_COLUMNS,
-                    plan.heads + plan.groups + place.head, key, place.b);
+                    place.head, key, place.b);
+        tma_load_4d(shared + Tile::VALUE + (uint32_t)i * Tile::KEY_PANEL, value_map, barriers.keys_full(), i * PANEL_COLUMNS,
+                    place.head, key, place.b);
     }
     AttentionBlocks blocks = backward_blocks<D>(work, place.b, key);
     Ring ring = {0, 0};
@@ -282,7 +293,10 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
 #pragma unroll 1
         for (int m = blocks.begin; m < blocks.end; m++) {
             int *turn = work.turns + first + m;
-            int before = m * Tile::ROWS / Tile::KEYS - place.block;  // blocks of keys from the diagonal down to this one
+            // Blocks of keys from the last that meets these queries down to this one.
+            int next = (m + 1) * Tile::ROWS,
+                top = next < plan.queries ? (next + plan.offset - 1) / Tile::KEYS : work.blocks - 1;
+            int before = (top < work.blocks ? top : work.blocks - 1) - place.block;
             if (elected && !work.any_order) {
                 while (load_acquire(turn) != before) {
                     nap();
@@ -323,12 +337,16 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, u
     }
 }
 
-// ---- The steps of a consumer: a warpgroup. A thread holds two keys, `key[0]` and 8 behind it, and pairs of queries.
+// ---- The steps of a consumer: a warpgroup. A thread holds two keys and pairs of queries.
 
 struct BackwardKeys {
-    int key[2];
-    unsigned seen[2];  // by how many queries, from the key's own on; 0 beyond the end
+    int own[2];        // the key's own query
+    unsigned seen[2];  // by how many queries, from its own on; 0 beyond the end
 };
+__device__ __forceinline__ void backward_key(const BackwardWork &work, int b, int key, int r, BackwardKeys &keys) {
+    keys.own[r] = key - work.plan.offset;
+    keys.seen[r] = key < work.plan.keys ? (unsigned)(work.until[(int64_t)b * work.plan.keys + key] - keys.own[r] + 1) : 0;
+}
 
 // d[64 keys, N] = a[64 keys, D] rows[N, D]^T, asynchronous: the scores, and dP.
 template <typename T, int D, int N>
@@ -369,7 +387,7 @@ template <typename T, int D> __device__ __forceinline__ void issue_queries(float
 }
 
 template <int N> __device__ __forceinline__ void mask_transposed(float (&s)[N / 2], const BackwardKeys &keys, int query) {
-    int from[2] = {query - keys.key[0], query - keys.key[1]};
+    int from[2] = {query - keys.own[0], query - keys.own[1]};
 #pragma unroll
     for (int i = 0; i < N / 2; i++) {
         s[i] = (unsigned)(from[i / 2 % 2] + i / 4 * 8 + i % 2) < keys.seen[i / 2 % 2] ? s[i] : -INFINITY;
@@ -401,7 +419,7 @@ __device__ __forceinline__ void modified_probabilities(float (&s)[N / 2], float 
 #pragma unroll
         for (int i = 4 * j; i < 4 * j + 4; i++) {
             float derivative = 1;
-            int behind = query + 8 * j + i % 2 - keys.key[i / 2 % 2];
+            int behind = query + 8 * j + i % 2 - keys.own[i / 2 % 2];
             float score = CAPPED ? attention_capped(plan, s[i], &derivative) : s[i] * plan.scale_log2;
             score -= slope * (float)behind;
             score = masked && (unsigned)behind >= keys.seen[i / 2 % 2] ? -INFINITY : score;
@@ -429,7 +447,8 @@ __device__ __forceinline__ void score_gradients(const float (&p)[N / 2], float (
 
 template <typename T, int D, bool MODIFIED>
 __device__ __forceinline__ void backward_consume(const BackwardWork &work, BackwardBarriers barriers, unsigned char *memory,
-                                                 AttentionPlace place, const CUtensorMap *gradient_map, int w) {
+                                                 AttentionPlace place, const CUtensorMap *dk_map, const CUtensorMap *dv_map,
+                                                 int w) {
     typedef BackwardTile<D> Tile;
     // Modified scores need more registers: they come in halves.
     const int ROWS = Tile::ROWS, PARTS = MODIFIED ? 2 : 1, N = ROWS / PARTS;
@@ -442,9 +461,7 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
     BackwardKeys keys;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        int key = first_key + w * 64 + thread / 32 * 16 + lane / 4 + 8 * r;
-        keys.key[r] = key;
-        keys.seen[r] = key < plan.length ? (unsigned)(work.until[(int64_t)place.b * plan.length + key] - key + 1) : 0;
+        backward_key(work, place.b, first_key + w * 64 + thread / 32 * 16 + lane / 4 + 8 * r, r, keys);
     }
     // The rows of this consumer, in each panel of K, V and dS.
     uint32_t own = (uint32_t)w * 64 * PANEL_ROW_BYTES;
@@ -541,11 +558,10 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
     }
     // V's rows were this consumer's alone, but K was read by both. The place is worked out anew: registers are scarce above.
     place = backward_place<D>(work, memory);
-    int row = place.block * Tile::KEYS + w * 64, head = plan.heads + place.head;
-    store_rows<T, D>(dv, shared + Tile::VALUE + own, Tile::KEY_PANEL, gradient_map, 0, head + plan.groups, row, place.b,
-                     ONE_CONSUMER + w);
+    int row = place.block * Tile::KEYS + w * 64, head = place.head;
+    store_rows<T, D>(dv, shared + Tile::VALUE + own, Tile::KEY_PANEL, dv_map, 0, head, row, place.b, ONE_CONSUMER + w);
     barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);
-    store_rows<T, D>(dk, shared + Tile::KEY + own, Tile::KEY_PANEL, gradient_map, 0, head, row, place.b, ONE_CONSUMER + w);
+    store_rows<T, D>(dk, shared + Tile::KEY + own, Tile::KEY_PANEL, dk_map, 0, head, row, place.b, ONE_CONSUMER + w);
     if (elected) {
         tma_store_wait<0>();
     }
@@ -625,8 +641,8 @@ __device__ __forceinline__ void wide_gradients(unsigned char *memory, float (&s)
 // one: consumer 1 where D = 192).
 template <typename T, int D, bool MODIFIED>
 __device__ __forceinline__ void backward_consume_wide(const BackwardWork &work, BackwardBarriers barriers,
-                                                      unsigned char *memory, AttentionPlace place,
-                                                      const CUtensorMap *gradient_map, int w) {
+                                                      unsigned char *memory, AttentionPlace place, const CUtensorMap *dk_map,
+                                                      const CUtensorMap *dv_map, int w) {
     typedef BackwardTile<D> Tile;
     const int N = Tile::ROWS / BACKWARD_CONSUMERS;
     const AttentionPlan &plan = work.plan;
@@ -637,9 +653,7 @@ __device__ __forceinline__ void backward_consume_wide(const BackwardWork &work, 
     BackwardKeys keys;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        int key = place.block * Tile::KEYS + thread / 32 * 16 + lane / 4 + 8 * r;
-        keys.key[r] = key;
-        keys.seen[r] = key < plan.length ? (unsigned)(work.until[(int64_t)place.b * plan.length + key] - key + 1) : 0;
+        backward_key(work, place.b, place.block * Tile::KEYS + thread / 32 * 16 + lane / 4 + 8 * r, r, keys);
     }
     uint32_t half = (uint32_t)(w * N) * PANEL_ROW_BYTES;  // its queries, in each panel of Q and dO
     int first_head = place.head * plan.share, head = first_head, m = blocks.begin;
@@ -742,8 +756,8 @@ __device__ __forceinline__ void backward_consume_wide(const BackwardWork &work, 
     }
     barrier_sync(BOTH_CONSUMERS, BACKWARD_CONSUMERS * WARPGROUP);  // K was read by both
     place = backward_place<D>(work, memory);
-    store_rows<T, D>(sum, shared + (w == 0 ? Tile::VALUE : Tile::KEY), Tile::KEY_PANEL, gradient_map, 0,
-                     plan.heads + place.head + (w == 0 ? plan.groups : 0), place.block * Tile::KEYS, place.b, ONE_CONSUMER + w);
+    store_rows<T, D>(sum, shared + (w == 0 ? Tile::VALUE : Tile::KEY), Tile::KEY_PANEL, w == 0 ? dv_map : dk_map, 0, place.head,
+                     place.block * Tile::KEYS, place.b, ONE_CONSUMER + w);
     if (elected) {
         tma_store_wait<0>();
     }
@@ -751,9 +765,9 @@ __device__ __forceinline__ void backward_consume_wide(const BackwardWork &work, 
 
 template <typename T, int D, bool MODIFIED>
 __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
-    attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap key_map, const __grid_constant__ CUtensorMap query_map,
-                                   const __grid_constant__ CUtensorMap out_map,
-                                   const __grid_constant__ CUtensorMap gradient_map,
+    attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap key_map, const __grid_constant__ CUtensorMap value_map,
+                                   const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap out_map,
+                                   const __grid_constant__ CUtensorMap dk_map, const __grid_constant__ CUtensorMap dv_map,
                                    const __grid_constant__ BackwardWork work) {
     DYNAMIC_SHARED(memory);
     typedef BackwardTile<D> Tile;
@@ -775,16 +789,16 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
     if (warp < 4) {
         registers_shrink<40>();
         if (threadIdx.x == 0) {
-            backward_produce<D>(work, barriers, shared_address(memory), place, &key_map, &query_map, &out_map);
+            backward_produce<D>(work, barriers, shared_address(memory), place, &key_map, &value_map, &query_map, &out_map);
         } else if (warp == 1) {
             backward_add_queries<D>(work, shared_address(memory), place);
         }
     } else {
         registers_grow<232>();
         if constexpr (Tile::WIDE) {
-            backward_consume_wide<T, D, MODIFIED>(work, barriers, memory, place, &gradient_map, warp / 4 - 1);
+            backward_consume_wide<T, D, MODIFIED>(work, barriers, memory, place, &dk_map, &dv_map, warp / 4 - 1);
         } else {
-            backward_consume<T, D, MODIFIED>(work, barriers, memory, place, &gradient_map, warp / 4 - 1);
+            backward_consume<T, D, MODIFIED>(work, barriers, memory, place, &dk_map, &dv_map, warp / 4 - 1);
         }
     }
 }
@@ -793,7 +807,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
 
 template <typename T, int D>
 __global__ void __launch_bounds__(WARPGROUP)
-    attention_backward_finish(const __grid_constant__ CUtensorMap gradient_map, const __grid_constant__ BackwardWork work) {
+    attention_backward_finish(const __grid_constant__ CUtensorMap dq_map, const __grid_constant__ BackwardWork work) {
     DYNAMIC_SHARED(memory);
     const int ROWS = BackwardTile<D>::ROWS;
     const unsigned PARTS = (unsigned)BackwardTile<D>::PARTS;
@@ -810,7 +824,7 @@ __global__ void __launch_bounds__(WARPGROUP)
         dq[4 * j + 3] = four.w * work.plan.scale;
     }
     int row = m * ROWS + (D == 64 ? w * 64 : 0), column = D == 64 ? 0 : w * 64;
-    store_rows<T, 64>(dq, shared_address(memory), STORE_PANEL, &gradient_map, column, (int)(pair % work.plan.heads), row,
+    store_rows<T, 64>(dq, shared_address(memory), STORE_PANEL, &dq_map, column, (int)(pair % work.plan.heads), row,
                       (int)(pair / work.plan.heads), ONE_CONSUMER);
     if (threadIdx.x == 0) {
         tma_store_wait<0>();
@@ -830,7 +844,7 @@ template <int D> static int64_t backward_memory(BackwardWork *work, unsigned cha
     int64_t used = 0, pairs = (int64_t)work->plan.batch * work->plan.heads, rows = pairs * work->padded;
     work->ticket = (int *)take(memory, &used, 4);
     work->turns = (int *)take(memory, &used, rows / BackwardTile<D>::ROWS * 4);
-    work->until = (int *)take(memory, &used, (int64_t)work->plan.batch * work->plan.length * 4);
+    work->until = (int *)take(memory, &used, (int64_t)work->plan.batch * work->plan.keys * 4);
     work->lse = (float *)take(memory, &used, rows * 4);
     work->delta = (float *)take(memory, &used, rows * 4);
     work->dq = (float *)take(memory, &used, rows * D * 4);
@@ -841,21 +855,25 @@ template <typename T, int D, bool MODIFIED>
 static bool backward_launch(Card *card, const AttentionBackward *a, const AttentionPlan &plan) {
     typedef BackwardTile<D> Tile;
     const AttentionShape *s = &a->shape;
-    CUtensorMap key_map, query_map, out_map, gradient_map;
-    int64_t parts = s->heads + 2 * s->groups;
-    if (!heads_map(card, a->qkv, s, parts, Tile::KEYS, &key_map) ||
-        !heads_map(card, a->qkv, s, parts, Tile::ROWS, &query_map) ||
-        !heads_map(card, a->dout, s, s->heads, Tile::ROWS, &out_map) ||
-        !heads_map(card, a->dqkv, s, parts, STORE_ROWS, &gradient_map)) {
+    const AttentionRows *in = &a->in, *to = &a->gradients;
+    CUtensorMap key_map, value_map, query_map, out_map, dq_map, dk_map, dv_map;
+    if (!heads_map(card, s, in->k, in->k_stride, s->groups, s->keys, Tile::KEYS, &key_map) ||
+        !heads_map(card, s, in->v, in->v_stride, s->groups, s->keys, Tile::KEYS, &value_map) ||
+        !heads_map(card, s, in->q, in->q_stride, s->heads, s->queries, Tile::ROWS, &query_map) ||
+        !heads_map(card, s, a->dout, dense_strides(s), s->heads, s->queries, Tile::ROWS, &out_map) ||
+        !heads_map(card, s, to->q, to->q_stride, s->heads, s->queries, STORE_ROWS, &dq_map) ||
+        !heads_map(card, s, to->k, to->k_stride, s->groups, s->keys, STORE_ROWS, &dk_map) ||
+        !heads_map(card, s, to->v, to->v_stride, s->groups, s->keys, STORE_ROWS, &dv_map)) {
         return false;
     }
     BackwardWork work = {};
     work.plan = plan;
     work.any_order = a->any_order;
-    work.padded = (int)divide_up(s->length, BACKWARD_PADDING) * BACKWARD_PADDING;
-    work.blocks = (int)divide_up(s->length, Tile::KEYS);
+    work.padded = (int)divide_up(s->queries, BACKWARD_PADDING) * BACKWARD_PADDING;
+    work.blocks = (int)divide_up(s->keys, Tile::KEYS);
     int64_t tiles = (int64_t)work.blocks * s->batch * s->groups, rows = s->batch * s->heads * (int64_t)work.padded;
-    int64_t prepare = divide_up(rows * Tile::LANES, 256), finish = rows / Tile::ROWS * Tile::PARTS;
+    int64_t lanes = rows * Tile::LANES, prepare = divide_up(lanes > s->batch * s->keys ? lanes : s->batch * s->keys, 256),
+            finish = rows / Tile::ROWS * Tile::PARTS;
     if (tiles > INT32_MAX || prepare > INT32_MAX || finish > INT32_MAX) {
         return false;
     }
@@ -870,9 +888,9 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     launch(card, "attention_backward (prepare)", attention_backward_prepare<T, D>, dim3((unsigned)prepare), 256, 0, inputs,
            work);
     launch(card, "attention_backward", attention_backward_sm90_kernel<T, D, MODIFIED>, dim3((unsigned)tiles), BACKWARD_THREADS,
-           Tile::BYTES, key_map, query_map, out_map, gradient_map, work);
+           Tile::BYTES, key_map, value_map, query_map, out_map, dk_map, dv_map, work);
     launch(card, "attention_backward (finish)", attention_backward_finish<T, D>, dim3((unsigned)finish), WARPGROUP, STORE_PANEL,
-           gradient_map, work);
+           dq_map, work);
     return true;
 }
 
@@ -889,15 +907,15 @@ template <typename T> static bool backward_widths(Card *card, const AttentionBac
     return plan.modified ? backward_launch<T, 256, true>(card, a, plan) : backward_launch<T, 256, false>(card, a, plan);
 }
 
-// Takes bf16 and fp16 without dropout, head widths that are multiples of 8 up to 256.
+// Takes bf16 and fp16 without dropout and key_lengths, head widths that are multiples of 8 up to 256.
 bool attention_backward_sm90(Card *card, const AttentionBackward *a) {
     const AttentionShape *s = &a->shape;
     DataType type = card->device.type;
-    if (type == TYPE_FP32 || s->dropout > 0 || s->head_width % 8 != 0 || s->head_width > 256 || s->batch * s->length == 0 ||
+    if (!sm90_takes(s) || !attention_packs(card, s, &a->in) || !attention_packs(card, s, &a->gradients) ||
         !aligned_16(a->out)) {
         return false;
     }
-    AttentionPlan plan = attention_plan(s, a->first);
+    AttentionPlan plan = attention_plan(s, &a->in);
     return type == TYPE_BF16 ? backward_widths<bf16>(card, a, plan) : backward_widths<fp16>(card, a, plan);
 }
 

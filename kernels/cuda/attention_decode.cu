@@ -1,5 +1,5 @@
-// Attention of one new token per sequence over a cache of keys and values. The cache is read once, so memory bandwidth is the
-// limit and the tensor cores would have nothing to do.
+// Attention of one query per sequence over a cache of keys and values, a body of attention_forward. The cache is read once, so
+// memory bandwidth is the limit and the tensor cores would have nothing to do.
 //
 // A block takes up to four heads of a group (they share the keys; registers hold no more, and further ones find the keys in
 // the second-level cache) and a part of the sequence's keys, 64 at a time. Lanes lie along the head width, eight elements each;
@@ -16,19 +16,19 @@
 
 namespace BACKEND {
 
+static const float ln_2 = 0.693147180559945f;
+
 enum { WARPS = 4, THREADS = 32 * WARPS, CHUNK = 64, ELEMENTS = 8, MOST_WIDTH = 32 * ELEMENTS };
 
 struct DecodeWork {
     int splits, sections, lanes;  // sections of a group's heads; lanes of a key
-    int64_t capacity, window, q_stride;
-    const int32_t *lengths;
     // Of each split: out before the division by the sum [splits, B H, D], and maximum and sum [splits, B H, 2].
     float *partial, *state;
 };
 
 template <typename T, int HEADS>
-__global__ void __launch_bounds__(THREADS)
-    attention_decode_kernel(const AttentionPlan p, const DecodeWork w, const T *q, const T *keys, const T *values, T *out) {
+__global__ void __launch_bounds__(THREADS) attention_decode_kernel(const AttentionPlan p, const DecodeWork w, const T *q,
+                                                                   const T *keys, const T *values, T *out, float *lse) {
     SHARED(float, scores, [HEADS][CHUNK]);
     SHARED(float, shrink, [HEADS]);
     SHARED(float, most, [HEADS]);
@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(THREADS)
     int step = 32 / w.lanes;  // keys that a warp looks at at once
     bool active = part < p.width;
 
-    int length = w.lengths[b], begin = attention_decode_least(length, w.window);
+    int length = attention_keys(p, b), begin = attention_least(p, b, 0);
+    begin = begin < length ? begin : length;
     int each = ((length - begin + w.splits - 1) / w.splits + CHUNK - 1) / CHUNK * CHUNK;
     int end = begin + (split + 1) * each < length ? begin + (split + 1) * each : length;
     begin += split * each;
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int h = 0; h < HEADS; h++) {
         Pack<T> pack = {};
         if (active && h < heads) {
-            pack = load_pack(q + b * w.q_stride + (int64_t)(first_head + h) * p.width + part);
+            pack = load_pack(q + attention_part(p, p.q_stride, b, first_head + h) + part);
         }
 #pragma unroll
         for (int i = 0; i < ELEMENTS; i++) {
@@ -63,14 +64,15 @@ __global__ void __launch_bounds__(THREADS)
         most[threadIdx.x] = -INFINITY;
         sum[threadIdx.x] = 0;
     }
-    int64_t stride = (int64_t)p.groups * p.width, start = b * w.capacity * stride + (int64_t)group * p.width + part;
+    keys += attention_part(p, p.k_stride, b, group) + part;
+    values += attention_part(p, p.v_stride, b, group) + part;
     for (int chunk = begin; chunk < end; chunk += CHUNK) {
 #pragma unroll 4
         for (int at = warp * step + mine; at < CHUNK; at += WARPS * step) {
             int k = chunk + at;
             Pack<T> key = {};
             if (active && k < end) {
-                key = load_pack_once(keys + start + k * stride);
+                key = load_pack_once(keys + k * p.k_stride.token);
             }
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(THREADS)
         for (int at = warp * step + mine; at < CHUNK; at += WARPS * step) {
             int k = chunk + at;
             if (active && k < end) {
-                Pack<T> value = load_pack_once(values + start + k * stride);
+                Pack<T> value = load_pack_once(values + k * p.v_stride.token);
 #pragma unroll
                 for (int h = 0; h < HEADS; h++) {
 #pragma unroll
@@ -148,14 +150,18 @@ __global__ void __launch_bounds__(THREADS)
                 total += columns[other][d];
             }
             if (w.splits == 1) {
-                out[row * p.width + d] = from_float<T>(total / sum[h]);
+                out[row * p.width + d] = from_float<T>(sum[h] > 0 ? total / sum[h] : 0.0f);
             } else {
                 w.partial[(split * rows + row) * p.width + d] = total;
             }
         }
-        if (w.splits > 1 && threadIdx.x == 0 && h < heads) {
-            w.state[(split * rows + row) * 2] = most[h];
-            w.state[(split * rows + row) * 2 + 1] = sum[h];
+        if (threadIdx.x == 0 && h < heads) {
+            if (w.splits > 1) {
+                w.state[(split * rows + row) * 2] = most[h];
+                w.state[(split * rows + row) * 2 + 1] = sum[h];
+            } else if (lse != NULL) {
+                lse[row] = most[h] * ln_2 + logf(sum[h]);
+            }
         }
         __syncthreads();
     }
@@ -163,8 +169,8 @@ __global__ void __launch_bounds__(THREADS)
 
 // One warp a row of B H.
 template <typename T>
-__global__ void __launch_bounds__(THREADS)
-    attention_combine_kernel(int64_t rows, int width, int splits, const float *partial, const float *state, T *out) {
+__global__ void __launch_bounds__(THREADS) attention_combine_kernel(int64_t rows, int width, int splits, const float *partial,
+                                                                    const float *state, T *out, float *lse) {
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows) {
         return;
@@ -173,32 +179,32 @@ __global__ void __launch_bounds__(THREADS)
     for (int s = 0; s < splits; s++) {
         most = fmaxf(most, state[(s * rows + row) * 2]);
     }
+    float zero = most == -INFINITY ? 0.0f : most;  // no keys at all
     for (int s = 0; s < splits; s++) {
-        sum += state[(s * rows + row) * 2 + 1] * exp2_fast(state[(s * rows + row) * 2] - most);
+        sum += state[(s * rows + row) * 2 + 1] * exp2_fast(state[(s * rows + row) * 2] - zero);
     }
     for (int d = (int)threadIdx.x % 32; d < width; d += 32) {
         float total = 0;
         for (int s = 0; s < splits; s++) {
-            total += partial[(s * rows + row) * width + d] * exp2_fast(state[(s * rows + row) * 2] - most);
+            total += partial[(s * rows + row) * width + d] * exp2_fast(state[(s * rows + row) * 2] - zero);
         }
-        out[row * width + d] = from_float<T>(total / sum);
+        out[row * width + d] = from_float<T>(sum > 0 ? total / sum : 0.0f);
+    }
+    if (lse != NULL && threadIdx.x % 32 == 0) {
+        lse[row] = most * ln_2 + logf(sum);
     }
 }
 
-template <typename T, int HEADS> static void decode(Card *card, const AttentionDecode *a) {
-    AttentionPlan p = attention_plan_of(a);
+template <typename T, int HEADS> static void decode(Card *card, const AttentionForward *a) {
+    AttentionPlan p = attention_plan(&a->shape, &a->in);
     DecodeWork w = {};
     w.sections = (int)divide_up(p.share, HEADS);
     for (w.lanes = 1; w.lanes * ELEMENTS < p.width;) {
         w.lanes *= 2;
     }
-    w.capacity = a->capacity;
-    w.window = a->window;
-    w.q_stride = a->q_stride;
-    w.lengths = a->lengths;
     // Four blocks a multiprocessor, but at least 256 keys a block where all of the cache is in use.
-    int64_t rows = a->batch * p.heads, blocks = a->batch * p.groups * w.sections;
-    int64_t seen = a->window > 0 && a->window < a->capacity ? a->window : a->capacity;
+    int64_t rows = (int64_t)p.batch * p.heads, blocks = (int64_t)p.batch * p.groups * w.sections;
+    int64_t seen = p.window < p.keys ? p.window : p.keys;
     int64_t wanted = divide_up((int64_t)4 * card->multiprocessors, blocks), most = divide_up(seen, 256);
     w.splits = (int)(wanted < most ? wanted : most);
     if (w.splits > 1) {
@@ -209,35 +215,32 @@ template <typename T, int HEADS> static void decode(Card *card, const AttentionD
         w.state = w.partial + w.splits * rows * p.width;
     }
     launch(card, "attention_decode", attention_decode_kernel<T, HEADS>, dim3((unsigned)(blocks * w.splits)), THREADS, 0, p, w,
-           (const T *)a->q, (const T *)a->keys, (const T *)a->values, (T *)a->out);
+           (const T *)a->in.q, (const T *)a->in.k, (const T *)a->in.v, (T *)a->out, a->lse);
     if (w.splits > 1) {
         launch(card, "attention_decode combine", attention_combine_kernel<T>, dim3((unsigned)divide_up(rows, WARPS)), THREADS,
-               0, rows, p.width, w.splits, w.partial, w.state, (T *)a->out);
+               0, rows, p.width, w.splits, w.partial, w.state, (T *)a->out, a->lse);
     }
 }
 
-template <typename T> static void decode_heads(Card *card, const AttentionDecode *a) {
-    if (a->heads == a->groups) {
+template <typename T> static void decode_heads(Card *card, const AttentionForward *a) {
+    if (a->shape.heads == a->shape.groups) {
         decode<T, 1>(card, a);
     } else {
         decode<T, 4>(card, a);
     }
 }
 
-void attention_decode(Device *device, const AttentionDecode *a) {
-    Card *card = card_of(device);
-    if (a->batch == 0 || a->heads == 0) {
-        return;
+bool attention_decode(Card *card, const AttentionForward *a) {
+    const AttentionShape *s = &a->shape;
+    if (s->queries != 1 || s->key_lengths == NULL || s->dropout > 0 || !attention_packs(card, s, &a->in)) {
+        return false;
     }
-    bool packs = a->head_width % ELEMENTS == 0 && a->head_width <= MOST_WIDTH && a->q_stride % ELEMENTS == 0 &&
-                 aligned_16(a->q) && aligned_16(a->keys) && aligned_16(a->values);
-    if (packs && device->type == TYPE_BF16) {
+    if (card->device.type == TYPE_BF16) {
         decode_heads<bf16>(card, a);
-    } else if (packs && device->type == TYPE_FP16) {
-        decode_heads<fp16>(card, a);
     } else {
-        attention_decode_plain(card, a);
+        decode_heads<fp16>(card, a);
     }
+    return true;
 }
 
 }  // namespace BACKEND

@@ -37,13 +37,13 @@ __device__ __forceinline__ void modify_scores(const AttentionPlan &p, float slop
     }
 }
 
-// least[r]: attention_least of row r from this thread's first.
-template <int M, int N> __device__ __forceinline__ void mask_scores(const int *least, int row, int key, float (&s)[M][N][4]) {
+// sight[r]: the first and the last key that row r from this thread's first sees.
+template <int M, int N> __device__ __forceinline__ void mask_scores(const int2 *sight, int key, float (&s)[M][N][4]) {
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int first = least[16 * m + 8 * half] - key, last = row + 16 * m + 8 * half - key;
+            int first = sight[16 * m + 8 * half].x - key, last = sight[16 * m + 8 * half].y - key;
 #pragma unroll
             for (int n = 0; n < N; n++) {
 #pragma unroll
@@ -107,32 +107,36 @@ __device__ __forceinline__ void drop(const AttentionPlan &p, uint64_t draws, int
 
 template <typename T, int D> struct ForwardTile {
     static const int M = D <= 128 ? 2 : 1, ROWS = 64 * M, KEYS = D == 96 || D == 128 ? 32 : 64;
-    static const int TILES = (ROWS + 2 * KEYS) * Tile<D>::BYTES, SHARED_BYTES = TILES + ROWS * 4;
+    static const int TILES = (ROWS + 2 * KEYS) * Tile<D>::BYTES, SHARED_BYTES = TILES + ROWS * 8;
     static_assert(SHARED_BYTES <= 99 * 1024, "what a block of sm_86 and sm_89 may have");
 };
 
 template <typename T, int D>
 __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attention_forward_kernel(const AttentionPlan p, int near, const T *qkv, T *out, float *lse) {
+    attention_forward_kernel(const AttentionPlan p, int near, const T *q, const T *k, const T *v, T *out, float *lse) {
     const int M = ForwardTile<T, D>::M, ROWS = ForwardTile<T, D>::ROWS, KEYS = ForwardTile<T, D>::KEYS, N = KEYS / 8;
     DYNAMIC_SHARED(memory);
     uint32_t queries = shared_address(memory), keys = queries + ROWS * Tile<D>::BYTES, values = keys + KEYS * Tile<D>::BYTES;
-    AttentionPlace place = attention_place(blockIdx.x, p.batch, p.heads, (p.length + ROWS - 1) / ROWS, near, true);
+    AttentionPlace place = attention_place(blockIdx.x, p.batch, p.heads, (p.queries + ROWS - 1) / ROWS, near, true);
     int b = place.b, h = place.head, query = place.block * ROWS, group = h / p.share;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int row = query + warp * 16 * M + lane / 4, column = lane % 4 * 2;  // this thread's first score
-    int64_t stride = attention_row(p);
-    const T *from = qkv + attention_part(p, b, p.heads + group);  // the group's keys
+    int count = attention_keys(p, b);
+    k += attention_part(p, p.k_stride, b, group);
+    v += attention_part(p, p.v_stride, b, group);
     AttentionBlocks blocks = attention_key_blocks<ROWS, KEYS>(p, b, query);
     float unit = p.modified ? 1.0f : p.scale_log2;
 
-    tile_load<T, ROWS, D>(queries, qkv + attention_part(p, b, h) + query * stride, stride, p.length - query, p.width);
+    tile_load<T, ROWS, D>(queries, q + attention_part(p, p.q_stride, b, h) + query * p.q_stride.token, p.q_stride.token,
+                          p.queries - query, p.width);
     int key = (blocks.end - 1) * KEYS;
-    tile_load<T, KEYS, D>(keys, from + key * stride, stride, p.length - key, p.width);
+    tile_load<T, KEYS, D>(keys, k + key * p.k_stride.token, p.k_stride.token, count - key, p.width);
     copy_async_commit();
-    int *least = (int *)(memory + ForwardTile<T, D>::TILES);  // what each query sees first
+    int2 *sight = (int2 *)(memory + ForwardTile<T, D>::TILES);  // what each query sees first and last
     if (threadIdx.x < ROWS) {
-        least[threadIdx.x] = attention_least(p, b, query + (int)threadIdx.x);
+        int position = query + (int)threadIdx.x + attention_offset(p, b);
+        sight[threadIdx.x] =
+            make_int2(attention_least(p, b, query + (int)threadIdx.x), position < count ? position : count - 1);
     }
 
     uint32_t left = Tile<D>::left(queries + warp * 16 * M * Tile<D>::BYTES), right = Tile<D>::right(keys);
@@ -152,20 +156,20 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         key = j * KEYS;
         copy_async_wait<0>();  // these keys (and the queries) are there, and nobody needs the values before any more
         __syncthreads();
-        tile_load<T, KEYS, D>(values, from + (int64_t)p.groups * p.width + key * stride, stride, p.length - key, p.width);
+        tile_load<T, KEYS, D>(values, v + key * p.v_stride.token, p.v_stride.token, count - key, p.width);
         copy_async_commit();
         tile_scores<T, D, M, N>(s, left, right);
         copy_async_wait<0>();  // these values are there, and nobody needs the keys any more
         __syncthreads();
         if (j > blocks.begin) {
-            tile_load<T, KEYS, D>(keys, from + (key - KEYS) * stride, stride, KEYS, p.width);
+            tile_load<T, KEYS, D>(keys, k + (key - KEYS) * p.k_stride.token, p.k_stride.token, KEYS, p.width);
             copy_async_commit();
         }
         if (p.modified) {
-            modify_scores<M, N>(p, attention_slope(p, h), row, key + column, s);
+            modify_scores<M, N>(p, attention_slope(p, h), row + attention_offset(p, b), key + column, s);
         }
         if (j < blocks.whole_begin || j >= blocks.whole_end) {
-            mask_scores<M, N>(least + row - query, row, key + column, s);
+            mask_scores<M, N>(sight + row - query, key + column, s);
         }
         softmax_step<M, N, D / 8>(softmax, unit, s, o);
         uint32_t packed[M][N / 2][4];
@@ -173,14 +177,13 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         for (int m = 0; m < M; m++) {
             tile_pack<T, N>(packed[m], s[m]);
             if (p.dropout) {
-                drop<N / 2>(p, attention_draws(p, b, h), row + 16 * m, key + column, packed[m]);
+                drop<N / 2>(p, attention_draws(p, b, h), row + attention_offset(p, b) + 16 * m, key + column, packed[m]);
             }
         }
         tile_apply<T, D, M, N / 2>(o, packed, right_values);
     }
 
-    T *to = out + ((int64_t)b * p.length * p.heads + h) * p.width;
-    float *to_lse = lse + ((int64_t)b * p.heads + h) * p.length;
+    T *to = out + ((int64_t)b * p.queries * p.heads + h) * p.width;
 #pragma unroll
     for (int m = 0; m < M; m++) {
         float share[2];
@@ -189,28 +192,29 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
             float sum = softmax.sum[m][half];
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-            share[half] = (p.dropout ? p.keep_scale : 1.0f) / sum;
-            int q = row + 16 * m + 8 * half;
-            if (lane % 4 == 0 && q < p.length) {
-                to_lse[q] = softmax.most[m][half] * unit * ln_2 + logf(sum);
+            share[half] = sum > 0 ? (p.dropout ? p.keep_scale : 1.0f) / sum : 0.0f;
+            int at = row + 16 * m + 8 * half;
+            if (lane % 4 == 0 && at < p.queries && lse != NULL) {
+                lse[((int64_t)b * p.heads + h) * p.queries + at] = softmax.most[m][half] * unit * ln_2 + logf(sum);
             }
         }
         int first = warp * 16 * M + 16 * m;  // rows of the queries' tile that only this warp reads
         tile_store<T, D>(o[m], share, memory + first * Tile<D>::BYTES, to + (int64_t)(query + first) * p.heads * p.width,
-                         (int64_t)p.heads * p.width, p.length - query - first, p.width);
+                         (int64_t)p.heads * p.width, p.queries - query - first, p.width);
     }
 }
 
 template <typename T, int D> static void forward(Card *card, const AttentionForward *a) {
-    AttentionPlan p = attention_plan(&a->shape, a->first);
-    int64_t blocks = divide_up(p.length, ForwardTile<T, D>::ROWS);
-    int near = attention_near((int64_t)p.length * p.width * 4 / p.share);
+    AttentionPlan p = attention_plan(&a->shape, &a->in);
+    int64_t blocks = divide_up(p.queries, ForwardTile<T, D>::ROWS);
+    int near = attention_near((int64_t)p.keys * p.width * 4 / p.share);
     launch(card, "attention_forward", attention_forward_kernel<T, D>, dim3((unsigned)(blocks * p.batch * p.heads)),
-           ATTENTION_THREADS, ForwardTile<T, D>::SHARED_BYTES, p, near, (const T *)a->qkv, (T *)a->out, a->lse);
+           ATTENTION_THREADS, ForwardTile<T, D>::SHARED_BYTES, p, near, (const T *)a->in.q, (const T *)a->in.k,
+           (const T *)a->in.v, (T *)a->out, a->lse);
 }
 
 bool attention_forward_sm80(Card *card, const AttentionForward *a) {
-    if (!tile_takes(card, &a->shape, a->qkv, a->out, a->out)) {
+    if (!attention_packs(card, &a->shape, &a->in) || !aligned_16(a->out)) {
         return false;
     }
     if (card->device.type == TYPE_BF16) {

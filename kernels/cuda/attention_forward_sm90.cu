@@ -98,12 +98,13 @@ struct ForwardWork {
 
 template <int D>
 __device__ __forceinline__ void forward_produce(const ForwardWork &work, ForwardBarriers barriers, uint32_t shared,
-                                                volatile int *tile_of, const CUtensorMap *query_map,
-                                                const CUtensorMap *key_map) {
+                                                volatile int *tile_of, const CUtensorMap *query_map, const CUtensorMap *key_map,
+                                                const CUtensorMap *value_map) {
     typedef ForwardTile<D> Tile;
     const AttentionPlan &plan = work.plan;
     tma_prefetch(query_map);
     tma_prefetch(key_map);
+    tma_prefetch(value_map);
     Ring ring = {0, 0};
     uint32_t parity = 0;
     for (int64_t tile = blockIdx.x; tile < work.tiles; tile = (int64_t)gridDim.x + atomicAdd(work.ticket, 1)) {
@@ -119,7 +120,7 @@ __device__ __forceinline__ void forward_produce(const ForwardWork &work, Forward
             }
         }
         parity ^= 1;
-        AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS>(plan, place.b, row);
+        AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS, true>(plan, place.b, row);
 #pragma unroll 1
         for (int n = blocks.end - 1; n >= blocks.begin; n--) {
             uint32_t stage = (uint32_t)ring.stage * Tile::KEY_BYTES;
@@ -127,13 +128,13 @@ __device__ __forceinline__ void forward_produce(const ForwardWork &work, Forward
             mbarrier_expect(barriers.k_full(ring.stage), Tile::KEY_BYTES);
             for (int i = 0; i < Tile::PANELS; i++) {
                 tma_load_4d(shared + Tile::KEY + stage + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.k_full(ring.stage),
-                            i * PANEL_COLUMNS, plan.heads + group, n * Tile::KEYS, place.b);
+                            i * PANEL_COLUMNS, group, n * Tile::KEYS, place.b);
             }
             mbarrier_wait(barriers.v_empty(ring.stage), ring.parity ^ 1);
             mbarrier_expect(barriers.v_full(ring.stage), Tile::KEY_BYTES);
             for (int i = 0; i < Tile::PANELS; i++) {
-                tma_load_4d(shared + Tile::VALUE + stage + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.v_full(ring.stage),
-                            i * PANEL_COLUMNS, plan.heads + plan.groups + group, n * Tile::KEYS, place.b);
+                tma_load_4d(shared + Tile::VALUE + stage + (uint32_t)i * Tile::KEY_PANEL, value_map,
+                            barriers.v_full(ring.stage), i * PANEL_COLUMNS, group, n * Tile::KEYS, place.b);
             }
             ring.advance();
         }
@@ -145,7 +146,8 @@ __device__ __forceinline__ void forward_produce(const ForwardWork &work, Forward
     }
 }
 
-// ---- The steps of a consumer: a warpgroup. A thread holds two rows, `row` and row + 8 of its tile.
+// ---- The steps of a consumer: a warpgroup. A thread holds two rows, `row` and row + 8 of its tile. Keys count as the rows
+// that stand at them here.
 
 // S = Q K^T, asynchronous.
 template <typename T, int D>
@@ -173,7 +175,7 @@ __device__ __forceinline__ void issue_values(float (&o)[D / 2], const uint32_t (
 
 // The two rows of a thread and what they have seen so far.
 struct ForwardRows {
-    int query[2], least[2];  // the first key that each sees
+    int query[2], least[2];  // the row, and the row of the first key that it sees
     float most[2], sum[2];   // the running maximum, in units of log2, and sum (this thread's columns)
 };
 
@@ -199,12 +201,19 @@ __device__ __forceinline__ void modify_scores(float (&s)[KEYS / 2], const Attent
     }
 }
 
-template <int KEYS> __device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const ForwardRows &rows, int key) {
-    unsigned seen[2] = {(unsigned)(rows.query[0] - rows.least[0]), (unsigned)(rows.query[1] - rows.least[1])};
+// The keys end at row `keys`.
+template <int KEYS>
+__device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const ForwardRows &rows, int key, int keys) {
+    unsigned seen[2];  // how many each sees
     int from[2] = {key - rows.least[0], key - rows.least[1]};
 #pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int end = rows.query[r] < keys ? rows.query[r] + 1 : keys;
+        seen[r] = end > rows.least[r] ? (unsigned)(end - rows.least[r]) : 0;
+    }
+#pragma unroll
     for (int i = 0; i < KEYS / 2; i++) {
-        s[i] = (unsigned)(from[i / 2 % 2] + i / 4 * 8 + i % 2) <= seen[i / 2 % 2] ? s[i] : -INFINITY;
+        s[i] = (unsigned)(from[i / 2 % 2] + i / 4 * 8 + i % 2) < seen[i / 2 % 2] ? s[i] : -INFINITY;
     }
 }
 
@@ -270,20 +279,20 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
         parity ^= 1;
         AttentionPlace place = attention_place(tile, plan.batch, plan.heads, work.blocks, work.near, true);
         int row = place.block * FORWARD_ROWS;
-        AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS>(plan, place.b, row);
+        AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS, true>(plan, place.b, row);
         row += w * 64;
         float slope = MODIFIED ? attention_slope(plan, place.head) : 0;
         ForwardRows rows;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             rows.query[r] = row + thread / 32 * 16 + lane / 4 + 8 * r;
-            rows.least[r] = attention_least(plan, place.b, rows.query[r]);
+            rows.least[r] = attention_least<true>(plan, place.b, rows.query[r]) - plan.offset;
             rows.most[r] = -INFINITY;
             rows.sum[r] = 0;
         }
         float s[KEYS / 2], o[D / 2], shrink[2];
         uint32_t p[KEYS / 16][4];
-        int key = (blocks.end - 1) * KEYS + lane % 4 * 2;
+        int key = (blocks.end - 1) * KEYS + lane % 4 * 2 - plan.offset;
 
         mbarrier_wait(barriers.k_full(ring.stage), ring.parity);
         issue_scores<T, D>(s, query, shared + Tile::KEY + (uint32_t)ring.stage * Tile::KEY_BYTES);
@@ -299,7 +308,7 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
         if (MODIFIED) {
             modify_scores<KEYS>(s, plan, slope, rows, key);
         }
-        mask_scores<KEYS>(s, rows, key);  // the last block of a tile is always on the diagonal
+        mask_scores<KEYS>(s, rows, key, plan.keys - plan.offset);  // the last block of a tile is nearly always on an edge
         softmax<KEYS>(s, rows, unit, shrink);
         pack_operand<T, KEYS>(p, s);
 
@@ -327,7 +336,7 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
                 modify_scores<KEYS>(s, plan, slope, rows, key);
             }
             if (n >= blocks.whole_end || n < blocks.whole_begin) {
-                mask_scores<KEYS>(s, rows, key);
+                mask_scores<KEYS>(s, rows, key, plan.keys - plan.offset);
             }
             softmax<KEYS>(s, rows, unit, shrink);
             keep_before(rows.sum);  // the product O += P V hides the softmax
@@ -352,9 +361,9 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             float sum = rows.sum[r];
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-            share[r] = 1.0f / sum;
-            if (lane % 4 == 0 && rows.query[r] < plan.length) {
-                work.lse[((int64_t)place.b * plan.heads + place.head) * plan.length + rows.query[r]] =
+            share[r] = sum > 0 ? 1.0f / sum : 0.0f;  // 0: a row that sees nothing
+            if (lane % 4 == 0 && rows.query[r] < plan.queries && work.lse != NULL) {
+                work.lse[((int64_t)place.b * plan.heads + place.head) * plan.queries + rows.query[r]] =
                     rows.most[r] * 0.693147180559945f + logf(sum);
             }
         }
@@ -388,7 +397,8 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
 template <typename T, int D, bool MODIFIED>
 __global__ void __launch_bounds__(FORWARD_THREADS, 1)
     attention_forward_sm90_kernel(const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap key_map,
-                                  const __grid_constant__ CUtensorMap out_map, const __grid_constant__ ForwardWork work) {
+                                  const __grid_constant__ CUtensorMap value_map, const __grid_constant__ CUtensorMap out_map,
+                                  const __grid_constant__ ForwardWork work) {
     DYNAMIC_SHARED(memory);
     typedef ForwardTile<D> Tile;
     uint32_t shared = shared_address_swizzled(memory);
@@ -412,7 +422,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 1)
     if (warpgroup == 0) {
         registers_shrink<40>();
         if (threadIdx.x == 0) {
-            forward_produce<D>(work, barriers, shared, tile_of, &query_map, &key_map);
+            forward_produce<D>(work, barriers, shared, tile_of, &query_map, &key_map, &value_map);
         }
     } else {
         registers_grow<232>();
@@ -426,18 +436,19 @@ template <typename T, int D, bool MODIFIED>
 static bool forward_launch(Card *card, const AttentionForward *a, const AttentionPlan &plan) {
     typedef ForwardTile<D> Tile;
     const AttentionShape *s = &a->shape;
-    CUtensorMap query_map, key_map, out_map;
-    int64_t parts = s->heads + 2 * s->groups;
-    if (!heads_map(card, a->qkv, s, parts, 64, &query_map) || !heads_map(card, a->qkv, s, parts, Tile::KEYS, &key_map) ||
-        !heads_map(card, a->out, s, s->heads, STORE_ROWS, &out_map)) {
+    CUtensorMap query_map, key_map, value_map, out_map;
+    if (!heads_map(card, s, a->in.q, a->in.q_stride, s->heads, s->queries, 64, &query_map) ||
+        !heads_map(card, s, a->in.k, a->in.k_stride, s->groups, s->keys, Tile::KEYS, &key_map) ||
+        !heads_map(card, s, a->in.v, a->in.v_stride, s->groups, s->keys, Tile::KEYS, &value_map) ||
+        !heads_map(card, s, a->out, dense_strides(s), s->heads, s->queries, STORE_ROWS, &out_map)) {
         return false;
     }
     ForwardWork work = {};
     work.plan = plan;
-    work.blocks = (int)divide_up(s->length, FORWARD_ROWS);
+    work.blocks = (int)divide_up(s->queries, FORWARD_ROWS);
     work.tiles = (int64_t)work.blocks * s->batch * s->heads;
     // Heads of a group share keys and values.
-    work.near = attention_near(2 * s->length * D * (int64_t)sizeof(T)) * plan.share;
+    work.near = attention_near(2 * s->keys * D * (int64_t)sizeof(T)) * plan.share;
     work.lse = a->lse;
     if (work.tiles > INT32_MAX / 2) {
         return false;
@@ -449,7 +460,7 @@ static bool forward_launch(Card *card, const AttentionForward *a, const Attentio
     card_failed(card, "attention_forward", cudaMemsetAsync(work.ticket, 0, sizeof(int), card->stream));
     int64_t grid = work.tiles < card->multiprocessors ? work.tiles : card->multiprocessors;
     launch(card, "attention_forward", attention_forward_sm90_kernel<T, D, MODIFIED>, dim3((unsigned)grid), FORWARD_THREADS,
-           Tile::BYTES, query_map, key_map, out_map, work);
+           Tile::BYTES, query_map, key_map, value_map, out_map, work);
     return true;
 }
 
@@ -463,14 +474,14 @@ template <typename T> static bool forward_widths(Card *card, const AttentionForw
     return plan.modified ? forward_launch<T, 256, true>(card, a, plan) : forward_launch<T, 256, false>(card, a, plan);
 }
 
-// Takes bf16 and fp16 without dropout, head widths that are multiples of 8 up to 256.
+// Takes bf16 and fp16 without dropout and key_lengths, head widths that are multiples of 8 up to 256.
 bool attention_forward_sm90(Card *card, const AttentionForward *a) {
     const AttentionShape *s = &a->shape;
     DataType type = card->device.type;
-    if (type == TYPE_FP32 || s->dropout > 0 || s->head_width % 8 != 0 || s->head_width > 256 || s->batch * s->length == 0) {
+    if (!sm90_takes(s) || !attention_packs(card, s, &a->in)) {
         return false;
     }
-    AttentionPlan plan = attention_plan(s, a->first);
+    AttentionPlan plan = attention_plan(s, &a->in);
     return type == TYPE_BF16 ? forward_widths<bf16>(card, a, plan) : forward_widths<fp16>(card, a, plan);
 }
 

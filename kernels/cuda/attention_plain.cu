@@ -55,59 +55,77 @@ __device__ __forceinline__ void zero_row(float *y, int width) {
     }
 }
 
-// One query over keys least .. q: writes out, returns the log-sum-exp. `room`: LANES + width floats of this warp.
+// One query, at position q, over keys least .. last: writes out, returns the log-sum-exp. `room`: LANES + width floats of this
+// warp.
 template <typename T>
 __device__ float attend(const AttentionPlan &p, float slope, uint64_t draws, const T *query, const T *keys, const T *values,
-                        int64_t stride, int least, int q, float *room, T *out) {
+                        int least, int last, int q, float *room, T *out) {
     int lane = (int)threadIdx.x % LANES;
     float *weights = room, *y = room + LANES, most = -INFINITY, sum = 0, derivative;
     zero_row(y, p.width);
-    for (int begin = least; begin <= q; begin += LANES) {
-        int k = begin + lane, count = q - begin + 1 < LANES ? q - begin + 1 : LANES;
+    for (int begin = least; begin <= last; begin += LANES) {
+        int k = begin + lane, count = last - begin + 1 < LANES ? last - begin + 1 : LANES;
         float score = -INFINITY;
-        if (k <= q) {
-            score = plain_score(p, slope, row_product(query, keys + k * stride, p.width), q, k, &derivative);
+        if (k <= last) {
+            score = plain_score(p, slope, row_product(query, keys + k * p.k_stride.token, p.width), q, k, &derivative);
         }
         float now = fmaxf(most, warp_max(score)), shrink = expf(most - now), probability = expf(score - now);
         sum = sum * shrink + warp_sum(probability);
         most = now;
-        weights[lane] = p.dropout && k <= q ? probability * attention_kept(p, draws, q, k) : probability;
+        weights[lane] = p.dropout && k <= last ? probability * attention_kept(p, draws, q, k) : probability;
         __syncwarp();
-        add_rows(y, shrink, weights, values + begin * stride, stride, count, p.width);
+        add_rows(y, shrink, weights, values + begin * p.v_stride.token, p.v_stride.token, count, p.width);
         __syncwarp();
     }
-    write_row(y, 1 / sum, out, p.width);
+    write_row(y, sum > 0 ? 1 / sum : 0, out, p.width);
     return most + logf(sum);
 }
 
+// What the rows of a head's kernels are about.
+struct PlainRow {
+    int b, h, row, q, least, last;  // query `row`, at position q, sees keys least .. last
+};
+// Of row `index` of [B,H,Tq].
+__device__ __forceinline__ PlainRow plain_row(const AttentionPlan &p, int64_t index) {
+    PlainRow r;
+    r.row = (int)(index % p.queries);
+    r.h = (int)(index / p.queries % p.heads);
+    r.b = (int)(index / p.queries / p.heads);
+    r.q = r.row + attention_offset(p, r.b);
+    r.least = attention_least(p, r.b, r.row);
+    r.last = r.q < attention_keys(p, r.b) ? r.q : attention_keys(p, r.b) - 1;
+    return r;
+}
+
 template <typename T>
-__global__ void attention_forward_plain_kernel(const AttentionPlan p, int64_t rows, const T *qkv, T *out, float *lse) {
+__global__ void attention_forward_plain_kernel(const AttentionPlan p, int64_t rows, const T *q, const T *k, const T *v, T *out,
+                                               float *lse) {
     DYNAMIC_SHARED(memory);
-    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,H,T]
-    if (row >= rows) {
+    int64_t index = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,H,Tq]
+    if (index >= rows) {
         return;
     }
     float *room = (float *)memory + threadIdx.x / LANES * (LANES + p.width);
-    int q = (int)(row % p.length), h = (int)(row / p.length % p.heads), b = (int)(row / p.length / p.heads);
-    int64_t stride = attention_row(p);
-    const T *keys = qkv + attention_part(p, b, p.heads + h / p.share), *values = keys + (int64_t)p.groups * p.width;
-    T *to = out + (((int64_t)b * p.length + q) * p.heads + h) * p.width;
-    float sum = attend(p, p.slopes != NULL ? p.slopes[h] : 0.0f, attention_draws(p, b, h),
-                       qkv + attention_part(p, b, h) + q * stride, keys, values, stride, attention_least(p, b, q), q, room, to);
-    if (threadIdx.x % LANES == 0) {
-        lse[row] = sum;
+    PlainRow r = plain_row(p, index);
+    float sum =
+        attend(p, p.slopes != NULL ? p.slopes[r.h] : 0.0f, attention_draws(p, r.b, r.h),
+               q + attention_part(p, p.q_stride, r.b, r.h) + r.row * p.q_stride.token,
+               k + attention_part(p, p.k_stride, r.b, r.h / p.share), v + attention_part(p, p.v_stride, r.b, r.h / p.share),
+               r.least, r.last, r.q, room, out + (((int64_t)r.b * p.queries + r.row) * p.heads + r.h) * p.width);
+    if (threadIdx.x % LANES == 0 && lse != NULL) {
+        lse[index] = sum;
     }
 }
 
-// dS of one query and key (without `scale`), and its probability after dropout.
+// dS of one query (row `row`, at position q) and key (without `scale`), and its probability after dropout.
 struct PlainWeights {
     float ds, probability;
 };
 template <typename T>
-__device__ __forceinline__ PlainWeights plain_weights(const AttentionPlan &p, int b, int h, int q, int k, const T *query,
-                                                      const T *key, const T *value, const T *dout, const float *lse,
-                                                      const float *delta) {
-    int64_t at = ((int64_t)b * p.heads + h) * p.length + q;
+__device__ __forceinline__ PlainWeights plain_weights(const AttentionPlan &p, int b, int h, int row, int q, int k,
+                                                      const T *query, const T *key, const T *value, const T *dout,
+                                                      const float *lse, const float *delta) {
+    int64_t at = ((int64_t)b * p.heads + h) * p.queries + row;
     float derivative, slope = p.slopes != NULL ? p.slopes[h] : 0.0f;
     float probability = expf(plain_score(p, slope, row_product(query, key, p.width), q, k, &derivative) - lse[at]);
     float factor = p.dropout ? attention_kept(p, attention_draws(p, b, h), q, k) : 1.0f;
@@ -115,61 +133,71 @@ __device__ __forceinline__ PlainWeights plain_weights(const AttentionPlan &p, in
     return PlainWeights{ds, probability * factor};
 }
 
+// What the backward pass reads.
+template <typename T> struct PlainInputs {
+    const T *q, *k, *v, *dout;
+    const float *lse, *delta;
+};
+
 template <typename T>
-__global__ void attention_dq_plain_kernel(const AttentionPlan p, int64_t rows, const T *qkv, const T *dout, const float *lse,
-                                          const float *delta, T *dqkv) {
+__global__ void attention_dq_plain_kernel(const AttentionPlan p, int64_t rows, const PlainInputs<T> in, T *dq,
+                                          HeadStrides stride) {
     DYNAMIC_SHARED(memory);
-    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,H,T]
-    if (row >= rows) {
+    int64_t index = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,H,Tq]
+    if (index >= rows) {
         return;
     }
     float *weights = (float *)memory + threadIdx.x / LANES * (LANES + p.width), *y = weights + LANES;
     int lane = (int)threadIdx.x % LANES;
-    int q = (int)(row % p.length), h = (int)(row / p.length % p.heads), b = (int)(row / p.length / p.heads);
-    int64_t stride = attention_row(p), to_query = attention_part(p, b, h) + q * stride;
-    const T *keys = qkv + attention_part(p, b, p.heads + h / p.share), *values = keys + (int64_t)p.groups * p.width;
-    const T *from = dout + (((int64_t)b * p.length + q) * p.heads + h) * p.width;
+    PlainRow r = plain_row(p, index);
+    const T *query = in.q + attention_part(p, p.q_stride, r.b, r.h) + r.row * p.q_stride.token;
+    const T *keys = in.k + attention_part(p, p.k_stride, r.b, r.h / p.share);
+    const T *values = in.v + attention_part(p, p.v_stride, r.b, r.h / p.share);
+    const T *dout = in.dout + (((int64_t)r.b * p.queries + r.row) * p.heads + r.h) * p.width;
     zero_row(y, p.width);
-    for (int begin = attention_least(p, b, q); begin <= q; begin += LANES) {
-        int k = begin + lane, count = q - begin + 1 < LANES ? q - begin + 1 : LANES;
+    for (int begin = r.least; begin <= r.last; begin += LANES) {
+        int k = begin + lane, count = r.last - begin + 1 < LANES ? r.last - begin + 1 : LANES;
         weights[lane] = 0;
-        if (k <= q) {
-            weights[lane] =
-                plain_weights(p, b, h, q, k, qkv + to_query, keys + k * stride, values + k * stride, from, lse, delta).ds;
+        if (k <= r.last) {
+            weights[lane] = plain_weights(p, r.b, r.h, r.row, r.q, k, query, keys + k * p.k_stride.token,
+                                          values + k * p.v_stride.token, dout, in.lse, in.delta)
+                                .ds;
         }
         __syncwarp();
-        add_rows(y, 1, weights, keys + begin * stride, stride, count, p.width);
+        add_rows(y, 1, weights, keys + begin * p.k_stride.token, p.k_stride.token, count, p.width);
         __syncwarp();
     }
-    write_row(y, p.scale, dqkv + to_query, p.width);
+    write_row(y, p.scale, dq + attention_part(p, stride, r.b, r.h) + r.row * stride.token, p.width);
 }
 
 template <typename T>
-__global__ void attention_dkv_plain_kernel(const AttentionPlan p, int64_t rows, const T *qkv, const T *dout, const float *lse,
-                                           const float *delta, T *dqkv) {
+__global__ void attention_dkv_plain_kernel(const AttentionPlan p, int64_t rows, const PlainInputs<T> in, T *dk,
+                                           HeadStrides dk_stride, T *dv, HeadStrides dv_stride) {
     DYNAMIC_SHARED(memory);
-    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,G,T]
-    if (row >= rows) {
+    int64_t index = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,G,Tk]
+    if (index >= rows) {
         return;
     }
     float *weights = (float *)memory + threadIdx.x / LANES * 2 * (LANES + p.width), *probabilities = weights + LANES;
     float *dkey = probabilities + LANES, *dvalue = dkey + p.width;
     int lane = (int)threadIdx.x % LANES;
-    int k = (int)(row % p.length), group = (int)(row / p.length % p.groups), b = (int)(row / p.length / p.groups);
-    int64_t stride = attention_row(p), out_stride = (int64_t)p.heads * p.width;
-    int64_t to_key = attention_part(p, b, p.heads + group) + k * stride, to_value = to_key + (int64_t)p.groups * p.width;
+    int k = (int)(index % p.keys), group = (int)(index / p.keys % p.groups), b = (int)(index / p.keys / p.groups);
+    int64_t stride = p.q_stride.token, out_stride = (int64_t)p.heads * p.width;
+    const T *key = in.k + attention_part(p, p.k_stride, b, group) + k * p.k_stride.token;
+    const T *value = in.v + attention_part(p, p.v_stride, b, group) + k * p.v_stride.token;
+    int offset = attention_offset(p, b), own = k > offset ? k - offset : 0;  // the first query that stands at k or behind
     zero_row(dkey, p.width);
     zero_row(dvalue, p.width);
     for (int h = group * p.share; h < (group + 1) * p.share; h++) {
-        const T *queries = qkv + attention_part(p, b, h);
-        const T *douts = dout + ((int64_t)b * p.length * p.heads + h) * p.width;
-        for (int begin = k; begin < p.length; begin += LANES) {
-            int q = begin + lane, count = p.length - begin < LANES ? p.length - begin : LANES;
+        const T *queries = in.q + attention_part(p, p.q_stride, b, h);
+        const T *douts = in.dout + ((int64_t)b * p.queries * p.heads + h) * p.width;
+        for (int begin = own; begin < p.queries; begin += LANES) {
+            int row = begin + lane, count = p.queries - begin < LANES ? p.queries - begin : LANES;
             PlainWeights w = {0, 0};
-            bool sees = q < p.length && attention_least(p, b, q) <= k;
+            bool sees = row < p.queries && attention_least(p, b, row) <= k;
             if (sees) {
-                w = plain_weights(p, b, h, q, k, queries + q * stride, qkv + to_key, qkv + to_value, douts + q * out_stride,
-                                  lse, delta);
+                w = plain_weights(p, b, h, row, row + offset, k, queries + row * stride, key, value, douts + row * out_stride,
+                                  in.lse, in.delta);
             }
             weights[lane] = w.ds;
             probabilities[lane] = w.probability;
@@ -182,25 +210,8 @@ __global__ void attention_dkv_plain_kernel(const AttentionPlan p, int64_t rows, 
             __syncwarp();
         }
     }
-    write_row(dkey, p.scale, dqkv + to_key, p.width);
-    write_row(dvalue, 1, dqkv + to_value, p.width);
-}
-
-template <typename T>
-__global__ void attention_decode_plain_kernel(const AttentionPlan p, int64_t rows, int64_t window, int64_t capacity, const T *q,
-                                              int64_t q_stride, const T *keys, const T *values, const int32_t *lengths,
-                                              T *out) {
-    DYNAMIC_SHARED(memory);
-    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / LANES;  // [B,H]
-    if (row >= rows) {
-        return;
-    }
-    float *room = (float *)memory + threadIdx.x / LANES * (LANES + p.width);
-    int h = (int)(row % p.heads), b = (int)(row / p.heads), length = lengths[b];
-    int least = attention_decode_least(length, window);
-    int64_t stride = (int64_t)p.groups * p.width, at = b * capacity * stride + (int64_t)(h / p.share) * p.width;
-    attend(p, p.slopes != NULL ? p.slopes[h] : 0.0f, 0, q + b * q_stride + (int64_t)h * p.width, keys + at, values + at, stride,
-           least, length - 1, room, out + row * p.width);
+    write_row(dkey, p.scale, dk + attention_part(p, dk_stride, b, group) + k * dk_stride.token, p.width);
+    write_row(dvalue, 1, dv + attention_part(p, dv_stride, b, group) + k * dv_stride.token, p.width);
 }
 
 static dim3 grid_of(int64_t rows) {
@@ -208,34 +219,30 @@ static dim3 grid_of(int64_t rows) {
 }
 
 void attention_forward_plain(Card *card, const AttentionForward *a) {
-    AttentionPlan p = attention_plan(&a->shape, a->first);
-    int64_t rows = (int64_t)p.batch * p.heads * p.length;
+    AttentionPlan p = attention_plan(&a->shape, &a->in);
+    int64_t rows = (int64_t)p.batch * p.heads * p.queries;
     size_t shared = (size_t)(LANES + p.width) * WARPS * sizeof(float);
     WITH_TYPE(card->device.type, T,
               launch(card, "attention_forward", attention_forward_plain_kernel<T>, grid_of(rows), WARPS * LANES, shared, p,
-                     rows, (const T *)a->qkv, (T *)a->out, a->lse))
+                     rows, (const T *)a->in.q, (const T *)a->in.k, (const T *)a->in.v, (T *)a->out, a->lse))
 }
 
 void attention_backward_plain(Card *card, const AttentionBackward *a, const float *delta) {
-    AttentionPlan p = attention_plan(&a->shape, a->first);
-    int64_t rows = (int64_t)p.batch * p.heads * p.length, key_rows = (int64_t)p.batch * p.groups * p.length;
+    AttentionPlan p = attention_plan(&a->shape, &a->in);
+    const AttentionRows *to = &a->gradients;
+    int64_t rows = (int64_t)p.batch * p.heads * p.queries, key_rows = (int64_t)p.batch * p.groups * p.keys;
     size_t shared = (size_t)(LANES + p.width) * WARPS * sizeof(float);
     WITH_TYPE(card->device.type, T, {
-        launch(card, "attention_backward dq", attention_dq_plain_kernel<T>, grid_of(rows), WARPS * LANES, shared, p, rows,
-               (const T *)a->qkv, (const T *)a->dout, a->lse, delta, (T *)a->dqkv);
-        launch(card, "attention_backward dkv", attention_dkv_plain_kernel<T>, grid_of(key_rows), WARPS * LANES, 2 * shared, p,
-               key_rows, (const T *)a->qkv, (const T *)a->dout, a->lse, delta, (T *)a->dqkv);
+        PlainInputs<T> in = {(const T *)a->in.q, (const T *)a->in.k, (const T *)a->in.v, (const T *)a->dout, a->lse, delta};
+        if (rows > 0) {
+            launch(card, "attention_backward dq", attention_dq_plain_kernel<T>, grid_of(rows), WARPS * LANES, shared, p, rows,
+                   in, (T *)to->q, to->q_stride);
+        }
+        if (key_rows > 0) {
+            launch(card, "attention_backward dkv", attention_dkv_plain_kernel<T>, grid_of(key_rows), WARPS * LANES, 2 * shared,
+                   p, key_rows, in, (T *)to->k, to->k_stride, (T *)to->v, to->v_stride);
+        }
     })
-}
-
-void attention_decode_plain(Card *card, const AttentionDecode *a) {
-    AttentionPlan p = attention_plan_of(a);
-    int64_t rows = a->batch * a->heads;
-    size_t shared = (size_t)(LANES + p.width) * WARPS * sizeof(float);
-    WITH_TYPE(card->device.type, T,
-              launch(card, "attention_decode", attention_decode_plain_kernel<T>, grid_of(rows), WARPS * LANES, shared, p, rows,
-                     a->window, a->capacity, (const T *)a->q, a->q_stride, (const T *)a->keys, (const T *)a->values, a->lengths,
-                     (T *)a->out))
 }
 
 }  // namespace BACKEND

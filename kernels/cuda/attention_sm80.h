@@ -55,15 +55,16 @@ template <int D> struct Tile {
     }
 };
 
-// Starts copies of rows 0 .. ROWS - 1, `stride` elements apart, into a tile: zeros from row `rows` and column `width` on.
+// Starts copies of rows 0 .. ROWS - 1, `stride` elements apart (attention_packs has seen that an int holds that), into a tile:
+// zeros from row `rows` and column `width` on.
 template <typename T, int ROWS, int D>
-__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t stride, int rows, int width) {
+__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int stride, int rows, int width) {
     static_assert(ROWS * Tile<D>::CHUNKS % ATTENTION_THREADS == 0, "whole copies for every thread");
 #pragma unroll TILE_LOADS
     for (int i = 0; i < ROWS * Tile<D>::CHUNKS / ATTENTION_THREADS; i++) {
         int index = (int)threadIdx.x + i * ATTENTION_THREADS, row = index / Tile<D>::CHUNKS, chunk = index % Tile<D>::CHUNKS;
         bool valid = row < rows && chunk * 8 < width;
-        copy_async_16(tile + Tile<D>::offset(row, chunk), valid ? from + row * stride + chunk * 8 : from, valid);
+        copy_async_16(tile + Tile<D>::offset(row, chunk), valid ? from + (int64_t)row * stride + chunk * 8 : from, valid);
     }
 }
 
@@ -133,12 +134,12 @@ __device__ __forceinline__ void tile_apply(float (&result)[M][D / 8][4], const u
 }
 
 // Which accumulators of scores[N][4] dropout keeps: bit 4 n + i for (row + 8 (i / 2), column + 8 n + i % 2), where `row` and
-// `column` are those of this thread's first one; of rows and columns one counts queries, the other keys. A loop that is not
-// unrolled: draws are many instructions and would crowd out what the registers hold.
+// `column` are those of this thread's first one; of rows and columns one is queries' position, the other keys. A loop that is
+// not unrolled: draws are many instructions and would crowd out what the registers hold.
 template <int N, bool ROWS_ARE_KEYS>
 __device__ __forceinline__ uint32_t tile_kept(const AttentionPlan &p, uint64_t draws, int row, int column) {
     uint32_t bits = 0;
-#pragma unroll 1
+#pragma unroll TILE_LOADS
     for (int e = 0; e < 4 * N; e++) {
         int r = row + e % 4 / 2 * 8, c = column + e / 4 * 8 + e % 2;
         bits |= (uint32_t)(attention_kept(p, draws, ROWS_ARE_KEYS ? c : r, ROWS_ARE_KEYS ? r : c) != 0) << e;
@@ -170,12 +171,6 @@ __device__ __forceinline__ void tile_store(const float (&result)[D / 8][4], cons
             *(uint4 *)(to + row * stride + chunk * 8) = *(const uint4 *)(shared + Tile<D>::offset(row, chunk));
         }
     }
-}
-
-// True where the body takes a launch: 16-bit elements, whole chunks, aligned.
-static inline bool tile_takes(const Card *card, const AttentionShape *s, const void *a, const void *b, const void *c) {
-    return card->device.type != TYPE_FP32 && s->head_width % 8 == 0 && s->head_width <= 256 && aligned_16(a) && aligned_16(b) &&
-           aligned_16(c);
 }
 
 // Runs a statement with T the element type and D the padded head width.

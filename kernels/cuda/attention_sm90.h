@@ -101,16 +101,28 @@ __device__ __forceinline__ void store_rows(const float (&d)[N / 2], uint32_t til
     }
 }
 
-// Host: the map of [B,T,heads D] by boxes of `rows` tokens of one head.
-static inline bool heads_map(Card *card, const void *base, const AttentionShape *s, int64_t heads, int rows, CUtensorMap *map) {
+// Host: the map of `heads` heads of `tokens` tokens a sequence, by boxes of `rows` tokens of one head.
+static inline bool heads_map(Card *card, const AttentionShape *s, const void *base, HeadStrides stride, int64_t heads,
+                             int64_t tokens, int rows, CUtensorMap *map) {
     int64_t width = s->head_width;
     TensorBox box = {base,
                      card->device.type,
                      4,
-                     {width, heads, s->length, s->batch},
-                     {1, width, heads * width, s->length * heads * width},
+                     {width, heads, tokens, s->batch},
+                     {1, width, stride.token, stride.sequence},
                      {PANEL_COLUMNS, 1, rows, 1}};
     return tensor_map(card, &box, map);
+}
+
+// Of what has no strides of its own: [B,Tq,H D].
+static inline HeadStrides dense_strides(const AttentionShape *s) {
+    int64_t token = (int64_t)s->heads * s->head_width;
+    return HeadStrides{token, s->queries * token};
+}
+
+// Host: whether Hopper's bodies take a launch, if its rows pack. All sequences stand alike, and nothing is dropped.
+static inline bool sm90_takes(const AttentionShape *s) {
+    return s->dropout == 0 && s->key_lengths == NULL;
 }
 
 }  // namespace BACKEND

@@ -113,7 +113,7 @@ void matmul_backward_input(Device *device, const MatmulBackwardInput *a);
 void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a);
 void attention_forward(Device *device, const AttentionForward *a);
 void attention_backward(Device *device, const AttentionBackward *a);
-void attention_decode(Device *device, const AttentionDecode *a);
+void attention_merge(Device *device, const AttentionMerge *a);
 void norm_forward(Device *device, const NormForward *a);
 void norm_backward(Device *device, const NormBackward *a);
 void rotary(Device *device, const Rotary *a);

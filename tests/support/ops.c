@@ -9,72 +9,135 @@
 
 // ---- Attention
 
-static int64_t qkv_count(const AttentionShape *s) {
-    return s->batch * s->length * (s->heads + 2 * s->groups) * s->head_width;
-}
-static int64_t out_count(const AttentionShape *s) {
-    return s->batch * s->length * s->heads * s->head_width;
-}
-
 // Stand in a row's shape for a tensor that may be NULL, which the case then has.
 static const float with_slopes, with_add;
+static const int32_t with_lengths;
+
+// Of a shape's tensors 0, 1 and 2 (or 9, 10 and 11, the gradients), where they are of `element` bytes. Packed: the first holds
+// all. Apart: queries lie in packed rows and keys and values in a cache that has room for more, gradients lie dense.
+static AttentionRows attention_rows(const OpCase *c, void **t, int64_t element, bool dense) {
+    const AttentionShape *s = &c->attention_forward.shape;  // it lies first in both
+    int64_t q = (int64_t)s->heads * s->head_width, k = (int64_t)s->groups * s->head_width, row = q + 2 * k;
+    if (!c->apart) {
+        HeadStrides stride = {row, row * s->keys};
+        return (AttentionRows){t[0], (char *)t[0] + q * element, (char *)t[0] + (q + k) * element, stride, stride, stride};
+    }
+    q = dense ? q : row;
+    int64_t room = dense ? s->keys : s->keys + 3;
+    return (AttentionRows){t[0], t[1], t[2], {q, q * s->queries}, {k, k * room}, {k, k * room}};
+}
+static void attention_rows_tensors(const OpCase *c, OpRole role, bool dense, OpTensor *t) {
+    AttentionRows rows = attention_rows(c, (void *[3]){NULL}, 0, dense);
+    int64_t batch = c->attention_forward.shape.batch;
+    t[0] = (OpTensor){.name = "q", role, OP_COMPUTE, batch * rows.q_stride.sequence};
+    t[1] = (OpTensor){.name = "k", role, OP_COMPUTE, c->apart ? batch * rows.k_stride.sequence : 0};
+    t[2] = (OpTensor){.name = "v", role, OP_COMPUTE, c->apart ? batch * rows.v_stride.sequence : 0};
+}
 
 static int attention_forward_tensors(const OpCase *c, OpTensor *t) {
     const AttentionShape *s = &c->attention_forward.shape;
-    t[0] = (OpTensor){.name = "qkv", OP_INPUT, OP_COMPUTE, qkv_count(s)};
-    // Documents are about 24 tokens long, or a sequence is one: then blocks meet many others.
-    t[1] = (OpTensor){.name = "first", OP_INPUT, OP_INT32, s->batch * s->length, OP_FIRST, s->length};
-    if (c->bare) {
-        t[1].fill = OP_INDEX, t[1].limit = 1;
+    ensure(c->apart || s->queries == s->keys, "packed rows hold as many keys as queries");
+    attention_rows_tensors(c, OP_INPUT, false, t);
+    // Documents are about 24 tokens long, or (bare) a sequence is one: then blocks meet many others.
+    t[3] =
+        (OpTensor){.name = "first", OP_INPUT, OP_INT32, c->bare ? 0 : s->batch * s->queries, OP_FIRST, s->queries, s->offset};
+    t[4] = (OpTensor){.name = "key_lengths", OP_INPUT, OP_INT32, s->key_lengths != NULL ? s->batch : 0, OP_LENGTH, s->keys};
+    t[5] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, s->slopes != NULL ? s->heads : 0, OP_POSITIVE, .deviation = 0.5};
+    t[6] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, s->batch * s->queries * s->heads * s->head_width};
+    t[7] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->queries};
+    if (c->bare && s->key_lengths != NULL && c->kind->objective == NULL) {
+        t[7].count = 0;
     }
-    t[2] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, s->slopes != NULL ? s->heads : 0, OP_POSITIVE, .deviation = 0.5};
-    t[3] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, out_count(s)};
-    t[4] = (OpTensor){.name = "lse", OP_OUTPUT, OP_FLOAT, s->batch * s->heads * s->length};
-    return 5;
+    return 8;
+}
+AttentionForward op_attention_forward(const OpCase *c, void **t, int64_t element) {
+    OpTensor tensors[OP_TENSORS] = {0};
+    attention_forward_tensors(c, tensors);
+    AttentionForward a = {.shape = c->attention_forward.shape, .in = attention_rows(c, t, element, false), .out = t[6]};
+    a.shape.first = tensors[3].count > 0 ? t[3] : NULL;
+    a.shape.key_lengths = tensors[4].count > 0 ? t[4] : NULL;
+    a.shape.slopes = tensors[5].count > 0 ? t[5] : NULL;
+    a.lse = tensors[7].count > 0 ? t[7] : NULL;
+    return a;
+}
+// What lies in a cache behind the keys of a sequence is nobody's, and may be anything.
+static void attention_forward_prepare(const OpCase *c, double **t) {
+    AttentionForward a = op_attention_forward(c, (void **)t, sizeof(double));
+    HeadStrides stride = a.in.k_stride;
+    for (int64_t b = 0; b < a.shape.batch && c->apart; b++) {
+        int64_t keys = a.shape.key_lengths != NULL ? a.shape.key_lengths[b] : a.shape.keys;
+        for (int64_t i = keys * stride.token; i < stride.sequence; i++) {
+            t[1][b * stride.sequence + i] = t[2][b * stride.sequence + i] = NAN;
+        }
+    }
 }
 static void attention_forward_run(Device *device, const OpCase *c, void **t) {
-    AttentionForward a = c->attention_forward;
-    a.qkv = t[0], a.first = t[1], a.shape.slopes = t[2], a.out = t[3], a.lse = t[4];
+    AttentionForward a = op_attention_forward(c, t, data_type_bytes(device->type));
     device->op->attention_forward(device, &a);
 }
 
 static int attention_backward_tensors(const OpCase *c, OpTensor *t) {
-    attention_forward_tensors(c, t);  // the shape lies first in both
-    t[3].role = t[4].role = OP_INPUT;
-    t[5] = (OpTensor){.name = "dout", OP_INPUT, OP_COMPUTE, t[3].count};
-    t[6] = (OpTensor){.name = "dqkv", OP_OUTPUT, OP_COMPUTE, t[0].count};
-    return 7;
+    attention_forward_tensors(c, t);
+    t[6].role = t[7].role = OP_INPUT;
+    t[8] = (OpTensor){.name = "dout", OP_INPUT, OP_COMPUTE, t[6].count};
+    attention_rows_tensors(c, OP_OUTPUT, true, t + 9);
+    return 12;
+}
+AttentionBackward op_attention_backward(const OpCase *c, void **t, int64_t element) {
+    AttentionForward a = op_attention_forward(c, t, element);
+    return (AttentionBackward){.shape = a.shape,
+                               .in = a.in,
+                               .out = t[6],
+                               .dout = t[8],
+                               .lse = t[7],
+                               .gradients = attention_rows(c, t + 9, element, true),
+                               .any_order = c->loose};
 }
 static void attention_backward_run(Device *device, const OpCase *c, void **t) {
-    AttentionBackward a = c->attention_backward;
-    a.qkv = t[0], a.first = t[1], a.shape.slopes = t[2], a.out = t[3], a.lse = t[4], a.dout = t[5], a.dqkv = t[6];
-    a.any_order = c->loose;
+    AttentionBackward a = op_attention_backward(c, t, data_type_bytes(device->type));
     device->op->attention_backward(device, &a);
+}
+static void attention_backward_prepare(const OpCase *c, double **t) {
+    attention_forward_prepare(c, t);
+    reference64_attention_forward(c, t);
 }
 static long double attention_objective(const OpCase *c, double **t) {
     reference64_attention_forward(c, t);
+    const AttentionShape *s = &c->attention_backward.shape;
     long double sum = 0;
-    for (int64_t i = 0; i < out_count(&c->attention_backward.shape); i++) {
-        sum += (long double)t[5][i] * t[3][i];
+    for (int64_t i = 0; i < s->batch * s->queries * s->heads * s->head_width; i++) {
+        sum += (long double)t[8][i] * t[6][i];
     }
     return sum;
 }
 
-static int attention_decode_tensors(const OpCase *c, OpTensor *t) {
-    const AttentionDecode *a = &c->attention_decode;
-    int64_t cache = a->batch * a->capacity * a->groups * a->head_width;
-    t[0] = (OpTensor){.name = "q", OP_INPUT, OP_COMPUTE, a->batch * a->q_stride};
-    t[1] = (OpTensor){.name = "keys", OP_INPUT, OP_COMPUTE, cache};
-    t[2] = (OpTensor){.name = "values", OP_INPUT, OP_COMPUTE, cache};
-    t[3] = (OpTensor){.name = "lengths", OP_INPUT, OP_INT32, a->batch, OP_LENGTH, a->capacity};
-    t[4] = (OpTensor){.name = "slopes", OP_INPUT, OP_FLOAT, a->slopes != NULL ? a->heads : 0, OP_POSITIVE, .deviation = 0.5};
-    t[5] = (OpTensor){.name = "out", OP_OUTPUT, OP_COMPUTE, a->batch * a->heads * a->head_width};
-    return 6;
+static int attention_merge_tensors(const OpCase *c, OpTensor *t) {
+    const AttentionMerge *a = &c->attention_merge;
+    int64_t rows = a->batch * a->queries * a->heads;
+    t[0] = (OpTensor){.name = "other", OP_INPUT, OP_COMPUTE, rows * a->head_width};
+    t[1] = (OpTensor){.name = "other_lse", OP_INPUT, OP_FLOAT, rows, .deviation = 4};
+    t[2] = (OpTensor){.name = "out", OP_UPDATE, OP_COMPUTE, rows * a->head_width};
+    t[3] = (OpTensor){.name = "lse", OP_UPDATE, OP_FLOAT, rows, .deviation = 4};
+    return 4;
 }
-static void attention_decode_run(Device *device, const OpCase *c, void **t) {
-    AttentionDecode a = c->attention_decode;
-    a.q = t[0], a.keys = t[1], a.values = t[2], a.lengths = t[3], a.slopes = t[4], a.out = t[5];
-    device->op->attention_decode(device, &a);
+// Every fifth query has seen nothing on one side, or on both.
+static void attention_merge_prepare(const OpCase *c, double **t) {
+    const AttentionMerge *a = &c->attention_merge;
+    for (int64_t row = 0; row < a->batch * a->queries * a->heads; row++) {
+        int64_t h = row % a->heads, query = row / a->heads % a->queries, b = row / a->heads / a->queries;
+        int64_t at = (b * a->heads + h) * a->queries + query;
+        for (int side = 0; side < 2; side++) {
+            if (row % 5 == side || row % 15 == 2) {
+                t[2 * side + 1][at] = -INFINITY;
+                memset(t[2 * side] + row * a->head_width, 0, (size_t)a->head_width * sizeof **t);
+            }
+        }
+    }
+}
+static void attention_merge_run(Device *device, const OpCase *c, void **t) {
+    AttentionMerge a = c->attention_merge;
+    a.other = t[0], a.other_lse = t[1], a.out = t[2], a.lse = t[3];
+    device->op->attention_merge(device, &a);
 }
 
 // ---- Rows
@@ -360,9 +423,10 @@ static void copy_rows_run(Device *device, const OpCase *c, void **t) {
                                      .reference64 = reference64_##operation,                                                   \
                                      .reference32 = reference32_##operation,                                                   \
                                      __VA_ARGS__}
-KIND(attention_forward);
-KIND(attention_backward, .prepare = reference64_attention_forward, .objective = attention_objective, .gradients = {{0, 6}});
-KIND(attention_decode);
+KIND(attention_forward, .prepare = attention_forward_prepare);
+KIND(attention_backward, .prepare = attention_backward_prepare, .objective = attention_objective,
+     .gradients = {{0, 9}, {1, 10}, {2, 11}});
+KIND(attention_merge, .prepare = attention_merge_prepare);
 KIND(norm_forward, .alias = {0, 7});
 KIND(norm_backward, .prepare = norm_backward_prepare, .objective = norm_objective, .gradients = {{1, 5}, {2, 6}},
      .alias = {0, 5});
@@ -379,18 +443,29 @@ KIND(scale);
 KIND(convert, .alias = {0, 1});
 KIND(copy_rows);
 
-#define ATTENTION(B, T, H, G, D, ...)                                                                                          \
-    {.kind = &attention_forward, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                              \
-        .kind = &attention_backward, .attention_backward = {.shape = {B, T, H, G, D, __VA_ARGS__} }                            \
+// Forward and backward of a shape, with the case's switches in parentheses.
+#define ATTENTION_CASE(SWITCHES, ...)                                                                                          \
+    {.kind = &attention_forward, UNPACK SWITCHES.attention_forward = {.shape = {__VA_ARGS__}}}, {                              \
+        .kind = &attention_backward, UNPACK SWITCHES.attention_backward = {.shape = {__VA_ARGS__} }                            \
     }
+#define UNPACK(...) __VA_ARGS__
+#define ATTENTION(B, T, H, G, D, ...) ATTENTION_CASE((.bare = false, ), B, T, T, H, G, D, __VA_ARGS__)
 // The same of one document a sequence.
-#define ATTENTION_WHOLE(B, T, H, G, D, ...)                                                                                    \
-    {.kind = &attention_forward, .bare = true, .attention_forward = {.shape = {B, T, H, G, D, __VA_ARGS__}}}, {                \
-        .kind = &attention_backward, .bare = true, .attention_backward = {.shape = {B, T, H, G, D, __VA_ARGS__} }              \
-    }
-#define DECODE(B, N, H, G, D, ...)                                                                                             \
+#define ATTENTION_WHOLE(B, T, H, G, D, ...) ATTENTION_CASE((.bare = true, ), B, T, T, H, G, D, __VA_ARGS__)
+// Queries and keys apart, with documents and without.
+#define ATTENTION_APART(B, Q, K, H, G, D, ...) ATTENTION_CASE((.apart = true, ), B, Q, K, H, G, D, __VA_ARGS__)
+#define ATTENTION_WHOLE_APART(B, Q, K, H, G, D, ...)                                                                           \
+    ATTENTION_CASE((.apart = true, .bare = true, ), B, Q, K, H, G, D, __VA_ARGS__)
+// One query a sequence at the end of a cache.
+#define DECODE(BARE, B, K, H, G, D, ...)                                                                                       \
     {                                                                                                                          \
-        .kind = &attention_decode, .attention_decode = { B, N, H, G, D, 0.3f, .q_stride = (H + 2 * G) * D, __VA_ARGS__ }       \
+        .kind = &attention_forward, .apart = true, .bare = BARE, .attention_forward = {                                        \
+            .shape = {B, 1, K, H, G, D, 0.3f, .key_lengths = &with_lengths, __VA_ARGS__}                                       \
+        }                                                                                                                      \
+    }
+#define MERGE(B, T, H, D)                                                                                                      \
+    {                                                                                                                          \
+        .kind = &attention_merge, .attention_merge = { B, T, H, D }                                                            \
     }
 #define NORM_EASY(R, C)                                                                                                        \
     {.kind = &norm_forward, .norm_forward = {NORM_LAYER, R, C, 1e-5f}},                                                        \
@@ -492,16 +567,16 @@ const OpCase op_cases[] = {
     ATTENTION(1, 64, 1, 1, 200, 0.07f, .window = 1),
     ATTENTION(0, 5, 2, 1, 8, 1.0f),
     ATTENTION(2, 0, 2, 1, 8, 1.0f),
-    DECODE(0, 4, 2, 1, 8),
-    DECODE(1, 1, 1, 1, 1),
-    DECODE(3, 7, 4, 2, 5),
-    DECODE(2, 64, 4, 4, 32),
-    DECODE(3, 300, 6, 2, 64),
-    DECODE(1, 1030, 2, 1, 128),
-    DECODE(2, 129, 4, 2, 64, .window = 31),
-    DECODE(1, 200, 12, 1, 96, .softcap = 4.0f),
-    DECODE(3, 65, 2, 2, 256, .slopes = &with_slopes),
-    DECODE(1, 520, 9, 1, 128, .window = 300, .softcap = 10.0f, .slopes = &with_slopes),
+    DECODE(true, 0, 4, 2, 1, 8),
+    DECODE(true, 1, 1, 1, 1, 1),
+    DECODE(true, 3, 7, 4, 2, 5),
+    DECODE(true, 2, 64, 4, 4, 32),
+    DECODE(true, 3, 300, 6, 2, 64),
+    DECODE(true, 1, 1030, 2, 1, 128),
+    DECODE(true, 2, 129, 4, 2, 64, .window = 31),
+    DECODE(true, 1, 200, 12, 1, 96, .softcap = 4.0f),
+    DECODE(true, 3, 65, 2, 2, 256, .slopes = &with_slopes),
+    DECODE(true, 1, 520, 9, 1, 128, .window = 300, .softcap = 10.0f, .slopes = &with_slopes),
     NORM_EASY(1, 1),  // LayerNorm of one or two elements has hardly a gradient: what is left of g - g is rounding
     NORM_EASY(3, 2),
     NORM(0, 8),
@@ -590,11 +665,54 @@ const OpCase op_cases[] = {
     COPY_ROWS(131, 20, 24, 28),
     COPY_ROWS(3, 0, 16, 4),
     // Sums in any order.
-    {.kind = &attention_backward, .bare = true, .loose = true, .attention_backward = {.shape = {1, 325, 2, 1, 64, 0.125f}}},
     {.kind = &attention_backward,
      .bare = true,
      .loose = true,
-     .attention_backward = {.shape = {1, 193, 3, 1, 128, 0.0883883f, .window = 150}}},
-    {.kind = &attention_backward, .bare = true, .loose = true, .attention_backward = {.shape = {1, 129, 2, 1, 256, 0.0625f}}},
+     .attention_backward = {.shape = {1, 325, 325, 2, 1, 64, 0.125f}}},
+    {.kind = &attention_backward,
+     .bare = true,
+     .loose = true,
+     .attention_backward = {.shape = {1, 193, 193, 3, 1, 128, 0.0883883f, .window = 150}}},
+    {.kind = &attention_backward,
+     .bare = true,
+     .loose = true,
+     .attention_backward = {.shape = {1, 129, 129, 2, 1, 256, 0.0625f}}},
+    // Some keys lie before the queries, or behind them; blocks of queries and keys do not lie side by side.
+    ATTENTION_APART(1, 1, 1, 1, 1, 1, 1.0f),
+    ATTENTION_APART(2, 5, 9, 2, 1, 3, 0.5f, .offset = 4),
+    ATTENTION_APART(2, 33, 70, 4, 2, 16, 0.25f, .offset = 37),
+    ATTENTION_WHOLE_APART(2, 65, 193, 2, 1, 64, 0.125f, .offset = 128),
+    ATTENTION_WHOLE_APART(1, 131, 259, 4, 2, 64, 0.125f, .offset = 77),
+    ATTENTION_WHOLE_APART(1, 130, 197, 2, 1, 128, 0.0883883f, .offset = 300),  // all keys are behind all queries
+    ATTENTION_WHOLE_APART(1, 70, 67, 2, 2, 64, 0.125f, .offset = 67, .window = 44),
+    ATTENTION_WHOLE_APART(2, 150, 101, 2, 1, 64, 0.125f, .offset = -60),  // some queries stand before all keys
+    ATTENTION_WHOLE_APART(1, 40, 33, 2, 1, 32, 0.2f, .offset = -64),      // all do
+    ATTENTION_WHOLE_APART(1, 75, 66, 2, 1, 128, 0.0883883f, .offset = 300, .window = 100),
+    ATTENTION_APART(2, 131, 129, 4, 2, 40, 0.15f, .offset = 3, .window = 50),
+    ATTENTION_APART(1, 97, 200, 2, 1, 96, 0.1f, .offset = 120, .softcap = 3.0f, .slopes = &with_slopes),
+    ATTENTION_WHOLE_APART(1, 140, 190, 2, 2, 64, 0.125f, .offset = 21, .window = 133, .slopes = &with_slopes),
+    ATTENTION_WHOLE_APART(1, 140, 190, 2, 1, 256, 0.0625f, .offset = 90, .softcap = 8.0f),
+    ATTENTION_WHOLE_APART(1, 200, 130, 2, 1, 192, 0.07f, .offset = -33),
+    ATTENTION_APART(1, 65, 130, 2, 1, 136, 0.09f, .offset = 65),
+    ATTENTION_APART(2, 40, 63, 2, 1, 32, 0.2f, .offset = 23, .dropout = 0.3f, .seed = 5, .key_first = 100, .length = 300),
+    ATTENTION_WHOLE_APART(1, 70, 66, 4, 2, 64, 0.125f, .offset = -5, .dropout = 0.2f, .seed = 6, .key_first = 64,
+                          .length = 130),
+    ATTENTION_WHOLE_APART(1, 90, 90, 2, 1, 257, 0.0625f, .offset = 31, .window = 64),
+    ATTENTION_APART(1, 3, 0, 2, 1, 8, 1.0f),
+    ATTENTION_APART(1, 0, 3, 2, 1, 8, 1.0f),
+    // A cache, sequences of several lengths: a part of a prompt that ends there.
+    ATTENTION_WHOLE_APART(4, 2, 70, 2, 1, 5, 0.4f, .key_lengths = &with_lengths),
+    ATTENTION_WHOLE_APART(5, 70, 300, 4, 2, 64, 0.125f, .key_lengths = &with_lengths),
+    ATTENTION_WHOLE_APART(3, 33, 190, 2, 1, 128, 0.0883883f, .key_lengths = &with_lengths, .window = 40),
+    ATTENTION_APART(3, 40, 90, 2, 2, 96, 0.1f, .key_lengths = &with_lengths, .softcap = 5.0f, .slopes = &with_slopes),
+    MERGE(0, 3, 2, 8),
+    MERGE(1, 1, 1, 1),
+    MERGE(2, 7, 3, 5),
+    MERGE(2, 33, 4, 64),
+    MERGE(1, 5, 2, 256),
+    // One query, which also tells its log-sum-exp and where documents start.
+    DECODE(false, 3, 300, 6, 2, 64, .window = 90),
+    DECODE(false, 2, 41, 4, 1, 5, .softcap = 3.0f),
+    DECODE(false, 1, 1030, 2, 1, 128),
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;

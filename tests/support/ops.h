@@ -25,23 +25,25 @@ typedef struct OpTensor {
     int64_t count;
     OpFill fill;
     int64_t limit;     // OP_INDEX: values in [0, limit); OP_LENGTH: in [1, limit]; OP_FIRST: tokens of a sequence
+    int64_t shift;     // OP_FIRST: the key at which token 0 stands
     double deviation;  // OP_NORMAL, OP_POSITIVE; 0: 1
 } OpTensor;
 
-enum { OP_TENSORS = 8 };
+enum { OP_TENSORS = 12 };
 
 typedef struct OpKind OpKind;
 
 typedef struct OpCase {
     const OpKind *kind;
-    bool bare;    // tensors that may be NULL are NULL; of attention: one document a sequence
+    bool bare;    // tensors that may be NULL are NULL
     bool frozen;  // the gradient of the weight or token table is NULL
     bool loose;   // bits may differ from run to run: attention_backward's any_order
     bool alias;   // the output shares memory with the input that it may alias
+    bool apart;   // of attention: queries, keys and values are tensors of their own, the latter in a cache
     union {
         AttentionForward attention_forward;
         AttentionBackward attention_backward;
-        AttentionDecode attention_decode;
+        AttentionMerge attention_merge;
         NormForward norm_forward;
         NormBackward norm_backward;
         Rotary rotary;
@@ -78,6 +80,10 @@ struct OpKind {
 
 // The factor of every case of `scale`.
 static const float op_scale = 0.3f;
+
+// What an attention case calls, where its tensors are of `element` bytes.
+AttentionForward op_attention_forward(const OpCase *c, void **t, int64_t element);
+AttentionBackward op_attention_backward(const OpCase *c, void **t, int64_t element);
 
 extern const OpCase op_cases[];
 extern const int op_case_count;

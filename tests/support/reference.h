@@ -13,7 +13,7 @@ extern DataType reference32_type;
 #define REFERENCES(suffix, real)                                                                                               \
     void reference##suffix##_attention_forward(const OpCase *c, real **t);                                                     \
     void reference##suffix##_attention_backward(const OpCase *c, real **t);                                                    \
-    void reference##suffix##_attention_decode(const OpCase *c, real **t);                                                      \
+    void reference##suffix##_attention_merge(const OpCase *c, real **t);                                                       \
     void reference##suffix##_norm_forward(const OpCase *c, real **t);                                                          \
     void reference##suffix##_norm_backward(const OpCase *c, real **t);                                                         \
     void reference##suffix##_rotary(const OpCase *c, real **t);                                                                \

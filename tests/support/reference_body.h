@@ -45,77 +45,105 @@ static REAL slope(Activation activation, REAL x) {
     return 0;
 }
 
-// The factor of dropout on probability (q, k) of head h in sequence b.
+// The factor of dropout on the probability of the query at position q and key k, for head h in sequence b.
 static REAL kept(const AttentionShape *s, int64_t b, int64_t h, int64_t q, int64_t k) {
     if (s->dropout == 0) {
         return 1;
     }
-    uint64_t t = (uint64_t)s->length, heads = (uint64_t)s->heads;
-    uint64_t index = ((s->first_sample + (uint64_t)b) * heads + (uint64_t)h) * t * t + (uint64_t)q * t + (uint64_t)k;
-    Philox r = philox(s->seed, s->stream, index);
+    uint64_t t = (uint64_t)(s->length > 0 ? s->length : s->keys), heads = (uint64_t)s->heads, start = (uint64_t)s->key_first;
+    uint64_t head = (s->first_sample + (uint64_t)b) * heads + (uint64_t)h;
+    Philox r = philox(s->seed, s->stream, head * t * t + (start + (uint64_t)q) * t + start + (uint64_t)k);
     return philox_unit(r.word[0]) >= (double)s->dropout ? 1 / (1 - R(s->dropout)) : 0;
 }
 
-// The probabilities of one query over keys 0 .. q (0 where it may not look), from the log-sum-exp where it is known (`saved`),
-// and the log-sum-exp. steep[k] is what the score gains for each unit of the product q.k; may be NULL.
-static REAL probabilities(const AttentionShape *s, REAL slope_of_head, const REAL *query, const REAL *keys, int64_t stride,
-                          int64_t first, int64_t q, const REAL *saved, REAL *p, REAL *steep) {
+// Of one head of a sequence: what it reads, and the position of its query 0.
+typedef struct REFERENCE(Head) {
+    const REAL *q, *k, *v;
+    const int32_t *first;  // may be NULL
+    int64_t keys, offset;
+    REAL slope;
+} REFERENCE(Head);
+
+static REFERENCE(Head) head_of(const AttentionShape *s, const AttentionRows *in, REAL **t, int64_t b, int64_t h) {
+    int64_t g = h / (s->heads / s->groups);
+    REFERENCE(Head)
+    head = {(const REAL *)in->q + b * in->q_stride.sequence + h * s->head_width,
+            (const REAL *)in->k + b * in->k_stride.sequence + g * s->head_width,
+            (const REAL *)in->v + b * in->v_stride.sequence + g * s->head_width,
+            s->first != NULL ? s->first + b * s->queries : NULL,
+            s->keys,
+            s->offset,
+            s->slopes != NULL ? t[5][h] : 0};
+    if (s->key_lengths != NULL) {
+        head.keys = s->key_lengths[b];
+        head.offset = head.keys - s->queries;
+    }
+    return head;
+}
+
+// The probabilities of query t over all keys (0 where it may not look), from the log-sum-exp where it is known (`saved`), and
+// the log-sum-exp. steep[k] is what the score gains for each unit of the product q.k; may be NULL.
+static REAL probabilities(const AttentionShape *s, const AttentionRows *in, const REFERENCE(Head) * head, int64_t t,
+                          const REAL *saved, REAL *p, REAL *steep) {
     REAL most = -R(INFINITY), sum = 0;
-    for (int64_t k = 0; k <= q; k++) {
+    int64_t position = head->offset + t;
+    const REAL *query = head->q + t * in->q_stride.token;
+    for (int64_t k = 0; k < head->keys; k++) {
         p[k] = -R(INFINITY);
-        if (k < first || (s->window > 0 && k <= q - s->window)) {
+        if (k > position || (head->first != NULL && k < head->first[t]) || (s->window > 0 && k <= position - s->window)) {
             continue;
         }
         REAL score = 0, gain = R(s->scale);
         for (int d = 0; d < s->head_width; d++) {
-            score += query[d] * keys[k * stride + d];
+            score += query[d] * head->k[k * in->k_stride.token + d];
         }
         score *= R(s->scale);
         if (s->softcap > 0) {
-            REAL t = tanh(score / R(s->softcap));
-            score = R(s->softcap) * t;
-            gain *= 1 - t * t;
+            REAL x = tanh(score / R(s->softcap));
+            score = R(s->softcap) * x;
+            gain *= 1 - x * x;
         }
-        p[k] = score + slope_of_head * R(k - q);
+        p[k] = score + head->slope * R(k - position);
         if (steep != NULL) {
             steep[k] = gain;
         }
         most = p[k] > most ? p[k] : most;
     }
+    bool blind = most == -R(INFINITY);
     if (saved != NULL) {
         most = *saved;
     }
-    for (int64_t k = 0; k <= q; k++) {
-        p[k] = exp(p[k] - most);
+    for (int64_t k = 0; k < head->keys; k++) {
+        p[k] = blind || p[k] == -R(INFINITY) ? 0 : exp(p[k] - most);
         sum += p[k];
     }
-    for (int64_t k = 0; k <= q && saved == NULL; k++) {
+    for (int64_t k = 0; k < head->keys && saved == NULL && !blind; k++) {
         p[k] /= sum;
     }
-    return most + log(sum);
+    return blind ? most : most + log(sum);
 }
 
 void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
-    const AttentionShape *s = &c->attention_forward.shape;
-    const int32_t *first = (const void *)t[1];
-    int64_t width = s->head_width, stride = (s->heads + 2 * s->groups) * width;
-    REAL *p = memory_new((size_t)s->length + 1, sizeof *p);
+    AttentionForward a = op_attention_forward(c, (void **)t, sizeof(REAL));
+    const AttentionShape *s = &a.shape;
+    int64_t width = s->head_width;
+    REAL *p = memory_new((size_t)s->keys + 1, sizeof *p);
     for (int64_t b = 0; b < s->batch; b++) {
         for (int64_t h = 0; h < s->heads; h++) {
-            const REAL *rows = t[0] + b * s->length * stride;
-            const REAL *keys = rows + (s->heads + h / (s->heads / s->groups)) * width, *values = keys + s->groups * width;
-            for (int64_t q = 0; q < s->length; q++) {
-                t[4][(b * s->heads + h) * s->length + q] =
-                    probabilities(s, s->slopes != NULL ? t[2][h] : 0, rows + q * stride + h * width, keys, stride,
-                                  first[b * s->length + q], q, NULL, p, NULL);
-                REAL *out = t[3] + ((b * s->length + q) * s->heads + h) * width;
+            REFERENCE(Head) head = head_of(s, &a.in, t, b, h);
+            for (int64_t q = 0; q < s->queries; q++) {
+                REAL lse = probabilities(s, &a.in, &head, q, NULL, p, NULL);
+                if (a.lse != NULL) {
+                    t[7][(b * s->heads + h) * s->queries + q] = lse;
+                }
+                REAL *out = t[6] + ((b * s->queries + q) * s->heads + h) * width;
                 for (int64_t d = 0; d < width; d++) {
                     out[d] = 0;
                 }
-                for (int64_t k = 0; k <= q; k++) {
-                    REAL weight = p[k] > 0 ? STORED(p[k] * kept(s, b, h, q, k)) : 0;
+                for (int64_t k = 0; k < head.keys; k++) {
+                    REAL weight = p[k] > 0 ? STORED(p[k] * kept(s, b, h, head.offset + q, k)) : 0;
                     for (int64_t d = 0; d < width && weight > 0; d++) {
-                        out[d] += weight * values[k * stride + d];
+                        out[d] += weight * head.v[k * a.in.v_stride.token + d];
                     }
                 }
             }
@@ -125,42 +153,47 @@ void REFERENCE(attention_forward)(const OpCase *c, REAL **t) {
 }
 
 void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
-    const AttentionShape *s = &c->attention_backward.shape;
-    const int32_t *first = (const void *)t[1];
-    int64_t width = s->head_width, stride = (s->heads + 2 * s->groups) * width;
-    REAL *p = memory_new((size_t)s->length + 1, sizeof *p), *steep = memory_new((size_t)s->length + 1, sizeof *steep);
-    for (int64_t i = 0; i < s->batch * s->length * stride; i++) {
-        t[6][i] = 0;
+    AttentionBackward a = op_attention_backward(c, (void **)t, sizeof(REAL));
+    const AttentionShape *s = &a.shape;
+    const AttentionRows *to = &a.gradients;
+    int64_t width = s->head_width;
+    OpTensor tensors[OP_TENSORS] = {0};
+    c->kind->tensors(c, tensors);
+    REAL *p = memory_new((size_t)s->keys + 1, sizeof *p), *steep = memory_new((size_t)s->keys + 1, sizeof *steep);
+    for (int gradient = 9; gradient < 12; gradient++) {
+        for (int64_t i = 0; i < tensors[gradient].count; i++) {
+            t[gradient][i] = 0;
+        }
     }
     for (int64_t b = 0; b < s->batch; b++) {
         for (int64_t h = 0; h < s->heads; h++) {
-            const REAL *rows = t[0] + b * s->length * stride;
-            REAL *drows = t[6] + b * s->length * stride;
-            int64_t to_key = (s->heads + h / (s->heads / s->groups)) * width, to_value = to_key + s->groups * width;
-            for (int64_t q = 0; q < s->length; q++) {
-                int64_t to_query = q * stride + h * width;
-                const REAL *dout = t[5] + ((b * s->length + q) * s->heads + h) * width;
-                const REAL *out = t[3] + ((b * s->length + q) * s->heads + h) * width;
-                probabilities(s, s->slopes != NULL ? t[2][h] : 0, rows + to_query, rows + to_key, stride,
-                              first[b * s->length + q], q, &t[4][(b * s->heads + h) * s->length + q], p, steep);
+            REFERENCE(Head) head = head_of(s, &a.in, t, b, h);
+            int64_t g = h / (s->heads / s->groups);
+            REAL *dq = (REAL *)to->q + b * to->q_stride.sequence + h * width;
+            REAL *dk = (REAL *)to->k + b * to->k_stride.sequence + g * width;
+            REAL *dv = (REAL *)to->v + b * to->v_stride.sequence + g * width;
+            for (int64_t q = 0; q < s->queries; q++) {
+                int64_t at = ((b * s->queries + q) * s->heads + h) * width;
+                const REAL *dout = t[8] + at, *out = t[6] + at;
+                probabilities(s, &a.in, &head, q, &t[7][(b * s->heads + h) * s->queries + q], p, steep);
                 REAL delta = 0;  // sum over keys of p dp, which is
                 for (int64_t d = 0; d < width; d++) {
                     delta += dout[d] * out[d];
                 }
-                for (int64_t k = 0; k <= q; k++) {
+                for (int64_t k = 0; k < head.keys; k++) {
                     if (p[k] == 0) {
                         continue;
                     }
-                    REAL dp = 0, keep = kept(s, b, h, q, k);
+                    REAL dp = 0, keep = kept(s, b, h, head.offset + q, k);
                     for (int64_t d = 0; d < width; d++) {
-                        dp += dout[d] * rows[k * stride + to_value + d];
+                        dp += dout[d] * head.v[k * a.in.v_stride.token + d];
                     }
                     REAL gain = steep[k] / R(s->scale), weight = STORED(p[k] * keep);
                     REAL ds = STORED(p[k] * (keep * dp - delta) * gain) * R(s->scale);
                     for (int64_t d = 0; d < width; d++) {
-                        drows[k * stride + to_value + d] += weight * dout[d];
-                        drows[to_query + d] += ds * rows[k * stride + to_key + d];
-                        drows[k * stride + to_key + d] += ds * rows[to_query + d];
+                        dv[k * to->v_stride.token + d] += weight * dout[d];
+                        dq[q * to->q_stride.token + d] += ds * head.k[k * a.in.k_stride.token + d];
+                        dk[k * to->k_stride.token + d] += ds * head.q[q * a.in.q_stride.token + d];
                     }
                 }
             }
@@ -170,27 +203,21 @@ void REFERENCE(attention_backward)(const OpCase *c, REAL **t) {
     free(p);
 }
 
-void REFERENCE(attention_decode)(const OpCase *c, REAL **t) {
-    const AttentionDecode *a = &c->attention_decode;
-    const int32_t *lengths = (const void *)t[3];
-    AttentionShape s = {.head_width = a->head_width, .scale = a->scale, .window = a->window, .softcap = a->softcap};
-    int64_t width = a->head_width, stride = a->groups * width;
-    REAL *p = memory_new((size_t)a->capacity + 1, sizeof *p);
-    for (int64_t b = 0; b < a->batch; b++) {
-        for (int64_t h = 0; h < a->heads; h++) {
-            int64_t start = b * a->capacity * stride + h / (a->heads / a->groups) * width;
-            probabilities(&s, a->slopes != NULL ? t[4][h] : 0, t[0] + b * a->q_stride + h * width, t[1] + start, stride, 0,
-                          lengths[b] - 1, NULL, p, NULL);
-            for (int64_t d = 0; d < width; d++) {
-                REAL sum = 0;
-                for (int64_t k = 0; k < lengths[b]; k++) {
-                    sum += STORED(p[k]) * t[2][start + k * stride + d];
-                }
-                t[5][(b * a->heads + h) * width + d] = sum;
-            }
+void REFERENCE(attention_merge)(const OpCase *c, REAL **t) {
+    const AttentionMerge *a = &c->attention_merge;
+    for (int64_t row = 0; row < a->batch * a->queries * a->heads; row++) {
+        int64_t h = row % a->heads, query = row / a->heads % a->queries, b = row / a->heads / a->queries;
+        int64_t at = (b * a->heads + h) * a->queries + query;
+        REAL mine = t[3][at], its = t[1][at], most = mine > its ? mine : its;
+        if (most == -R(INFINITY)) {
+            continue;
         }
+        REAL lse = most + log(exp(mine - most) + exp(its - most));
+        for (int64_t d = row * a->head_width; d < (row + 1) * a->head_width; d++) {
+            t[2][d] = exp(mine - lse) * t[2][d] + exp(its - lse) * t[0][d];
+        }
+        t[3][at] = lse;
     }
-    free(p);
 }
 
 void REFERENCE(norm_forward)(const OpCase *c, REAL **t) {

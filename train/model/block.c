@@ -84,8 +84,8 @@ static void project(const Pass *pass, MatmulForward product) {
     pass->model->device->op->matmul_forward(pass->model->device, &product);
 }
 
-static void project_inputs(const Pass *pass, int32_t weight, const void *dy, Activation activation, bool gated,
-                           const void *pre, void *dx) {
+static void project_inputs(const Pass *pass, int32_t weight, const void *dy, Activation activation, bool gated, const void *pre,
+                           void *dx) {
     const ModelWeights *weights = &pass->model->weights;
     const int64_t *shape = weights->placement.places[weight].shape;
     weights->device->op->matmul_backward_input(weights->device, &(MatmulBackwardInput){
@@ -141,11 +141,13 @@ static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
     const ModelConfig *config = &pass->model->config;
     return (AttentionShape){
         .batch = pass->batch.sequences,
-        .length = pass->batch.length,
+        .queries = pass->batch.length,
+        .keys = pass->batch.length,
         .heads = (int32_t)config->heads,
         .groups = (int32_t)config->groups,
         .head_width = (int32_t)config->head_width,
         .scale = (float)(1.0 / sqrt((double)config->head_width)),
+        .first = pass->batch.first,
         .dropout = pass->dropout,
         .seed = pass->seed,
         .stream = philox_stream(RANDOM_DROPOUT, (uint64_t)layer * SITE_COUNT + SITE_ATTENTION),
@@ -181,35 +183,23 @@ static bool remember(const Pass *pass, int64_t layer, const char *qkv) {
     return fresh;
 }
 
+// Over the keys of this pass, or where a cache holds earlier ones, over all that it holds.
 static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) {
-    const ModelConfig *config = &pass->model->config;
     Device *device = pass->model->device;
     const KeyCache *cache = pass->cache;
-    if (cache == NULL || remember(pass, layer, at->qkv)) {
-        device->op->attention_forward(device, &(AttentionForward){
-                                                  .shape = attention_shape(pass, layer),
-                                                  .qkv = at->qkv,
-                                                  .first = pass->batch.first,
-                                                  .out = at->attention,
-                                                  .lse = at->lse,
-                                              });
-        return;
+    AttentionShape shape = attention_shape(pass, layer);
+    AttentionRows rows = attention_packed(&shape, device->type, at->qkv);
+    if (cache != NULL && !remember(pass, layer, at->qkv)) {
+        int64_t start = cache_at(pass, layer, pass->first_cached) * data_type_bytes(device->type);
+        int64_t token = pass->model->config.groups * pass->model->config.head_width;
+        rows.k = cache->keys + start;
+        rows.v = cache->values + start;
+        rows.k_stride = rows.v_stride = (HeadStrides){token, cache->capacity * token};
+        shape.keys = cache->capacity;
+        shape.key_lengths = cache->lengths_with + pass->first_cached;
     }
-    int64_t element = data_type_bytes(device->type), start = cache_at(pass, layer, pass->first_cached) * element;
-    device->op->attention_decode(device, &(AttentionDecode){
-                                             .batch = pass->batch.sequences,
-                                             .capacity = cache->capacity,
-                                             .heads = (int32_t)config->heads,
-                                             .groups = (int32_t)config->groups,
-                                             .head_width = (int32_t)config->head_width,
-                                             .scale = (float)(1.0 / sqrt((double)config->head_width)),
-                                             .q = at->qkv,
-                                             .q_stride = model_qkv_width(config),
-                                             .keys = cache->keys + start,
-                                             .values = cache->values + start,
-                                             .lengths = cache->lengths_with + pass->first_cached,
-                                             .out = at->attention,
-                                         });
+    device->op->attention_forward(device,
+                                  &(AttentionForward){.shape = shape, .in = rows, .out = at->attention, .lse = at->lse});
 }
 
 // ---- Forward
@@ -340,14 +330,14 @@ static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams 
     Device *device = pass->model->device;
     const Workspace *w = pass->workspace;
     project_inputs(pass, p->out, dbranch, ACTIVATION_NONE, false, NULL, w->dnarrow);
+    AttentionShape shape = attention_shape(pass, layer);
     device->op->attention_backward(device, &(AttentionBackward){
-                                               .shape = attention_shape(pass, layer),
-                                               .qkv = at->qkv,
+                                               .shape = shape,
+                                               .in = attention_packed(&shape, device->type, at->qkv),
                                                .out = at->attention,
                                                .dout = w->dnarrow,
                                                .lse = at->lse,
-                                               .first = pass->batch.first,
-                                               .dqkv = at->dqkv,
+                                               .gradients = attention_packed(&shape, device->type, at->dqkv),
                                                .any_order = !pass->model->options.deterministic,
                                            });
     rotate(pass, at->dqkv, true);
