@@ -543,6 +543,21 @@ static void test_decode(void) {
             }
         }
         CHECK_I64(decoder_length(decoder, 0), decoder_capacity(decoder));
+        // A prompt in parts is the prompt, whatever the others hold.
+        for (int64_t cut = 1; cut < LENGTH; cut += 5) {
+            decoder_prefill(decoder, 1, batch.tokens, cut);
+            decoder_extend(decoder, 1, batch.tokens + cut, LENGTH - cut);
+            decoder_logits(decoder, logits);
+            CHECK(worst_error(logits, full + (LENGTH - 1) * vocabulary, vocabulary) < 1e-5);
+        }
+        // Drawn where the logits are: the likeliest.
+        int64_t number = 0, best = 0;
+        int32_t drawn;
+        decoder_draw(decoder, &(Sampling){.top_p = 1}, vocabulary, &number, &drawn);
+        for (int64_t v = 1; v < vocabulary; v++) {
+            best = logits[v] > logits[best] ? v : best;
+        }
+        CHECK_I64(drawn, best);
         decoder_destroy(decoder);
         CHECK_FAILS(decoder_create(model, 1, config.context + 1, &decoder), "model.context 16");
         free(full);

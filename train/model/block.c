@@ -198,8 +198,8 @@ static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) 
         shape.keys = cache->capacity;
         shape.key_lengths = cache->lengths_with + pass->first_cached;
     }
-    device->op->attention_forward(device,
-                                  &(AttentionForward){.shape = shape, .in = rows, .out = at->attention, .lse = at->lse});
+    float *lse = pass->keeps ? at->lse : NULL;
+    device->op->attention_forward(device, &(AttentionForward){.shape = shape, .in = rows, .out = at->attention, .lse = lse});
 }
 
 // ---- Forward

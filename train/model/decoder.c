@@ -14,12 +14,10 @@ struct Decoder {
     KeyCache cache;
     int64_t rows;  // of logits that are there
     // Device memory.
-    int32_t *starts, *indices;  // [capacity] document starts (0) and positions of a prompt
-    int32_t *tokens;            // [max(B, capacity)]
-    int32_t *step_positions;    // [B]
-    float *logits;              // [B,V]
-    int64_t *numbers;           // [B] of the tokens to be drawn
-    int32_t *drawn;             // [B]
+    int32_t *tokens, *positions;  // [max(B, capacity)]
+    float *logits;                // [B,V]
+    int64_t *numbers;             // [B] of the tokens to be drawn
+    int32_t *drawn;               // [B]
     void *scratch;
     void *arena;
     int64_t arena_bytes;
@@ -37,10 +35,8 @@ static void lay_out(Decoder *d, const ModelConfig *config, const Machine *machin
     d->scratch = layout_take(layout, "scratch for drawing", 1, scratch, 1, 1);
     d->numbers = layout_take(layout, "numbers of tokens", 1, batch, 1, sizeof *d->numbers);
     d->drawn = layout_take(layout, "drawn tokens", 1, batch, 1, sizeof *d->drawn);
-    d->starts = layout_take(layout, "document starts", 1, capacity, 1, sizeof(int32_t));
-    d->indices = layout_take(layout, "positions", 1, capacity, 1, sizeof(int32_t));
     d->tokens = layout_take(layout, "tokens", 1, most, 1, sizeof(int32_t));
-    d->step_positions = layout_take(layout, "positions of a step", 1, batch, 1, sizeof(int32_t));
+    d->positions = layout_take(layout, "positions", 1, most, 1, sizeof(int32_t));
     WorkspaceOptions options = {.sequences = 1, .length = most, .forward_only = true, .head_rows = -1};
     workspace_lay_out(&d->workspace, machine, config, &options, layout);
 }
@@ -85,13 +81,6 @@ Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decod
         return error_wrap(error, "generation");
     }
     workspace_fill(&d->workspace, &model->config);
-    // The document starts stay 0, as all memory begins.
-    int32_t *indices = memory_new((size_t)capacity, sizeof *indices);
-    for (int64_t t = 0; t < capacity; t++) {
-        indices[t] = (int32_t)t;
-    }
-    device_upload(model->device, d->indices, indices, (size_t)capacity * sizeof *indices);
-    free(indices);
     d->cache.lengths = memory_zeroed((size_t)batch, sizeof *d->cache.lengths);
     *out = d;
     return NULL;
@@ -115,51 +104,56 @@ int64_t decoder_length(const Decoder *d, int64_t sequence) {
     return d->cache.lengths[sequence];
 }
 
-// Runs `batch`, whose sequence 0 goes on in sequence `first` of the cache; then the logits of its rows from `begin` on are
+// Appends `length` tokens to each of `sequences` sequences from `first` on; the logits behind the last `rows` rows are then
 // there.
-static void run(Decoder *d, const Batch *batch, int64_t first, int64_t begin) {
+static void run(Decoder *d, int64_t first, int64_t sequences, int64_t length, const int32_t *tokens, int64_t rows) {
     const Model *model = d->model;
     Device *device = model->device;
-    Pass pass = pass_looking(model, &d->workspace, batch);
+    int64_t count = sequences * length;
+    // A token's position is the number of those before it.
+    int32_t *positions = memory_new((size_t)count, sizeof *positions), *lengths = d->cache.lengths + first;
+    for (int64_t i = 0; i < count; i++) {
+        positions[i] = lengths[i / length] + (int32_t)(i % length);
+    }
+    device_upload(device, d->positions, positions, (size_t)count * sizeof *positions);
+    device_upload(device, d->tokens, tokens, (size_t)count * sizeof *tokens);
+    for (int64_t b = 0; b < sequences; b++) {
+        positions[b] = lengths[b] + (int32_t)length;
+    }
+    device_upload(device, d->cache.lengths_with + first, positions, (size_t)sequences * sizeof *positions);
+    Batch batch = {.sequences = sequences, .length = length, .tokens = d->tokens, .positions = d->positions};
+    Pass pass = pass_looking(model, &d->workspace, &batch);
     pass.cache = &d->cache;
     pass.first_cached = first;
-    int32_t *with = memory_new((size_t)batch->sequences, sizeof *with);
-    for (int64_t b = 0; b < batch->sequences; b++) {
-        with[b] = d->cache.lengths[first + b] + (int32_t)batch->length;
-    }
-    device_upload(device, d->cache.lengths_with + first, with, (size_t)batch->sequences * sizeof *with);
     pass_embed(&pass);
     pass_forward(&pass, (Range){0, model->config.layers});
-    d->rows = pass.rows - begin;
-    pass_logits(&pass, begin, d->rows, d->logits);
-    memcpy(d->cache.lengths + first, with, (size_t)batch->sequences * sizeof *with);
-    free(with);
+    pass_logits(&pass, count - rows, rows, d->logits);
+    d->rows = rows;
+    memcpy(lengths, positions, (size_t)sequences * sizeof *lengths);
+    free(positions);
+}
+
+void decoder_extend(Decoder *d, int64_t sequence, const int32_t *tokens, int64_t count) {
+    ensure(sequence >= 0 && sequence < d->cache.batch && count >= 1 && count <= d->cache.capacity - d->cache.lengths[sequence],
+           "%lld more tokens for sequence %lld in a decoder of %lld x %lld", (long long)count, (long long)sequence,
+           (long long)d->cache.batch, (long long)d->cache.capacity);
+    run(d, sequence, 1, count, tokens, 1);
 }
 
 void decoder_prefill(Decoder *d, int64_t sequence, const int32_t *tokens, int64_t count) {
-    ensure(sequence >= 0 && sequence < d->cache.batch && count >= 1 && count <= d->cache.capacity,
-           "a prompt of %lld tokens for sequence %lld in a decoder of %lld x %lld", (long long)count, (long long)sequence,
-           (long long)d->cache.batch, (long long)d->cache.capacity);
-    device_upload(d->model->device, d->tokens, tokens, (size_t)count * sizeof *tokens);
+    ensure(sequence >= 0 && sequence < d->cache.batch, "no sequence %lld", (long long)sequence);
     d->cache.lengths[sequence] = 0;
-    Batch batch = {.sequences = 1, .length = count, .tokens = d->tokens, .first = d->starts, .positions = d->indices};
-    run(d, &batch, sequence, count - 1);
+    decoder_extend(d, sequence, tokens, count);
 }
 
 void decoder_step(Decoder *d, const int32_t *tokens) {
-    Device *device = d->model->device;
-    size_t bytes = (size_t)d->cache.batch * sizeof *tokens;
     for (int64_t b = 0; b < d->cache.batch; b++) {
         ensure(d->cache.lengths[b] > 0 &&
                        d->cache.lengths[b]<d->cache.capacity, "sequence %lld is %s", (long long)b, d->cache.lengths[b]> 0
                    ? "full"
                    : "empty");
     }
-    // A token's position is the number of those before it.
-    device_upload(device, d->step_positions, d->cache.lengths, bytes);
-    device_upload(device, d->tokens, tokens, bytes);
-    Batch batch = {.sequences = d->cache.batch, .length = 1, .tokens = d->tokens, .positions = d->step_positions};
-    run(d, &batch, 0, 0);
+    run(d, 0, d->cache.batch, 1, tokens, d->cache.batch);
 }
 
 void decoder_draw(Decoder *d, const Sampling *sampling, int64_t usable, const int64_t *index, int32_t *tokens) {

@@ -23,7 +23,9 @@ void decoder_plan(const ModelConfig *config, const Machine *machine, int64_t bat
 int64_t decoder_capacity(const Decoder *decoder);
 int64_t decoder_length(const Decoder *decoder, int64_t sequence);  // tokens held
 
-// Restarts `sequence` with `count` tokens (1 .. capacity). Its logits after the last one are then the decoder's only row.
+// Appends `count` tokens (1 .. what the capacity leaves) to `sequence`. Its logits after the last one are then the decoder's
+// only row. Prefill restarts the sequence with them.
+void decoder_extend(Decoder *decoder, int64_t sequence, const int32_t *tokens, int64_t count);
 void decoder_prefill(Decoder *decoder, int64_t sequence, const int32_t *tokens, int64_t count);
 
 // Appends one token to each sequence (tokens[B]; every length must be under the capacity). There is a row of logits for each.

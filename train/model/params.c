@@ -93,8 +93,8 @@ static void add_layer(const ModelConfig *config, ParamTable *table, int64_t laye
         add_vector(table, config->norm_bias, layer, "attention.norm.bias", width, whole(width), INIT_ZEROS);
     at->qkv = add_row(table, layer, "attention.qkv.weight", qkv, width, qkv_parts(config), INIT_NORMAL, deviation);
     at->qkv_bias = add_vector(table, config->qkv_bias, layer, "attention.qkv.bias", qkv, qkv_parts(config), INIT_ZEROS);
-    at->out = add_row(table, layer, "attention.out.weight", width, model_attention_width(config), heads, INIT_NORMAL,
-                      into_residual);
+    at->out =
+        add_row(table, layer, "attention.out.weight", width, model_attention_width(config), heads, INIT_NORMAL, into_residual);
     at->out_bias = add_vector(table, config->attention_bias, layer, "attention.out.bias", width, whole(width), INIT_ZEROS);
     at->mlp_norm = add_vector(table, true, layer, "mlp.norm.weight", width, whole(width), INIT_ONES);
     at->mlp_norm_bias = add_vector(table, config->norm_bias, layer, "mlp.norm.bias", width, whole(width), INIT_ZEROS);

@@ -54,9 +54,9 @@ typedef struct Param {
     ParamPart parts[PARAM_MOST_PARTS];
     int part_count;
     ParamInit init;
-    float deviation;  // INIT_NORMAL
-    bool decay;       // weight decay applies
-    bool trainable;   // else neither gradient nor state
+    float deviation;   // INIT_NORMAL
+    bool decay;        // weight decay applies
+    bool trainable;    // else neither gradient nor state
     float rate_scale;  // multiplies the learning rate
     ParamUpdate update;
 } Param;

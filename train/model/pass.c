@@ -8,8 +8,7 @@ Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch) 
     ensure(batch->length <= options->length && batch->sequences * batch->length <= options->sequences * options->length,
            "a batch of %lld x %lld tokens in a workspace for %lld x %lld", (long long)batch->sequences,
            (long long)batch->length, (long long)options->sequences, (long long)options->length);
-    return (Pass){
-        .model = model, .workspace = workspace, .batch = *batch, .rows = batch->sequences * batch->length};
+    return (Pass){.model = model, .workspace = workspace, .batch = *batch, .rows = batch->sequences * batch->length};
 }
 
 Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed) {

@@ -86,9 +86,10 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
     place->trainable = storage->learns && !frozen;
     bool quantised = data_type_has_scales(place->type) || (place->trainable && storage->moments == MOMENT_8BIT);
     if (quantised && !keeps_blocks(row, place)) {
-        return failure("%s: its cut among %d tensor-parallel ranks goes through blocks of %d quantised values; use fewer ranks, "
-                       "or values of 16 or 32 bits",
-                       row->name, share->tensor_ranks, DATA_TYPE_BLOCK);
+        return failure(
+            "%s: its cut among %d tensor-parallel ranks goes through blocks of %d quantised values; use fewer ranks, "
+            "or values of 16 or 32 bits",
+            row->name, share->tensor_ranks, DATA_TYPE_BLOCK);
     }
     int64_t bytes = data_type_bytes(place->type);
     place->weight_at = out->weight_bytes;

@@ -115,7 +115,8 @@ static void lay_out_shared(Workspace *w, const Machine *machine, const ModelConf
     for (int r = 0; r < ROWS; r++) {
         const ActivationRow *row = &rows[r];
         int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
-        bool needed = row->kept != KEPT_FOR_WEIGHTS && columns > 0 && (row->field != AT(pre) || config->gated);
+        bool needed =
+            row->kept != KEPT_FOR_WEIGHTS && columns > 0 && row->field != AT(lse) && (row->field != AT(pre) || config->gated);
         *slot(at, row->field) =
             row->with != row->field ? *slot(at, row->with) : layout_take(layout, row->name, needed, count, columns, size);
     }

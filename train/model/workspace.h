@@ -1,8 +1,8 @@
 // A workspace: the activations of one pass through layers, and the scratch of its way back. Apart from the weights, so that one
 // model has several: of micro-batches under way in a pipeline, of a decoder, of validation.
 //
-// R = B T rows of the largest batch; a smaller batch uses the front of each buffer. What a layer leaves for its backward pass is
-// one table (workspace.c): name, columns, element type, when it is kept.
+// R = B T rows of the largest batch; a smaller batch uses the front of each buffer. What a layer leaves for its backward pass
+// is one table (workspace.c): name, columns, element type, when it is kept.
 #pragma once
 
 #include "data/tokens/batch.h"
@@ -12,26 +12,26 @@
 typedef struct WorkspaceOptions {
     int64_t sequences, length;  // the largest batch: B, T
     Recompute recompute;
-    Range layers;           // those that pass through it; {0, 0}: all
-    bool forward_only;      // nothing is kept for a backward pass: all layers share their buffers
-    bool weights_later;     // gradients of inputs and of weights are called apart (pass.h): what the latter read is kept
-    int64_t head_rows;      // rows of logits held at a time; 0: chosen, negative: none, there is no loss
+    Range layers;        // those that pass through it; {0, 0}: all
+    bool forward_only;   // nothing is kept for a backward pass: all layers share their buffers
+    bool weights_later;  // gradients of inputs and of weights are called apart (pass.h): what the latter read is kept
+    int64_t head_rows;   // rows of logits held at a time; 0: chosen, negative: none, there is no loss
 } WorkspaceOptions;
 
 // One layer's activations, and what its backward pass hands to its weights' gradients.
 typedef struct LayerActivations {
-    void *input;           // [R,C] the residual stream as it enters
-    void *norm1;           // [R,C]
-    float *mean1, *rstd1;  // [R]; mean1 NULL for RMSNorm
-    void *qkv;             // [R,(H+2G)D] after the rotation
-    void *attention;       // [R,H D]
-    float *lse;            // [B,H,T]
-    void *middle;          // [R,C] the stream after attention
-    void *norm2;           // [R,C]
-    float *mean2, *rstd2;  // [R]
-    void *pre;             // [R,F] or [R,2F] before the activation; NULL where nothing will read it
-    void *inner;           // [R,F] after it
-    void *output;          // [R,C] the stream as it leaves
+    void *input;              // [R,C] the residual stream as it enters
+    void *norm1;              // [R,C]
+    float *mean1, *rstd1;     // [R]; mean1 NULL for RMSNorm
+    void *qkv;                // [R,(H+2G)D] after the rotation
+    void *attention;          // [R,H D]
+    float *lse;               // [B,H,T]
+    void *middle;             // [R,C] the stream after attention
+    void *norm2;              // [R,C]
+    float *mean2, *rstd2;     // [R]
+    void *pre;                // [R,F] or [R,2F] before the activation; NULL where nothing will read it
+    void *inner;              // [R,F] after it
+    void *output;             // [R,C] the stream as it leaves
     void *dmlp, *dattention;  // [R,C] gradients of the branches' outputs; NULL: not kept
     void *dpre, *dqkv;        // gradients of pre and qkv
 } LayerActivations;
@@ -54,14 +54,14 @@ typedef struct Workspace {
     int64_t arena_bytes;
 } Workspace;
 
-// Lays out a workspace for a config; with a layout that only counts, nothing but sizes. Once memory is there and `device` is set,
-// workspace_fill uploads constants.
+// Lays out a workspace for a config; with a layout that only counts, nothing but sizes. Once memory is there and `device` is
+// set, workspace_fill uploads constants.
 void workspace_lay_out(Workspace *workspace, const Machine *machine, const ModelConfig *config, const WorkspaceOptions *options,
                        Layout *layout);
 void workspace_fill(Workspace *workspace, const ModelConfig *config);
 
-// One with memory of its own; and what one laid out elsewhere gives back: its memory stays its owner's. Errors: more memory than
-// the device has.
+// One with memory of its own; and what one laid out elsewhere gives back: its memory stays its owner's. Errors: more memory
+// than the device has.
 Error *workspace_create(Device *device, const ModelConfig *config, const WorkspaceOptions *options, Workspace **out) MUST_CHECK;
 void workspace_free(Workspace *workspace);
 void workspace_destroy(Workspace *workspace);  // of workspace_create; NULL is fine
