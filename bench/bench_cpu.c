@@ -9,6 +9,7 @@
 #include "bench/measure.h"
 #include "bench/program.h"
 #include "kernels/device.h"
+#include "kernels/scratch.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -164,7 +165,7 @@ static Arrays arrays_new(Device *device, const Row *r) {
         a.targets[i] = (int32_t)(i % r->out);
     }
     if (r->form == CLASSIFIER) {
-        a.scratch_size = (size_t)device->op->classifier_scratch_bytes(device->type, 256, r->in, r->out);
+        a.scratch_size = (size_t)classifier_scratch_bytes(false, device->type, 256, r->out);
         a.scratch = memory_tensor(a.scratch_size);
     }
     return a;

@@ -290,7 +290,7 @@ typedef struct Classifier {
     float *dw;                     // += [V,C], may be NULL, and is where dx is
     float *dbias;                  // += [V], may be NULL, and is where dx is
     int64_t chunk_rows;            // rows of logits held at a time
-    void *scratch;                 // classifier_scratch_bytes(type, chunk_rows, width, vocabulary)
+    void *scratch;                 // classifier_scratch_bytes of scratch.h
     const float *loss_scale;       // one float that also multiplies grad_scale, may be NULL
     const ClassifierShare *share;  // host, may be NULL
 } Classifier;
@@ -306,7 +306,7 @@ typedef struct Sample {
     uint64_t seed, stream;
     const int64_t *index;  // [R]
     int32_t *tokens;       // = [R]
-    void *scratch;         // sample_scratch_bytes(rows, vocabulary) of device memory
+    void *scratch;         // sample_scratch_bytes of scratch.h, device memory
 } Sample;
 
 // ---- Parameters
@@ -428,39 +428,45 @@ typedef struct CopyRows {
 // ---- The table
 // ---------------------------------------------------------------------------------------------------------------
 
+// Every operation and what it takes, once: the table, both backends' declarations and their tables are made of this list.
+// clang-format off
+#define EACH_OPERATION(X)                                      \
+    X(matmul_forward, const MatmulForward *a)                  \
+    X(matmul_backward_input, const MatmulBackwardInput *a)     \
+    X(matmul_backward_weight, const MatmulBackwardWeight *a)   \
+    X(attention_forward, const AttentionForward *a)            \
+    X(attention_backward, const AttentionBackward *a)          \
+    X(attention_merge, const AttentionMerge *a)                \
+    X(norm_forward, const NormForward *a)                      \
+    X(norm_backward, const NormBackward *a)                    \
+    X(rotary, const Rotary *a)                                 \
+    X(activation_forward, const ActivationForward *a)          \
+    X(gated_forward, const GatedForward *a)                    \
+    X(gated_backward, const GatedBackward *a)                  \
+    X(embedding_forward, const EmbeddingForward *a)            \
+    X(embedding_backward, const EmbeddingBackward *a)          \
+    X(dropout, const Dropout *a)                               \
+    X(classifier, const Classifier *a)                         \
+    X(sample, const Sample *a)                                 \
+    X(loss_sums, const LossSums *a)                            \
+    X(step_decide, const StepDecide *a)                        \
+    X(optimizer_update, const OptimizerUpdate *a)              \
+    X(convert, const Convert *a)                               \
+    X(copy_rows, const CopyRows *a)                            \
+    /* y += x, count elements of the compute type. */          \
+    X(add, int64_t count, const void *x, void *y)              \
+    /* x = 0. */                                               \
+    X(zero, int64_t bytes, void *x)                            \
+    /* y = x * scale in place, fp32. */                        \
+    X(scale, int64_t count, float scale, float *x)             \
+    /* *sum = the sum of squares, in an order that depends on count alone; not finite if any element is not. */ \
+    X(squares, int64_t count, const float *x, double *sum)
+// clang-format on
+
 typedef struct Operations {
-    const char *name;  // "cpu avx512"
-    void (*matmul_forward)(Device *, const MatmulForward *);
-    void (*matmul_backward_input)(Device *, const MatmulBackwardInput *);
-    void (*matmul_backward_weight)(Device *, const MatmulBackwardWeight *);
-    void (*attention_forward)(Device *, const AttentionForward *);
-    void (*attention_backward)(Device *, const AttentionBackward *);
-    void (*attention_merge)(Device *, const AttentionMerge *);
-    void (*norm_forward)(Device *, const NormForward *);
-    void (*norm_backward)(Device *, const NormBackward *);
-    void (*rotary)(Device *, const Rotary *);
-    void (*activation_forward)(Device *, const ActivationForward *);
-    void (*gated_forward)(Device *, const GatedForward *);
-    void (*gated_backward)(Device *, const GatedBackward *);
-    void (*embedding_forward)(Device *, const EmbeddingForward *);
-    void (*embedding_backward)(Device *, const EmbeddingBackward *);
-    void (*dropout)(Device *, const Dropout *);
-    void (*classifier)(Device *, const Classifier *);
-    int64_t (*classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
-    // y += x, count elements of the compute type.
-    void (*add)(Device *, int64_t count, const void *x, void *y);
-    // x = 0.
-    void (*zero)(Device *, int64_t bytes, void *x);
+    const char *name;     // "cpu avx512"
     bool gated_products;  // the matrix products take `gated`
-    // *sum = the sum of squares in a fixed order: bits do not depend on threads. Not finite if any element is not.
-    void (*squares)(Device *, int64_t count, const float *x, double *sum);
-    void (*loss_sums)(Device *, const LossSums *);
-    void (*step_decide)(Device *, const StepDecide *);
-    void (*optimizer_update)(Device *, const OptimizerUpdate *);
-    void (*convert)(Device *, const Convert *);
-    void (*copy_rows)(Device *, const CopyRows *);
-    void (*sample)(Device *, const Sample *);
-    int64_t (*sample_scratch_bytes)(int64_t rows, int64_t vocabulary);
-    // y = x * scale in place, fp32: for averages over ranks.
-    void (*scale)(Device *, int64_t count, float scale, float *x);
+#define OPERATION(operation, ...) void (*operation)(Device * device, __VA_ARGS__);
+    EACH_OPERATION(OPERATION)
+#undef OPERATION
 } Operations;

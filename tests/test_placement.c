@@ -4,10 +4,11 @@
 #include "core/philox.h"
 #include "kernels/device.h"
 #include "tests/support/check.h"
-#include "train/model/weights.h"
+#include "train/model_checkpoint.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <unistd.h>
 
 enum { LAYERS = 2, WIDTH = 24, MOST_RANKS = 4 };
 
@@ -411,6 +412,98 @@ static void test_steps_in_16_bits(void) {
     device_close(device);
 }
 
+// ---- Through a checkpoint
+
+static CheckpointEvent save(const Ranks *all, const char *run) {
+    CheckpointWriter *writers[MOST_RANKS];
+    ModelParts parts[MOST_RANKS];
+    json_t *state = json_object();
+    for (int r = 0; r < all->count; r++) {
+        // Ranks that differ in their shard alone hold equal weights: each saves what it owns of them.
+        int shards = all->sharing.shards, shard = r % shards;
+        parts[r] = model_parts(&all->rank[r].weights, shards, shard);
+        CheckpointPlan plan = {.run_folder = run,
+                               .rank = r,
+                               .ranks = all->count,
+                               .keep_last = 1,
+                               .layout = "test",
+                               .tensors = parts[r].tensors,
+                               .tensor_count = all->table->count,
+                               .parts = parts[r].parts,
+                               .part_count = parts[r].count,
+                               .fetch = model_parts_fetch,
+                               .fetch_context = &parts[r]};
+        CHECK_OK(checkpoint_writer_create(&plan, &writers[r]));
+        checkpoint_writer_begin(writers[r], 1, 1, state, NULL, 0);
+    }
+    CheckpointEvent event = CHECKPOINT_NOTHING;
+    while (event == CHECKPOINT_NOTHING) {
+        double most[CHECKPOINT_FLAGS] = {0}, flags[CHECKPOINT_FLAGS];
+        for (int r = 0; r < all->count; r++) {
+            checkpoint_writer_flags(writers[r], flags);
+            for (int f = 0; f < CHECKPOINT_FLAGS; f++) {
+                most[f] = flags[f] > most[f] ? flags[f] : most[f];
+            }
+        }
+        for (int r = 0; r < all->count; r++) {
+            event = checkpoint_writer_advance(writers[r], most);
+        }
+        usleep(200);
+    }
+    for (int r = 0; r < all->count; r++) {
+        checkpoint_writer_destroy(writers[r]);
+        model_parts_free(&parts[r]);
+    }
+    json_decref(state);
+    return event;
+}
+
+// What ranks that share in one way have after three steps is what ranks that share in another have after loading it.
+static void check_save(Device *device, MomentType moments, Sharing from, Sharing to) {
+    ParamTable table = make_table();
+    Storage storage = storage_for(device);
+    storage.moments = moments;
+    Ranks saved = open_ranks(device, &table, storage, from), loaded = open_ranks(device, &table, storage, to);
+    const char *run = check_folder();
+    for (int r = 0; r < saved.count; r++) {
+        weights_initialise(&saved.rank[r].weights, 7);
+    }
+    set_gradients(&saved);
+    step(&saved, 3);
+    share_weights(&saved);
+    CHECK(save(&saved, run) == CHECKPOINT_COMMITTED);
+    char *path;
+    Checkpoint *checkpoint;
+    CHECK_OK(checkpoint_find(run, &path, NULL));
+    CHECK_OK(checkpoint_open(path, true, &checkpoint));
+    for (int r = 0; r < loaded.count; r++) {
+        CHECK_OK(model_load(checkpoint, &loaded.rank[r].weights, true));
+    }
+    char what[96];
+    snprintf(what, sizeof what, "saved by %d x %d x %d, loaded by %d x %d x %d", from.stages, from.tensor, from.shards,
+             to.stages, to.tensor, to.shards);
+    check_equal(what, &loaded, &saved);
+    checkpoint_close(checkpoint);
+    free(path);
+    close_ranks(&saved);
+    close_ranks(&loaded);
+    params_free(&table);
+}
+
+static void test_checkpoints(void) {
+    Device *device;
+    CHECK_OK(device_open_cpu(1, NULL, &device));
+    for (int i = 0; i < SHARINGS; i++) {
+        check_save(device, MOMENT_FP32, sharings[i], one_rank);
+        check_save(device, MOMENT_FP32, one_rank, sharings[i]);
+        check_save(device, MOMENT_FP32, sharings[i], sharings[(i + 2) % SHARINGS]);
+    }
+    // Codes and their scales go as they are.
+    check_save(device, MOMENT_8BIT, sharings[4], sharings[1]);
+    check_save(device, MOMENT_8BIT, one_rank, sharings[3]);
+    device_close(device);
+}
+
 // What ranks with equal placements save between them is everything, once, and about even.
 static void test_saved(void) {
     ParamTable table = make_table();
@@ -452,5 +545,6 @@ int main(void) {
     RUN(test_steps);
     RUN(test_steps_in_16_bits);
     RUN(test_saved);
+    RUN(test_checkpoints);
     return check_report();
 }

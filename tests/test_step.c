@@ -3,6 +3,7 @@
 #include "core/memory.h"
 #include "core/philox.h"
 #include "kernels/quantize.h"
+#include "kernels/scratch.h"
 #include "tests/support/check.h"
 #include "tests/support/op_check.h"
 
@@ -526,7 +527,7 @@ static void draw_many(Device *device, Sample a, const float *logits, int draws, 
     for (int r = 0; r < rows; r++) {
         memcpy(all + r * a.vocabulary, logits, row_bytes);
     }
-    size_t scratch_bytes = (size_t)device->op->sample_scratch_bytes(rows, a.vocabulary);
+    size_t scratch_bytes = (size_t)sample_scratch_bytes(device->kind != DEVICE_CPU, rows, a.vocabulary);
     a.rows = rows;
     a.logits = put(device, all, bytes);
     CHECK_OK(device_allocate(device, scratch_bytes, &a.scratch));

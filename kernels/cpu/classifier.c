@@ -13,21 +13,9 @@
 #include "kernels/cpu/gemm.h"
 
 #include "kernels/cpu/activation.h"
+#include "kernels/scratch.h"
 
 #include <math.h>
-
-static int64_t logits_stride(int64_t vocabulary) {
-    // Whole cache lines, and an odd number of them, so that equal columns of successive rows fall into different cache sets.
-    int64_t lines = (vocabulary + 15) / 16;
-    return (lines | 1) * 16;
-}
-
-// Floats that a row keeps between the passes.
-enum { ROW_FLOATS = 4 };
-
-int64_t CPU_NAME(cpu_classifier_scratch_bytes)(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary) {
-    return chunk_rows * (logits_stride(vocabulary) + ROW_FLOATS) * (int64_t)sizeof(float);
-}
 
 typedef struct Chunk {
     const Classifier *a;
@@ -179,7 +167,7 @@ static void backward(Device *device, const Chunk *chunk, int64_t begin, int64_t 
 void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a) {
     ensure(a->chunk_rows > 0 && (a->dx != NULL || (a->dw == NULL && a->dbias == NULL)),
            "a classifier without chunks, or with a gradient without dx");
-    Chunk chunk = {.a = a, .stride = logits_stride(a->vocabulary), .logits = a->scratch};
+    Chunk chunk = {.a = a, .stride = classifier_stride(false, a->vocabulary), .logits = a->scratch};
     chunk.grad_scale = a->grad_scale * (a->loss_scale != NULL ? *a->loss_scale : 1);
     chunk.largest = chunk.logits + a->chunk_rows * chunk.stride;
     chunk.shift = chunk.largest + a->chunk_rows;

@@ -15,6 +15,7 @@ typedef struct Candidate {
     float weight;
     int32_t id;
 } Candidate;
+_Static_assert(sizeof(Candidate) == 8, "see sample_scratch_bytes");
 
 static int heavier_first(const void *a, const void *b) {
     const Candidate *x = a, *y = b;
@@ -71,8 +72,4 @@ static void run_row(void *context, int64_t row, int thread) {
 
 void CPU_NAME(cpu_sample)(Device *device, const Sample *a) {
     threads_run(device->pool, a->rows, run_row, (void *)a);
-}
-
-int64_t CPU_NAME(cpu_sample_scratch_bytes)(int64_t rows, int64_t vocabulary) {
-    return rows * vocabulary * (int64_t)sizeof(Candidate);
 }

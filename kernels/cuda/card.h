@@ -107,35 +107,10 @@ void matmul_describe_choices(Device *device, Buffer *out);
 Error *matmul_load_choices(Device *device, const char *text);
 void matmul_close(Card *card);
 
-// The operations, each in the file of its name; table.cu lists them.
-void matmul_forward(Device *device, const MatmulForward *a);
-void matmul_backward_input(Device *device, const MatmulBackwardInput *a);
-void matmul_backward_weight(Device *device, const MatmulBackwardWeight *a);
-void attention_forward(Device *device, const AttentionForward *a);
-void attention_backward(Device *device, const AttentionBackward *a);
-void attention_merge(Device *device, const AttentionMerge *a);
-void norm_forward(Device *device, const NormForward *a);
-void norm_backward(Device *device, const NormBackward *a);
-void rotary(Device *device, const Rotary *a);
-void activation_forward(Device *device, const ActivationForward *a);
-void gated_forward(Device *device, const GatedForward *a);
-void gated_backward(Device *device, const GatedBackward *a);
-void embedding_forward(Device *device, const EmbeddingForward *a);
-void embedding_backward(Device *device, const EmbeddingBackward *a);
-void dropout(Device *device, const Dropout *a);
-void classifier(Device *device, const Classifier *a);
-int64_t classifier_scratch_bytes(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary);
-void add(Device *device, int64_t count, const void *x, void *y);
-void zero(Device *device, int64_t bytes, void *x);
-void squares(Device *device, int64_t count, const float *x, double *sum);
-void loss_sums(Device *device, const LossSums *a);
-void step_decide(Device *device, const StepDecide *a);
-void optimizer_update(Device *device, const OptimizerUpdate *a);
-void convert(Device *device, const Convert *a);
-void copy_rows(Device *device, const CopyRows *a);
-void sample(Device *device, const Sample *a);
-int64_t sample_scratch_bytes(int64_t rows, int64_t vocabulary);
-void scale(Device *device, int64_t count, float scale, float *x);
+// The operations, each in the file of its name.
+#define DECLARE(operation, ...) void operation(Device *device, __VA_ARGS__);
+EACH_OPERATION(DECLARE)
+#undef DECLARE
 
 }  // namespace BACKEND
 

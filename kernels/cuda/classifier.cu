@@ -19,14 +19,11 @@
 // their sums and the logits of the targets. Every sum has one order: deterministic.
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/ptx.h"
+#include "kernels/scratch.h"
 
 namespace BACKEND {
 
 static const int THREADS = 512;
-
-static int64_t logits_stride(int64_t vocabulary) {
-    return divide_up(vocabulary, 8) * 8;
-}
 
 // What rows know of themselves between two kernels; [chunk_rows] each. Sums and targets lie side by side.
 struct RowStatistics {
@@ -35,13 +32,6 @@ struct RowStatistics {
     float *sums;     // of exp(logit - shift)
     float *targets;  // the logit of the target, 0 where another rank has it
 };
-static const int ROW_FLOATS = 4;
-
-int64_t classifier_scratch_bytes(DataType type, int64_t chunk_rows, int64_t width, int64_t vocabulary) {
-    int64_t logits = divide_up(chunk_rows * logits_stride(vocabulary) * data_type_bytes(type), 256) * 256;
-    return logits + chunk_rows * ROW_FLOATS * (int64_t)sizeof(float);
-}
-
 // A chunk, as the kernels see it.
 struct Chunk {
     int64_t vocabulary, stride;
@@ -286,7 +276,7 @@ void classifier(Device *device, const Classifier *a) {
     ensure(a->chunk_rows > 0 && (a->dx != NULL || (a->dw == NULL && a->dbias == NULL)),
            "a classifier without chunks, or with a gradient without dx");
     Card *card = card_of(device);
-    int64_t bytes = data_type_bytes(device->type), stride = logits_stride(a->vocabulary);
+    int64_t bytes = data_type_bytes(device->type), stride = classifier_stride(true, a->vocabulary);
     Chunk c = {};
     c.vocabulary = a->vocabulary;
     c.stride = stride;

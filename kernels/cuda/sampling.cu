@@ -335,8 +335,4 @@ void sample(Device *device, const Sample *a) {
     launch(card_of(device), "sample", sample_rows, dim3((unsigned)a->rows), THREADS, 0, *a, (int)usable, (float *)a->scratch);
 }
 
-int64_t sample_scratch_bytes(int64_t rows, int64_t vocabulary) {
-    return rows * vocabulary * (int64_t)sizeof(float);
-}
-
 }  // namespace BACKEND

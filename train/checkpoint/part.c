@@ -67,7 +67,7 @@ static void values_of_codes(const uint8_t *codes, const float *table, const floa
                             float *out) {
     int64_t before = at % DATA_TYPE_BLOCK;
     for (int64_t i = 0; i < count; i++) {
-        out[i] = table[codes[i]] * scales[(before + i) / DATA_TYPE_BLOCK];
+        out[i] = table[codes[i]] * scales[(before + i) / DATA_TYPE_BLOCK] + 0.0f;
     }
 }
 

@@ -131,7 +131,7 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
 }
 
 Error *placement_create(const ParamTable *table, const Storage *storage, const RankShare *share, Placement *out) {
-    *out = (Placement){.storage = *storage, .count = table->count};
+    *out = (Placement){.storage = *storage, .share = *share, .count = table->count};
     out->places = memory_zeroed((size_t)table->count, sizeof *out->places);
     // A block of 8-bit moments holds values of one row.
     int64_t align = storage->learns && storage->moments == MOMENT_8BIT ? MOMENT_BLOCK : PARAM_ALIGN;
@@ -239,11 +239,15 @@ int64_t placement_segments(const Placement *placement, const ParamTable *table, 
 
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank) {
     const Place *place = &placement->places[row];
+    int64_t index = table->rows[row].index;
+    if (place->count == table->rows[row].count) {
+        rank = rank * placement->share.tensor_ranks + placement->share.tensor;
+        ranks *= placement->share.tensor_ranks;
+    }
     Range part = shard_part(table->elements, ranks, rank), out;
     // Both sides of a cut move it to the same block of the row.
-    int64_t begin = round_up(part.begin - table->rows[row].index, DATA_TYPE_BLOCK);
-    int64_t end = round_up(part.end - table->rows[row].index, DATA_TYPE_BLOCK);
-    out.begin = part.begin <= table->rows[row].index ? 0 : begin < place->count ? begin : place->count;
-    out.end = part.end <= table->rows[row].index ? 0 : end < place->count && rank + 1 < ranks ? end : place->count;
+    int64_t begin = round_up(part.begin - index, DATA_TYPE_BLOCK), end = round_up(part.end - index, DATA_TYPE_BLOCK);
+    out.begin = part.begin <= index ? 0 : begin < place->count ? begin : place->count;
+    out.end = part.end <= index ? 0 : end < place->count && rank + 1 < ranks ? end : place->count;
     return out.begin < out.end ? out : (Range){0, 0};
 }

@@ -53,6 +53,7 @@ typedef struct Place {
 
 typedef struct Placement {
     Storage storage;
+    RankShare share;
     Place *places;  // one a row of the table
     int32_t count;
     int64_t weight_bytes, weight_scales;  // sizes of the four spaces
@@ -83,6 +84,6 @@ int64_t placement_gradients_from(const Placement *placement, int32_t row);
 // frees *out, which has at most placement->count entries. Returns the count.
 int64_t placement_segments(const Placement *placement, const ParamTable *table, double weight_decay, UpdateSegment **out);
 
-// Rank `rank`'s part of what `ranks` ranks with equal placements save between them: elements of the row as it lies here. Even
-// over all rows together, in whole blocks of quantised values.
+// The part of a row, as it lies here, that rank `rank` of `ranks` with the same tensor coordinate and layers saves for all that
+// hold it (tensor-parallel ranks hold an uncut row too). Even over all rows together, in whole blocks of quantised values.
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank);

@@ -232,8 +232,11 @@ int weights_saved(const ModelWeights *weights, int ranks, int rank, SavedPart **
     *out = NULL;
     for (WeightsArray array = ARRAY_WEIGHT; array <= ARRAY_MOMENT2; array++) {
         for (int32_t row = 0; row < weights->table->count; row++) {
-            Range extent = weights_extent(weights, array, row);
-            Range part = placement_saved(&weights->placement, weights->table, row, ranks, rank);
+            const Placement *p = &weights->placement;
+            bool mastered = array == ARRAY_WEIGHT && has_masters(&p->storage) && p->places[row].trainable;
+            Range extent = mastered ? p->places[row].owned : weights_extent(weights, array, row);
+            int alike = array != ARRAY_WEIGHT || mastered ? p->share.shards : 1;
+            Range part = placement_saved(p, weights->table, row, ranks / alike, rank / alike);
             part.begin = part.begin > extent.begin ? part.begin : extent.begin;
             part.end = part.end < extent.end ? part.end : extent.end;
             if (part.begin < part.end) {

@@ -67,7 +67,8 @@ typedef struct SavedPart {
     int64_t begin, end;
 } SavedPart;
 
-// What rank `rank` of `ranks` with equal placements saves: weights and moments. Returns the number; the caller frees *out.
+// What rank `rank` of `ranks` that hold the same weights saves: weights and moments. Of these, ranks rank / shards of ranks /
+// shards hold the same state. Returns the number; the caller frees *out.
 int weights_saved(const ModelWeights *weights, int ranks, int rank, SavedPart **out);
 
 // Initial values of all rows that are here.
