@@ -101,8 +101,8 @@ static void each_tensor(Model *model, const Golden *golden, Visit visit) {
             char ours[128], theirs[128];
             const Param *row = params_find(&model->table, family_name(name->ours, layer, ours, sizeof ours));
             if (row != NULL) {
-                int64_t first, rows;
-                family_part_rows(&model->config, row, name->part, &first, &rows);
+                ParamPart part = param_part(row, name->part);
+                int64_t first = part.begin, rows = part.end - part.begin;
                 visit(model, golden, name, row, first, rows, family_name(name->theirs, layer, theirs, sizeof theirs));
                 covered += rows * row->shape[1];
             }

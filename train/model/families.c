@@ -12,23 +12,23 @@ static const FamilySwitch gpt2_switches[] = {
     {"model.tied_head", "true"},
 };
 static const FamilyName gpt2_names[] = {
-    {"embedding.token", "transformer.wte.weight", PART_ALL, false},
-    {"embedding.position", "transformer.wpe.weight", PART_ALL, false},
-    {"layers.*.attention.norm.weight", "transformer.h.*.ln_1.weight", PART_ALL, false},
-    {"layers.*.attention.norm.bias", "transformer.h.*.ln_1.bias", PART_ALL, false},
-    {"layers.*.attention.qkv.weight", "transformer.h.*.attn.c_attn.weight", PART_ALL, true},
-    {"layers.*.attention.qkv.bias", "transformer.h.*.attn.c_attn.bias", PART_ALL, false},
-    {"layers.*.attention.out.weight", "transformer.h.*.attn.c_proj.weight", PART_ALL, true},
-    {"layers.*.attention.out.bias", "transformer.h.*.attn.c_proj.bias", PART_ALL, false},
-    {"layers.*.mlp.norm.weight", "transformer.h.*.ln_2.weight", PART_ALL, false},
-    {"layers.*.mlp.norm.bias", "transformer.h.*.ln_2.bias", PART_ALL, false},
-    {"layers.*.mlp.up.weight", "transformer.h.*.mlp.c_fc.weight", PART_ALL, true},
-    {"layers.*.mlp.up.bias", "transformer.h.*.mlp.c_fc.bias", PART_ALL, false},
-    {"layers.*.mlp.down.weight", "transformer.h.*.mlp.c_proj.weight", PART_ALL, true},
-    {"layers.*.mlp.down.bias", "transformer.h.*.mlp.c_proj.bias", PART_ALL, false},
-    {"final_norm.weight", "transformer.ln_f.weight", PART_ALL, false},
-    {"final_norm.bias", "transformer.ln_f.bias", PART_ALL, false},
-    {"head.weight", "lm_head.weight", PART_ALL, false},
+    {"embedding.token", "transformer.wte.weight", "", false},
+    {"embedding.position", "transformer.wpe.weight", "", false},
+    {"layers.*.attention.norm.weight", "transformer.h.*.ln_1.weight", "", false},
+    {"layers.*.attention.norm.bias", "transformer.h.*.ln_1.bias", "", false},
+    {"layers.*.attention.qkv.weight", "transformer.h.*.attn.c_attn.weight", "", true},
+    {"layers.*.attention.qkv.bias", "transformer.h.*.attn.c_attn.bias", "", false},
+    {"layers.*.attention.out.weight", "transformer.h.*.attn.c_proj.weight", "", true},
+    {"layers.*.attention.out.bias", "transformer.h.*.attn.c_proj.bias", "", false},
+    {"layers.*.mlp.norm.weight", "transformer.h.*.ln_2.weight", "", false},
+    {"layers.*.mlp.norm.bias", "transformer.h.*.ln_2.bias", "", false},
+    {"layers.*.mlp.up.weight", "transformer.h.*.mlp.c_fc.weight", "", true},
+    {"layers.*.mlp.up.bias", "transformer.h.*.mlp.c_fc.bias", "", false},
+    {"layers.*.mlp.down.weight", "transformer.h.*.mlp.c_proj.weight", "", true},
+    {"layers.*.mlp.down.bias", "transformer.h.*.mlp.c_proj.bias", "", false},
+    {"final_norm.weight", "transformer.ln_f.weight", "", false},
+    {"final_norm.bias", "transformer.ln_f.bias", "", false},
+    {"head.weight", "lm_head.weight", "", false},
 };
 
 // LLaMA (Touvron et al. 2023): RMSNorm, no biases, rotary positions over halves, SwiGLU, untied head.
@@ -48,25 +48,25 @@ static const FamilySwitch llama_switches[] = {
     {"model.tied_head", "false"},
 };
 static const FamilyName llama_names[] = {
-    {"embedding.token", "model.embed_tokens.weight", PART_ALL, false},
-    {"layers.*.attention.norm.weight", "model.layers.*.input_layernorm.weight", PART_ALL, false},
-    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.q_proj.weight", PART_QUERY, false},
-    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.k_proj.weight", PART_KEY, false},
-    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.v_proj.weight", PART_VALUE, false},
-    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.q_proj.bias", PART_QUERY, false},
-    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.k_proj.bias", PART_KEY, false},
-    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.v_proj.bias", PART_VALUE, false},
-    {"layers.*.attention.out.weight", "model.layers.*.self_attn.o_proj.weight", PART_ALL, false},
-    {"layers.*.attention.out.bias", "model.layers.*.self_attn.o_proj.bias", PART_ALL, false},
-    {"layers.*.mlp.norm.weight", "model.layers.*.post_attention_layernorm.weight", PART_ALL, false},
-    {"layers.*.mlp.up.weight", "model.layers.*.mlp.gate_proj.weight", PART_GATE, false},
-    {"layers.*.mlp.up.weight", "model.layers.*.mlp.up_proj.weight", PART_UP, false},
-    {"layers.*.mlp.up.bias", "model.layers.*.mlp.gate_proj.bias", PART_GATE, false},
-    {"layers.*.mlp.up.bias", "model.layers.*.mlp.up_proj.bias", PART_UP, false},
-    {"layers.*.mlp.down.weight", "model.layers.*.mlp.down_proj.weight", PART_ALL, false},
-    {"layers.*.mlp.down.bias", "model.layers.*.mlp.down_proj.bias", PART_ALL, false},
-    {"final_norm.weight", "model.norm.weight", PART_ALL, false},
-    {"head.weight", "lm_head.weight", PART_ALL, false},
+    {"embedding.token", "model.embed_tokens.weight", "", false},
+    {"layers.*.attention.norm.weight", "model.layers.*.input_layernorm.weight", "", false},
+    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.q_proj.weight", "query", false},
+    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.k_proj.weight", "key", false},
+    {"layers.*.attention.qkv.weight", "model.layers.*.self_attn.v_proj.weight", "value", false},
+    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.q_proj.bias", "query", false},
+    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.k_proj.bias", "key", false},
+    {"layers.*.attention.qkv.bias", "model.layers.*.self_attn.v_proj.bias", "value", false},
+    {"layers.*.attention.out.weight", "model.layers.*.self_attn.o_proj.weight", "", false},
+    {"layers.*.attention.out.bias", "model.layers.*.self_attn.o_proj.bias", "", false},
+    {"layers.*.mlp.norm.weight", "model.layers.*.post_attention_layernorm.weight", "", false},
+    {"layers.*.mlp.up.weight", "model.layers.*.mlp.gate_proj.weight", "gate", false},
+    {"layers.*.mlp.up.weight", "model.layers.*.mlp.up_proj.weight", "up", false},
+    {"layers.*.mlp.up.bias", "model.layers.*.mlp.gate_proj.bias", "gate", false},
+    {"layers.*.mlp.up.bias", "model.layers.*.mlp.up_proj.bias", "up", false},
+    {"layers.*.mlp.down.weight", "model.layers.*.mlp.down_proj.weight", "", false},
+    {"layers.*.mlp.down.bias", "model.layers.*.mlp.down_proj.bias", "", false},
+    {"final_norm.weight", "model.norm.weight", "", false},
+    {"head.weight", "lm_head.weight", "", false},
 };
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
@@ -86,14 +86,6 @@ int family_find(const char *name) {
         ensure(++family < COUNT(families), "no family %s", name);
     }
     return family;
-}
-
-void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count) {
-    int64_t query = config->heads * config->head_width, key = config->groups * config->head_width;
-    int64_t begin[] = {0, 0, query, query + key, 0, config->ffn_width};
-    int64_t rows[] = {param->shape[0], query, key, key, config->ffn_width, config->ffn_width};
-    *first = begin[part];
-    *count = rows[part];
 }
 
 const char *family_name(const char *pattern, int64_t layer, char *out, size_t size) {

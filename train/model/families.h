@@ -10,15 +10,12 @@ typedef struct FamilySwitch {
     const char *key, *value;  // of model_keys, as a user would write it
 } FamilySwitch;
 
-// Which rows of our tensor one of their tensors holds.
-typedef enum NamePart { PART_ALL, PART_QUERY, PART_KEY, PART_VALUE, PART_GATE, PART_UP } NamePart;
-
 // One tensor of a published checkpoint. '*' stands for the layer's number in both names. Several rows with the same `ours` are
 // its parts. A row whose `ours` the model's table lacks does not apply.
 typedef struct FamilyName {
     const char *ours, *theirs;
-    NamePart part;
-    bool transposed;  // theirs is [in, out]
+    const char *part;  // of ours that theirs holds (params.h); "": all of it
+    bool transposed;   // theirs is [in, out]
 } FamilyName;
 
 typedef struct Family {
@@ -37,9 +34,6 @@ extern const char *const family_names[];
 int family_find(const char *name);
 
 // The name maps and what follows wait for their first caller: the import and export of published checkpoints.
-
-// The rows [*first, *first + *count) of our tensor that a part holds.
-void family_part_rows(const ModelConfig *config, const Param *param, NamePart part, int64_t *first, int64_t *count);
 
 // Writes `pattern` with '*' replaced by `layer` to out (size bytes, at least PARAM_NAME_SIZE) and returns out.
 const char *family_name(const char *pattern, int64_t layer, char *out, size_t size);

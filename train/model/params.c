@@ -142,6 +142,18 @@ const Param *params_find(const ParamTable *table, const char *name) {
     return NULL;
 }
 
+ParamPart param_part(const Param *row, const char *name) {
+    if (name[0] == 0) {
+        return (ParamPart){"", 0, row->shape[0], CUT_NONE, 1, "rows"};
+    }
+    int i = 0;
+    while (i < row->part_count && strcmp(row->parts[i].name, name) != 0) {
+        i++;
+    }
+    ensure(i < row->part_count, "%s has no part %s", row->name, name);
+    return row->parts[i];
+}
+
 int64_t params_count(const ModelConfig *config) {
     ParamTable table;
     params_create(config, &table);

@@ -89,6 +89,9 @@ int32_t params_add(ParamTable *table, const Param *row);
 // The row of that name, or NULL.
 const Param *params_find(const ParamTable *table, const char *name);
 
+// The part of a row of that name, which must exist; "" is all of it.
+ParamPart param_part(const Param *row, const char *name);
+
 // The number of parameters of a config (without a table in memory).
 int64_t params_count(const ModelConfig *config);
 
