@@ -4,6 +4,9 @@
 #include "core/clock.h"
 #include "parallel/sharding.h"
 
+// Buckets whose sums are under way at a time where a transport holds copies of them in the host's memory.
+enum { MOST_UNDER_WAY = 4 };
+
 struct Buckets {
     Group *group;
     float *gradients;
@@ -35,8 +38,8 @@ Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t b
 }
 
 int64_t buckets_bytes(int64_t count, int64_t bucket_bytes, int ranks) {
-    int64_t all = count * (int64_t)sizeof(float), two = 2 * bucket_bytes;
-    return ranks == 1 ? 0 : bucket_bytes > 0 && two < all ? two : all;
+    int64_t all = count * (int64_t)sizeof(float), most = MOST_UNDER_WAY * bucket_bytes;
+    return ranks == 1 ? 0 : bucket_bytes > 0 && most < all ? most : all;
 }
 
 void buckets_destroy(Buckets *buckets) {
@@ -60,25 +63,11 @@ void buckets_begin(Buckets *buckets) {
     buckets->time = (BucketsTime){0};
 }
 
-Error *buckets_progress(Buckets *buckets) {
-    // MPI advances all requests whichever is tested; they finish in order or nearly so.
-    while (buckets->finished < buckets->started) {
-        bool done;
-        TRY(group_test(&buckets->requests[buckets->finished], &done));
-        if (!done) {
-            break;
-        }
-        buckets->finished++;
-        buckets->time.active = clock_seconds() - buckets->first_start;
-    }
-    return NULL;
-}
-
-Error *buckets_final_from(Buckets *buckets, int64_t offset) {
-    ensure(offset >= 0 && offset <= buckets->final_from, "offset %lld after %lld", (long long)offset,
-           (long long)buckets->final_from);
-    buckets->final_from = offset;
-    while (buckets->started < buckets->total && bucket_range(buckets, buckets->started).begin >= offset) {
+// Starts what is full, as far as there is room.
+static Error *start_full(Buckets *buckets) {
+    int most = buckets->group->recordable ? buckets->total : MOST_UNDER_WAY;
+    while (buckets->started < buckets->total && buckets->started - buckets->finished < most &&
+           bucket_range(buckets, buckets->started).begin >= buckets->final_from) {
         if (buckets->started == 0) {
             buckets->first_start = clock_seconds();
         }
@@ -92,6 +81,28 @@ Error *buckets_final_from(Buckets *buckets, int64_t offset) {
         TRY(group_start(buckets->group, &sum, &buckets->requests[buckets->started]));
         buckets->started++;
     }
+    return NULL;
+}
+
+Error *buckets_progress(Buckets *buckets) {
+    // MPI advances all requests whichever is tested; they finish in order or nearly so.
+    while (buckets->finished < buckets->started) {
+        bool done;
+        TRY(group_test(&buckets->requests[buckets->finished], &done));
+        if (!done) {
+            break;
+        }
+        buckets->finished++;
+        buckets->time.active = clock_seconds() - buckets->first_start;
+    }
+    return start_full(buckets);
+}
+
+Error *buckets_final_from(Buckets *buckets, int64_t offset) {
+    ensure(offset >= 0 && offset <= buckets->final_from, "offset %lld after %lld", (long long)offset,
+           (long long)buckets->final_from);
+    buckets->final_from = offset;
+    TRY(start_full(buckets));
     return buckets_progress(buckets);
 }
 
@@ -99,9 +110,10 @@ Error *buckets_finish(Buckets *buckets) {
     double start = clock_seconds();
     buckets->time.done_early = buckets->finished;
     TRY(buckets_final_from(buckets, 0));
-    while (buckets->finished < buckets->started) {
+    while (buckets->finished < buckets->total) {
         TRY(group_wait(&buckets->requests[buckets->finished]));
         buckets->finished++;
+        TRY(start_full(buckets));
     }
     double end = clock_seconds();
     buckets->time.buckets = buckets->started;

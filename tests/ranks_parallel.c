@@ -319,7 +319,7 @@ static void test_bounds_of_buckets(void) {
     }
     CHECK_OK(buckets_finish(buckets));
     buckets_destroy(buckets);
-    CHECK_I64(buckets_bytes(1000, 400, 2), 800);
+    CHECK_I64(buckets_bytes(1000, 400, 2), 1600);
     CHECK_I64(buckets_bytes(1000, 3000, 2), 4000);
     CHECK_I64(buckets_bytes(1000, 0, 2), 4000);
     CHECK_I64(buckets_bytes(1000, 400, 1), 0);
@@ -368,6 +368,7 @@ static void test_mistakes(void) {
 
 int main(void) {
     RUN(test_mistakes);
+    alarm(240);  // ranks that wait for each other for ever end here, not at the limit of the whole suite
     Error *error = comm_open_world(&world);
     error = error == NULL ? group_create(world, "all", NULL, &group) : error;
     if (error != NULL) {
