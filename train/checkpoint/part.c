@@ -2,10 +2,7 @@
 #include "train/checkpoint/part.h"
 
 #include "core/digest.h"
-#include "core/half.h"
-#include "kernels/quantize.h"
-
-#include <pthread.h>
+#include "kernels/values.h"
 
 // ---- blocks ----
 
@@ -51,53 +48,6 @@ bool part_has_whole_blocks(const CheckpointTensor *tensor, const CheckpointPart 
     return at % DATA_TYPE_BLOCK == 0 || at == elements;
 }
 
-// ---- values ----
-
-enum { CODES = 256 };
-static float code_values[2][CODES];  // unsigned, signed
-static pthread_once_t codes_once = PTHREAD_ONCE_INIT;
-
-static void fill_codes(void) {
-    for (int i = 0; i < 2 * CODES; i++) {
-        code_values[i / CODES][i % CODES] = code_value(i / CODES, i % CODES);
-    }
-}
-
-static void values_of_codes(const uint8_t *codes, const float *table, const float *scales, int64_t at, int64_t count,
-                            float *out) {
-    int64_t before = at % DATA_TYPE_BLOCK;
-    for (int64_t i = 0; i < count; i++) {
-        out[i] = table[codes[i]] * scales[(before + i) / DATA_TYPE_BLOCK] + 0.0f;
-    }
-}
-
-void part_values(DataType type, const void *elements, const float *scales, int64_t at, int64_t count, float *out) {
-    const uint16_t *halves = elements;
-    switch (type) {
-    case TYPE_FP32:
-        memcpy(out, elements, (size_t)count * sizeof *out);
-        return;
-    case TYPE_BF16:
-        for (int64_t i = 0; i < count; i++) {
-            out[i] = bf16_to_float(halves[i]);
-        }
-        return;
-    case TYPE_FP16:
-        for (int64_t i = 0; i < count; i++) {
-            out[i] = fp16_to_float(halves[i]);
-        }
-        return;
-    case TYPE_CODE8:
-    case TYPE_CODE8_UNSIGNED:
-        pthread_once(&codes_once, fill_codes);
-        values_of_codes(elements, code_values[type == TYPE_CODE8], scales, at, count, out);
-        return;
-    case TYPE_COUNT:
-        break;
-    }
-    ensure(false, "element type %d", (int)type);
-}
-
 // ---- digests ----
 
 typedef struct Digesting {
@@ -114,7 +64,7 @@ static bool digest_elements(void *context, BoxRun run) {
     for (int64_t done = 0; done < run.count; done += PIECE) {
         int64_t count = run.count - done < PIECE ? run.count - done : PIECE, at = run.to + done;
         const float *scales = d->scales != NULL ? d->scales + at / DATA_TYPE_BLOCK : NULL;
-        part_values(d->type, d->elements + part_bytes(d->type, at), scales, at, count, values);
+        values_widen(d->type, d->elements + part_bytes(d->type, at), scales, at, count, values);
         d->sum += digest_run(run.from + done, values, count);
     }
     return true;

@@ -19,9 +19,5 @@ static inline int64_t part_bytes(DataType type, int64_t count) {
 // of the part is one block of the tensor; the tensor's last block may be short. The boxes must lie within the tensor.
 bool part_has_whole_blocks(const CheckpointTensor *tensor, const CheckpointPart *part);
 
-// The values of `count` elements of a part, exactly. `elements` points at the first of them, which is element `at` of the part;
-// `scales` (NULL where the type has none) at the scale of its block.
-void part_values(DataType type, const void *elements, const float *scales, int64_t at, int64_t count, float *out);
-
 // What the part adds to its tensor's digest (core/digest.h).
 uint64_t part_digest(const CheckpointTensor *tensor, const CheckpointPart *part, const void *elements, const float *scales);

@@ -13,6 +13,7 @@
 #include "core/digest.h"
 #include "core/durable.h"
 #include "core/hash.h"
+#include "kernels/values.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -349,8 +350,8 @@ static Error *read_span(Span *s) {
                 part_scale_bytes(s->type, before + count)));
     for (int i = 0; i < s->count; i++) {
         const BoxRun *run = &s->runs[i];
-        part_values(s->type, (const char *)s->elements + part_bytes(s->type, run->from - s->begin),
-                    s->scales + (run->from / DATA_TYPE_BLOCK - block), run->from, run->count, s->out + run->to);
+        values_widen(s->type, (const char *)s->elements + part_bytes(s->type, run->from - s->begin),
+                     s->scales + (run->from / DATA_TYPE_BLOCK - block), run->from, run->count, s->out + run->to);
     }
     return NULL;
 }

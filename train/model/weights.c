@@ -1,8 +1,7 @@
 // The parameters of a model on a device: see weights.h.
 #include "train/model/weights.h"
 
-#include "core/half.h"
-#include "kernels/quantize.h"
+#include "kernels/values.h"
 
 enum { PIECE = 1 << 20 };  // elements that travel at a time; a multiple of DATA_TYPE_BLOCK
 
@@ -137,38 +136,6 @@ void weights_fetch(const ModelWeights *weights, WeightsArray array, int32_t row,
     fetch(weights, &from, first, end - begin, to, scales);
 }
 
-static void widen(DataType type, const void *from, const float *scales, int64_t count, float *to) {
-    const uint16_t *bits = from;
-    if (data_type_has_scales(type)) {
-        CodeTable table;
-        code_table_fill(type, &table);
-        for (int64_t at = 0; at < count; at += DATA_TYPE_BLOCK) {
-            int64_t part = count - at < DATA_TYPE_BLOCK ? count - at : DATA_TYPE_BLOCK;
-            block_decode(&table, (const uint8_t *)from + at, scales[at / DATA_TYPE_BLOCK], part, to + at);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        to[i] = type == TYPE_BF16 ? bf16_to_float(bits[i]) : fp16_to_float(bits[i]);
-    }
-}
-
-static void narrow(DataType type, const float *from, int64_t count, void *to, float *scales) {
-    uint16_t *bits = to;
-    if (data_type_has_scales(type)) {
-        CodeTable table;
-        code_table_fill(type, &table);
-        for (int64_t at = 0; at < count; at += DATA_TYPE_BLOCK) {
-            int64_t part = count - at < DATA_TYPE_BLOCK ? count - at : DATA_TYPE_BLOCK;
-            block_encode(&table, from + at, part, (uint8_t *)to + at, &scales[at / DATA_TYPE_BLOCK]);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        bits[i] = type == TYPE_BF16 ? bf16_from_float(from[i]) : fp16_from_float(from[i]);
-    }
-}
-
 void weights_read(const ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, float *to) {
     int64_t first, count = end - begin;
     Stored from = read_at(weights, array, row, begin, end, &first);
@@ -182,7 +149,7 @@ void weights_read(const ModelWeights *weights, WeightsArray array, int32_t row, 
     for (int64_t done = 0; done < count; done += PIECE) {
         int64_t part = count - done < PIECE ? count - done : PIECE;
         fetch(weights, &from, first + done, part, piece, scales);
-        widen(from.type, piece, scales, part, to + done);
+        values_widen(from.type, piece, scales, 0, part, to + done);
     }
     free(piece);
     free(scales);
@@ -202,7 +169,7 @@ static void store(ModelWeights *weights, const Stored *to, int64_t first, int64_
     float *scales = memory_new((size_t)data_type_scales(to->type, most), sizeof *scales);
     for (int64_t done = 0; done < count; done += PIECE) {
         int64_t part = count - done < PIECE ? count - done : PIECE;
-        narrow(to->type, from + done, part, piece, scales);
+        values_narrow(to->type, from + done, part, piece, scales);
         device_upload(weights->device, to->at + (first + done) * bytes, piece, (size_t)(part * bytes));
         if (data_type_has_scales(to->type)) {
             device_upload(weights->device, to->scales + (first + done) / DATA_TYPE_BLOCK, scales,
