@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
         __syncthreads();
         uint32_t first_tile = column_first + stage * Shape::COLUMN_TILE;
         const T *from = Shape::KEYS ? douts + share * p.width + (int64_t)at * out_stride : values + at * p.v_stride.token;
-        tile_load<T, COLUMNS, D>(column_second, from, Shape::KEYS ? out_stride : p.v_stride.token, count - at, p.width);
+        tile_load<T, COLUMNS, D>(column_second, from, Shape::KEYS ? out_stride : (int)p.v_stride.token, count - at, p.width);
         copy_async_commit();
         from = (Shape::KEYS ? queries + next_share * p.width : keys) + (int64_t)(next * COLUMNS) * stride;
         if (Shape::STAGES == 2) {

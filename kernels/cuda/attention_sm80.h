@@ -55,10 +55,10 @@ template <int D> struct Tile {
     }
 };
 
-// Starts copies of rows 0 .. ROWS - 1, `stride` elements apart (attention_packs has seen that an int holds that), into a tile:
-// zeros from row `rows` and column `width` on.
-template <typename T, int ROWS, int D>
-__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int stride, int rows, int width) {
+// Starts copies of rows 0 .. ROWS - 1, `stride` elements apart, into a tile: zeros from row `rows` and column `width` on. An
+// int holds the stride (attention_packs has looked), and is one where registers are scarce.
+template <typename T, int ROWS, int D, typename Stride>
+__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, Stride stride, int rows, int width) {
     static_assert(ROWS * Tile<D>::CHUNKS % ATTENTION_THREADS == 0, "whole copies for every thread");
 #pragma unroll TILE_LOADS
     for (int i = 0; i < ROWS * Tile<D>::CHUNKS / ATTENTION_THREADS; i++) {
