@@ -134,7 +134,7 @@ static const Row rows[] = {
 enum { ROW_COUNT = sizeof rows / sizeof *rows };
 
 typedef struct Arrays {
-    float *x, *w, *y, *dx, *dw, *bias, *dbias, *losses, *weights, *scratch;
+    float *x, *w, *y, *dx, *dw, *bias, *dbias, *losses, *loss_weights, *scratch;
     int32_t *targets;
     size_t sizes[3], scratch_size;
 } Arrays;
@@ -158,10 +158,10 @@ static Arrays arrays_new(Device *device, const Row *r) {
     a.bias = memory_tensor((size_t)r->out * 4);
     a.dbias = memory_tensor((size_t)r->out * 4);
     a.losses = memory_tensor((size_t)r->rows * 4);
-    a.weights = memory_tensor((size_t)r->rows * 4);
+    a.loss_weights = memory_tensor((size_t)r->rows * 4);
     a.targets = memory_tensor((size_t)r->rows * 4);
     for (int64_t i = 0; i < r->rows; i++) {
-        a.weights[i] = 1;
+        a.loss_weights[i] = 1;
         a.targets[i] = (int32_t)(i % r->out);
     }
     if (r->form == CLASSIFIER) {
@@ -180,7 +180,7 @@ static void arrays_free(Arrays *a, const Row *r) {
     memory_tensor_free(a->bias, (size_t)r->out * 4);
     memory_tensor_free(a->dbias, (size_t)r->out * 4);
     memory_tensor_free(a->losses, (size_t)r->rows * 4);
-    memory_tensor_free(a->weights, (size_t)r->rows * 4);
+    memory_tensor_free(a->loss_weights, (size_t)r->rows * 4);
     memory_tensor_free(a->targets, (size_t)r->rows * 4);
     if (a->scratch != NULL) {
         memory_tensor_free(a->scratch, a->scratch_size);
@@ -224,7 +224,7 @@ static void run_ours(Device *device, const Row *r, Arrays *a) {
                                                      .x = a->x,
                                                      .w = a->w,
                                                      .targets = a->targets,
-                                                     .weights = a->weights,
+                                                     .loss_weights = a->loss_weights,
                                                      .grad_scale = 1,
                                                      .losses = a->losses,
                                                      .dx = a->dx,

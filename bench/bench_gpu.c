@@ -453,7 +453,7 @@ static Error *make_step(Work *w) {
     for (int64_t r = 0; r < sequences * length; r++) {
         w->batch.tokens[r] = (int32_t)(philox_u64(4, 5, (uint64_t)r) % (uint64_t)config.vocabulary);
         w->batch.targets[r] = (int32_t)(philox_u64(6, 7, (uint64_t)r) % (uint64_t)config.vocabulary);
-        w->batch.weights[r] = 1;
+        w->batch.loss_weights[r] = 1;
         w->batch.first[r] = 0;
         w->batch.positions[r] = (int32_t)(r % length);
     }

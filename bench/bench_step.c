@@ -306,7 +306,7 @@ static Error *run_case(Device *device, const Case *c, const Settings *settings, 
         batch.tokens[r] = (int32_t)(random.word[0] % (uint64_t)c->config.vocabulary);
         batch.targets[r] = (int32_t)(random.word[1] % (uint64_t)c->config.vocabulary);
         batch.positions[r] = (int32_t)(r % (size_t)c->length);
-        batch.weights[r] = 1;
+        batch.loss_weights[r] = 1;
         batch.first[r] = 0;
     }
     enum { MOST = 4000 };

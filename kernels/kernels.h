@@ -264,7 +264,7 @@ typedef struct Dropout {
 
 // The output head fused with softmax cross-entropy, in chunks of rows: the full [R,V] logits never exist.
 //   logits = x[R,C] w[V,C]^T (+ bias[V]);  z = log sum exp(logits);  loss[r] = z - logits[target]
-// The objective is sum over r of weights[r] * (loss[r] + z_loss * z^2) (z-loss: Chowdhery et al. 2022, section 5) times
+// The objective is sum over r of loss_weights[r] * (loss[r] + z_loss * z^2) (z-loss: Chowdhery et al. 2022, section 5) times
 // grad_scale; dx = its gradient, and dw and dbias += theirs, where dx is not NULL. Rows of weight 0 cost no gradient; their
 // target may be -1 (loss 0).
 //
@@ -280,9 +280,9 @@ typedef struct ClassifierShare {
 typedef struct Classifier {
     int64_t rows, width, vocabulary;
     const void *x, *w;
-    const void *bias;        // may be NULL
-    const int32_t *targets;  // [R]
-    const float *weights;    // [R]
+    const void *bias;           // may be NULL
+    const int32_t *targets;     // [R]
+    const float *loss_weights;  // [R]
     float z_loss, grad_scale;
     float *losses;                 // = [R] without weight and z-loss
     float *zs;                     // = [R] z, may be NULL
@@ -337,11 +337,11 @@ typedef struct StepControl {
     int32_t reserved;
 } StepControl;
 
-// loss_sum += sum of weights * losses, z_sum += sum of weights * zs^2, weight_sum += sum of weights: in double, in an order
-// that depends on `rows` alone. Rows of weight 0 do not count, whatever their loss.
+// loss_sum += sum of loss_weights * losses, z_sum += sum of loss_weights * zs^2, weight_sum += sum of loss_weights: in double,
+// in an order that depends on `rows` alone. Rows of weight 0 do not count, whatever their loss.
 typedef struct LossSums {
     int64_t rows;
-    const float *weights, *losses;
+    const float *loss_weights, *losses;
     const float *zs;  // may be NULL
     StepControl *control;
 } LossSums;

@@ -113,8 +113,8 @@ static inline void code_table_fill(DataType type, CodeTable *table) {
     }
 }
 
-// The values of `count` codes of a block. Of a scale of 0 all are +0, also where memory that begins as zeros holds code 0, which
-// is -1: values written back then are the same bits.
+// The values of `count` codes of a block. Of a scale of 0 all are +0, also where memory that begins as zeros holds code 0,
+// which is -1: values written back then are the same bits.
 static inline void block_decode(const CodeTable *table, const uint8_t *codes, float scale, int64_t count, float *out) {
     for (int64_t i = 0; i < count; i++) {
         out[i] = table->value[codes[i]] * scale + 0.0f;

@@ -30,7 +30,7 @@ typedef struct Case {
 
 typedef struct Inputs {
     DataType type;
-    float *x, *w, *bias, *weights;  // x, w and bias: numbers of the type
+    float *x, *w, *bias, *loss_weights;  // x, w and bias: numbers of the type
     int32_t *targets;
     int64_t counts[OUTPUTS];
     float *start[OUTPUTS];  // what outputs hold before
@@ -89,11 +89,11 @@ static void reference(const Case *c, Inputs *in) {
         in->plain[0][r] = target >= 0 ? plain_z - plain[target] : 0;
         in->want[1][r] = z;
         in->plain[1][r] = plain_z;
-        if (in->weights[r] == 0) {
+        if (in->loss_weights[r] == 0) {
             continue;
         }
-        double scale = (double)in->weights[r] * grad_scale;
-        float plain_scale = in->weights[r] * (float)grad_scale;
+        double scale = (double)in->loss_weights[r] * grad_scale;
+        float plain_scale = in->loss_weights[r] * (float)grad_scale;
         for (int64_t v = 0; v < V; v++) {
             double p = exp(logits[v] - z);
             float plain_p = expf(plain[v] - plain_z);
@@ -122,12 +122,12 @@ static Inputs inputs_new(const Case *c, DataType type) {
     in.x = random_new(type, R * C, 1, c->spread);
     in.w = random_new(type, V * C, 2, 1 / sqrtf((float)C));
     in.bias = random_new(type, V, 3, 1);
-    in.weights = memory_new((size_t)R, sizeof(float));
+    in.loss_weights = memory_new((size_t)R, sizeof(float));
     in.targets = memory_new((size_t)R, sizeof(int32_t));
     for (int64_t r = 0; r < R; r++) {
         uint64_t random = philox_u64(11, philox_stream(RANDOM_TEST, 4), (uint64_t)r);
         bool zero = c->zeros == 2 || (c->zeros == 1 && (random % 3 == 0 || r == 0 || r == R - 1));
-        in.weights[r] = zero ? 0 : 0.25f * (float)(1 + random % 7);
+        in.loss_weights[r] = zero ? 0 : 0.25f * (float)(1 + random % 7);
         in.targets[r] = zero && random % 2 == 0 ? -1 : (int32_t)((random >> 8) % (uint64_t)V);
     }
     for (int i = 0; i < OUTPUTS; i++) {
@@ -143,7 +143,7 @@ static void inputs_free(Inputs *in) {
     free(in->x);
     free(in->w);
     free(in->bias);
-    free(in->weights);
+    free(in->loss_weights);
     free(in->targets);
     for (int i = 0; i < OUTPUTS; i++) {
         free(in->start[i]);
@@ -214,7 +214,7 @@ static void run(Device *device, const Case *c, const Inputs *in, int64_t first, 
     int64_t offsets[OUTPUTS] = {0, 0, 0, first * C, first};
     Tensor x = tensor_new(device, type, in->x, R * C, 0), w = tensor_new(device, type, in->w + first * C, columns * C, 0);
     Tensor bias = tensor_new(device, type, in->bias + first, columns, 0);
-    Tensor weights = tensor_new(device, TYPE_FP32, in->weights, R, 0), loss_scale;
+    Tensor loss_weights = tensor_new(device, TYPE_FP32, in->loss_weights, R, 0), loss_scale;
     Tensor targets = tensor_new(device, TYPE_FP32, (const float *)(const void *)in->targets, R, 0);
     Tensor outputs[OUTPUTS];
     loss_scale = tensor_new(device, TYPE_FP32, &c->loss_scale, 1, 0);
@@ -234,7 +234,7 @@ static void run(Device *device, const Case *c, const Inputs *in, int64_t first, 
                                                  .w = w.at,
                                                  .bias = c->bias ? bias.at : NULL,
                                                  .targets = (void *)targets.at,
-                                                 .weights = (void *)weights.at,
+                                                 .loss_weights = (void *)loss_weights.at,
                                                  .z_loss = c->z_loss,
                                                  .grad_scale = c->grad_scale,
                                                  .losses = (void *)outputs[0].at,
@@ -257,7 +257,7 @@ static void run(Device *device, const Case *c, const Inputs *in, int64_t first, 
         tensor_take(device, &outputs[i], out[i]);
         tensor_free(device, &outputs[i]);
     }
-    Tensor *inputs[] = {&x, &w, &bias, &weights, &targets, &loss_scale};
+    Tensor *inputs[] = {&x, &w, &bias, &loss_weights, &targets, &loss_scale};
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
         tensor_free(device, inputs[i]);
     }

@@ -491,7 +491,7 @@ static void test_evaluate(void) {
         }
         double sum = 0;
         for (int r = 0; r < SEQUENCES * LENGTH; r++) {
-            sum += (double)losses[r] * (double)batch.weights[r];
+            sum += (double)losses[r] * (double)batch.loss_weights[r];
             CHECK(batch.targets[r] >= 0 ? losses[r] > 0 : losses[r] == 0);
         }
         CHECK_NEAR(sum, result.loss_sum, 1e-6 * sum);

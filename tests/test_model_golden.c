@@ -142,7 +142,7 @@ static void check_family(const char *name, const char *variant) {
     Batch batch = models_batch(shape[0], shape[1], shape[2], false, 1);
     memcpy(batch.tokens, find(&golden, "", "tokens")->data, (size_t)rows * 4);
     memcpy(batch.targets, find(&golden, "", "targets")->data, (size_t)rows * 4);
-    memcpy(batch.weights, find(&golden, "", "weights")->data, (size_t)rows * 4);
+    memcpy(batch.loss_weights, find(&golden, "", "weights")->data, (size_t)rows * 4);
 
     float *logits = memory_new((size_t)(rows * shape[2]), sizeof *logits);
     model_logits(model, &batch, logits);
@@ -151,7 +151,7 @@ static void check_family(const char *name, const char *variant) {
 
     double weight_sum = 0;
     for (int64_t r = 0; r < rows; r++) {
-        weight_sum += (double)batch.weights[r];
+        weight_sum += (double)batch.loss_weights[r];
     }
     float z_loss = *(const float *)find(&golden, "", "z_loss")->data;
     StepOptions step = {.grad_scale = (float)(1 / weight_sum), .z_loss = z_loss};

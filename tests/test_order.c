@@ -147,7 +147,7 @@ static void check_batch(const Corpus *corpus, bool apart) {
         for (int64_t t = 0; t < LENGTH; t++) {
             int64_t p = start + t;
             if (p + 1 >= file->tokens) {
-                good &= batch.weights[t] == 0 && batch.targets[t] == -1;
+                good &= batch.loss_weights[t] == 0 && batch.targets[t] == -1;
                 continue;
             }
             bool seam_next = opens[p + 1];  // the next token opens a document
@@ -157,7 +157,7 @@ static void check_batch(const Corpus *corpus, bool apart) {
             }
             bool blind = apart && seam_next && !end_here;
             good &= batch.tokens[t] == stream[p] && batch.first[t] == first && batch.positions[t] == t - first;
-            good &= batch.weights[t] == (blind ? 0 : 1) && batch.targets[t] == (blind ? -1 : stream[p + 1]);
+            good &= batch.loss_weights[t] == (blind ? 0 : 1) && batch.targets[t] == (blind ? -1 : stream[p + 1]);
         }
         if (!good) {
             CHECK_I64(start, -1);
@@ -252,7 +252,7 @@ static void test_batch_block(void) {
     for (int i = 0; i < ROWS; i++) {
         batch.tokens[i] = i;
         batch.targets[i] = 100 + i;
-        batch.weights[i] = 0.5F + (float)i;
+        batch.loss_weights[i] = 0.5F + (float)i;
         batch.first[i] = 300 + i;
         batch.positions[i] = 400 + i;
     }
@@ -262,7 +262,7 @@ static void test_batch_block(void) {
     batch_place(&there, memory, SEQUENCES, LENGTH);
     CHECK(memcmp(there.tokens, batch.tokens, ROWS * sizeof(int32_t)) == 0);
     CHECK(memcmp(there.targets, batch.targets, ROWS * sizeof(int32_t)) == 0);
-    CHECK(memcmp(there.weights, batch.weights, ROWS * sizeof(float)) == 0);
+    CHECK(memcmp(there.loss_weights, batch.loss_weights, ROWS * sizeof(float)) == 0);
     CHECK(memcmp(there.first, batch.first, ROWS * sizeof(int32_t)) == 0);
     CHECK(memcmp(there.positions, batch.positions, ROWS * sizeof(int32_t)) == 0);
     batch_free(&batch);

@@ -82,9 +82,9 @@ static void test_loss_sums(void) {
         StepControl control = {.loss_sum = 10, .z_sum = 20, .weight_sum = 30, .loss_scale = 7, .updates = 9};
         void *w = put(device, weights, sizeof weights), *l = put(device, losses, sizeof losses);
         void *zz = put(device, zs, sizeof zs), *c = put(device, &control, sizeof control);
-        device->op->loss_sums(device, &(LossSums){.rows = ROWS, .weights = w, .losses = l, .zs = zz, .control = c});
-        device->op->loss_sums(device, &(LossSums){.rows = ROWS, .weights = w, .losses = l, .control = c});
-        device->op->loss_sums(device, &(LossSums){.rows = 0, .weights = w, .losses = l, .control = c});
+        device->op->loss_sums(device, &(LossSums){.rows = ROWS, .loss_weights = w, .losses = l, .zs = zz, .control = c});
+        device->op->loss_sums(device, &(LossSums){.rows = ROWS, .loss_weights = w, .losses = l, .control = c});
+        device->op->loss_sums(device, &(LossSums){.rows = 0, .loss_weights = w, .losses = l, .control = c});
         take(device, &control, c, sizeof control);
         CHECK_NEAR(control.loss_sum, 10 + 2 * (double)loss, 1e-12 * (double)loss);
         CHECK_NEAR(control.z_sum, 20 + (double)z, 1e-12 * (double)z);

@@ -19,7 +19,7 @@ static float *token_bytes(const Tokenizer *tokenizer, int64_t vocabulary) {
 
 static void add_scores(const Batch *batch, const float *losses, const float *bytes, int64_t vocabulary, SetScore *score) {
     for (int64_t i = 0; i < batch->sequences * batch->length; i++) {
-        if (batch->weights[i] > 0) {
+        if (batch->loss_weights[i] > 0) {
             score->loss_sum += (double)losses[i];
             score->tokens += 1;
             score->bytes += batch->targets[i] < vocabulary ? (double)bytes[batch->targets[i]] : 0;

@@ -84,7 +84,10 @@ Error *trainer_prepare(Trainer *t) {
     TRY(run_device_open(config, t->world->host_rank, t->world->host_size, &t->device));
     t->late = t->device->kind != DEVICE_CPU;
     t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
-    RunLayout layout = {.ranks = t->world->size, .rank = t->world->rank, .data_ranks = t->mesh->size[MESH_DATA], .micro_batches = t->micro_batches};
+    RunLayout layout = {.ranks = t->world->size,
+                        .rank = t->world->rank,
+                        .data_ranks = t->mesh->size[MESH_DATA],
+                        .micro_batches = t->micro_batches};
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
 }

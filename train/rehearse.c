@@ -75,7 +75,7 @@ static Error *pass_of_padding(Trainer *t) {
     }
     // One target that counts, so that the head's gradient is computed too.
     batch.targets[0] = 0;
-    batch.weights[0] = 1;
+    batch.loss_weights[0] = 1;
     StepControl control = model_control(t->model);
     StepOptions options = {.grad_scale = 1, .seed = (uint64_t)t->config->seed};
     model_forward_backward(t->model, &batch, &options, NULL);

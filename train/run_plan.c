@@ -90,8 +90,8 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     }
     if (layout->ranks > 1) {
         int64_t count = gradients / (int64_t)sizeof(float);
-        memory_plan_add_host(out, kind, "reduction buffers",
-                             buckets_bytes(count, run_bucket_bytes(config), layout->data_ranks), "buckets of gradients");
+        memory_plan_add_host(out, kind, "reduction buffers", buckets_bytes(count, run_bucket_bytes(config), layout->data_ranks),
+                             "buckets of gradients");
     }
     if (kind == DEVICE_CUDA) {
         int64_t bytes = CARD_LIBRARY_BYTES + (layout->ranks > 1 ? CARD_NCCL_BYTES : 0);

@@ -273,8 +273,8 @@ static Error *run(Trainer *t, bool *stopped) {
     t->loader = loader_create(&loader);
     TRY(trainer_rehearse(t));
     TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA}, 1));  // all sets of axes that training exchanges over
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads,
-                                t->model->weights.placement.gradients, run_bucket_bytes(config));
+    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
+                                run_bucket_bytes(config));
     TRY(rehearse_exchange(t));
     if (t->step >= config->train.steps) {
         log_info("%s has done its %lld steps; raise train.steps to go on", config->folder, (long long)t->step);

@@ -51,7 +51,8 @@ typedef struct Trainer {
     DeviceGraph *graph;  // the operations of a step, once they were recorded
 } Trainer;
 
-// prepare.c: what comes before the first step. Each rank does it alone, and creates nothing on disk; all ranks have looked at the machine and planned before any of them allocates.
+// prepare.c: what comes before the first step. Each rank does it alone, and creates nothing on disk; all ranks have looked at
+// the machine and planned before any of them allocates.
 Error *trainer_make_mesh(Trainer *t) MUST_CHECK;
 Error *trainer_prepare(Trainer *t) MUST_CHECK;
 Error *trainer_make_model(Trainer *t) MUST_CHECK;

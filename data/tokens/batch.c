@@ -9,8 +9,8 @@ void batch_place(Batch *batch, int32_t *memory, int64_t sequences, int64_t lengt
     size_t count = (size_t)(sequences * length);
     *batch = (Batch){.sequences = sequences, .length = length, .tokens = memory};
     batch->targets = batch->tokens + count;
-    batch->weights = (float *)(void *)(batch->targets + count);
-    batch->first = (int32_t *)(void *)(batch->weights + count);
+    batch->loss_weights = (float *)(void *)(batch->targets + count);
+    batch->first = (int32_t *)(void *)(batch->loss_weights + count);
     batch->positions = batch->first + count;
 }
 
@@ -26,7 +26,7 @@ size_t batch_bytes(int64_t sequences, int64_t length) {
 const void *batch_block(const Batch *batch) {
     Batch block;
     batch_place(&block, batch->tokens, batch->sequences, batch->length);
-    ensure(batch->targets == block.targets && batch->weights == block.weights && batch->first == block.first &&
+    ensure(batch->targets == block.targets && batch->loss_weights == block.loss_weights && batch->first == block.first &&
                batch->positions == block.positions,
            "a batch whose arrays are no block");
     return batch->tokens;
@@ -36,7 +36,7 @@ void batch_fill_empty(Batch *batch, int64_t b) {
     for (int64_t t = 0, i = b * batch->length; t < batch->length; t++, i++) {
         batch->tokens[i] = 0;
         batch->targets[i] = -1;
-        batch->weights[i] = 0;
+        batch->loss_weights[i] = 0;
         batch->first[i] = 0;
         batch->positions[i] = (int32_t)t;
     }
@@ -57,7 +57,7 @@ void batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_to
     }
     token_file_read(file, first_token + inputs, 1, &targets[inputs - 1]);
     for (int64_t t = 0; t < inputs; t++) {
-        batch->weights[base + t] = 1;
+        batch->loss_weights[base + t] = 1;
     }
     if (!documents_apart) {
         return;
@@ -79,7 +79,7 @@ void batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_to
             break;
         }
         if (!opened_by_end) {
-            batch->weights[base + seam - 1] = 0;  // the next document's first token cannot be foretold from this one
+            batch->loss_weights[base + seam - 1] = 0;  // the next document's first token cannot be foretold from this one
             targets[seam - 1] = -1;
         }
         begin = end > begin ? end : begin;

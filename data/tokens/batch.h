@@ -12,7 +12,7 @@ typedef struct Batch {
     int64_t sequences, length;  // B, T
     int32_t *tokens;            // [B,T] in [0, vocabulary)
     int32_t *targets;           // [B,T] in [0, vocabulary), or -1 where the weight is 0
-    float *weights;             // [B,T] weight of each target in the loss
+    float *loss_weights;        // [B,T] weight of each target in the loss
     int32_t *first;             // [B,T] the first position of the same sequence that position t may attend to
     int32_t *positions;         // [B,T]
     uint64_t first_sample;      // global index of sequence 0; sequence b is first_sample + b

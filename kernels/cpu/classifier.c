@@ -77,7 +77,7 @@ static void row_statistics(void *context, int64_t row, int thread) {
     int64_t r = chunk->first + row, target = target_here(a, r);
     ensure(target >= 0 || a->targets[r] < 0 || a->share != NULL, "row %lld has target %d of a vocabulary of %lld", (long long)r,
            (int)a->targets[r], (long long)a->vocabulary);
-    ensure(a->targets[r] >= 0 || a->weights[r] == 0, "row %lld has a weight but no target", (long long)r);
+    ensure(a->targets[r] >= 0 || a->loss_weights[r] == 0, "row %lld has a weight but no target", (long long)r);
     chunk->sums[row] = row_sum_exp(x, a->vocabulary, &chunk->largest[row]);
     chunk->shift[row] = chunk->largest[row];
     chunk->targets[row] = target >= 0 ? x[target] : 0;
@@ -97,11 +97,11 @@ static void row_finish(void *context, int64_t row, int thread) {
     if (a->dx == NULL) {
         return;
     }
-    if (a->weights[r] == 0) {
+    if (a->loss_weights[r] == 0) {
         memset(x, 0, (size_t)a->vocabulary * sizeof(float));
         return;
     }
-    float scale = a->weights[r] * chunk->grad_scale;
+    float scale = a->loss_weights[r] * chunk->grad_scale;
     Vec factor = vec_set(scale * (1.0f + 2.0f * a->z_loss * z)), shift = vec_set(z);
     int64_t v = 0;
     for (; v + VEC_LANES <= a->vocabulary; v += VEC_LANES) {
@@ -198,10 +198,10 @@ void CPU_NAME(cpu_classifier)(Device *device, const Classifier *a) {
             continue;
         }
         int64_t begin = 0, end = rows;
-        while (begin < end && a->weights[chunk.first + begin] == 0) {
+        while (begin < end && a->loss_weights[chunk.first + begin] == 0) {
             begin++;
         }
-        while (end > begin && a->weights[chunk.first + end - 1] == 0) {
+        while (end > begin && a->loss_weights[chunk.first + end - 1] == 0) {
             end--;
         }
         float *dx = (float *)a->dx + chunk.first * a->width;

@@ -7,7 +7,7 @@
 void CPU_NAME(cpu_loss_sums)(Device *device, const LossSums *a) {
     double loss = 0, z = 0, weight = 0;
     for (int64_t r = 0; r < a->rows; r++) {
-        double w = (double)a->weights[r];
+        double w = (double)a->loss_weights[r];
         if (w != 0) {
             loss += w * (double)a->losses[r];
             z += a->zs != NULL ? w * ((double)a->zs[r] * (double)a->zs[r]) : 0;

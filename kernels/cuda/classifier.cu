@@ -42,7 +42,7 @@ struct Chunk {
     const float *loss_scale;  // may be NULL
     void *logits;
     const int32_t *targets;  // from here on those of the chunk's rows
-    const float *weights;
+    const float *loss_weights;
     float *losses, *zs;
     RowStatistics row;
 };
@@ -130,7 +130,7 @@ __device__ __forceinline__ int64_t target_here(const Chunk &c, int32_t target) {
 // shows as no number.
 __device__ __forceinline__ void finish_loss(const Chunk &c, int64_t r, float z, float target_logit) {
     int32_t target = c.targets[r];
-    bool wrong = target < 0 ? c.weights[r] != 0 : !c.shared && target >= c.vocabulary;
+    bool wrong = target < 0 ? c.loss_weights[r] != 0 : !c.shared && target >= c.vocabulary;
     c.losses[r] = wrong ? NAN : target >= 0 ? z - target_logit : 0;
     if (c.zs != NULL) {
         c.zs[r] = z;
@@ -140,7 +140,7 @@ __device__ __forceinline__ void finish_loss(const Chunk &c, int64_t r, float z, 
 // The gradient in the place of the logits.
 template <typename T> __device__ __forceinline__ void row_gradient(const Chunk &c, int64_t r, T *row, float z) {
     const int N = Pack<T>::COUNT;
-    float weight = c.weights[r], scale = weight * c.grad_scale * (c.loss_scale != NULL ? *c.loss_scale : 1);
+    float weight = c.loss_weights[r], scale = weight * c.grad_scale * (c.loss_scale != NULL ? *c.loss_scale : 1);
     float factor = scale * (1.0f + 2.0f * c.z_loss * z);
     int64_t target = target_here(c, c.targets[r]);
     for (int64_t pack = threadIdx.x; pack * N < c.vocabulary; pack += THREADS) {
@@ -294,7 +294,7 @@ void classifier(Device *device, const Classifier *a) {
         int64_t rows = a->rows - first < a->chunk_rows ? a->rows - first : a->chunk_rows;
         const void *x = (const char *)a->x + first * a->width * bytes;
         c.targets = a->targets + first;
-        c.weights = a->weights + first;
+        c.loss_weights = a->loss_weights + first;
         c.losses = a->losses + first;
         c.zs = a->zs != NULL ? a->zs + first : NULL;
         c.row.targets = c.row.sums + rows;

@@ -74,7 +74,7 @@ static const int ROW_THREADS = 1024;
 static __global__ void __launch_bounds__(ROW_THREADS) sum_losses(LossSums a) {
     double loss = 0, z = 0, weight = 0;
     for (int64_t r = threadIdx.x; r < a.rows; r += ROW_THREADS) {
-        double w = (double)a.weights[r];
+        double w = (double)a.loss_weights[r];
         if (w != 0) {
             loss += w * (double)a.losses[r];
             z += a.zs != NULL ? w * ((double)a.zs[r] * (double)a.zs[r]) : 0;

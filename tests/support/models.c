@@ -82,11 +82,11 @@ Batch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool d
         bool starts = t == 0 || (documents && random.word[3] % 7 == 0);
         out.tokens[r] = (int32_t)(random.word[0] % (uint64_t)vocabulary);
         out.targets[r] = (int32_t)(random.word[1] % (uint64_t)vocabulary);
-        out.weights[r] = (float)(0.25 + philox_unit(random.word[2]));
+        out.loss_weights[r] = (float)(0.25 + philox_unit(random.word[2]));
         out.first[r] = starts ? t : out.first[r - 1];
         out.positions[r] = t - out.first[r];
         if (random.word[2] % 5 == 0) {
-            out.weights[r] = 0;
+            out.loss_weights[r] = 0;
             out.targets[r] = -1;
         }
     }
@@ -99,7 +99,7 @@ Batch models_batch_rows(const Batch *batch, int64_t begin, int64_t count) {
     part.sequences = count;
     part.tokens += skip;
     part.targets += skip;
-    part.weights += skip;
+    part.loss_weights += skip;
     part.first += skip;
     part.positions += skip;
     part.first_sample += (uint64_t)begin;

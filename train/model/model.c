@@ -146,7 +146,7 @@ void model_run_batch(Model *model, const Batch *batch, const StepOptions *option
     pass_embed(&pass);
     pass_forward(&pass, (Range){0, model->config.layers});
     pass_loss(&pass, options->grad_scale, options->z_loss);
-    model->device->op->loss_sums(model->device, &(LossSums){pass.rows, batch->weights, w->losses, w->zs, model->control});
+    model->device->op->loss_sums(model->device, &(LossSums){pass.rows, batch->loss_weights, w->losses, w->zs, model->control});
     pass_loss_backward(&pass);
     announce(model, options, model->table.final_norm);
     for (int64_t layer = model->config.layers - 1; layer >= 0; layer--) {
@@ -191,7 +191,7 @@ void model_evaluate(Model *model, const Batch *batch, float *losses) {
     batch_allocate(&counted, batch->sequences, batch->length);
     memcpy(counted.tokens, batch_block(batch), batch_bytes(batch->sequences, batch->length));
     for (int64_t r = 0; r < rows; r++) {
-        counted.weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
+        counted.loss_weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
     }
     Pass pass = look(model, &counted);
     pass_loss(&pass, 0, 0);

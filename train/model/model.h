@@ -116,7 +116,7 @@ void model_run_batch(Model *model, const Batch *batch, const StepOptions *option
 void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result);
 
 // Losses per token without dropout and weights, to host memory: losses[B,T] (0 where the target is -1). No gradients.
-// batch->weights is not used. Waits.
+// batch->loss_weights is not used. Waits.
 void model_evaluate(Model *model, const Batch *batch, float *losses);
 
 // Logits [B,T,V] without dropout, to host memory, all at once: for tests and small batches. targets and weights are not used.

@@ -109,7 +109,7 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
                                                      .x = w->final,
                                                      .w = weights_row(&model->weights, head),
                                                      .targets = pass->batch.targets,
-                                                     .weights = pass->batch.weights,
+                                                     .loss_weights = pass->batch.loss_weights,
                                                      .z_loss = z_loss,
                                                      .grad_scale = grad_scale,
                                                      .losses = w->losses,
