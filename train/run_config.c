@@ -117,11 +117,12 @@ static const Key own_keys[] = {
 
     {"parallel.data", KEY_INT, AT(parallel.data), "0", 0, 1 << 20, .unit = "ranks",
      .help = "Data-parallel copies of the model; 0: all ranks that the other axes leave."},
-    {"parallel.tensor", KEY_INT, AT(parallel.tensor), "1", 1, 1 << 20, .unit = "ranks", .help = "Ranks that share each layer."},
+    {"parallel.tensor", KEY_INT, AT(parallel.tensor), "1", 1, 1 << 20, .unit = "ranks",
+     .help = "Ranks that share each layer. Must be 1: not yet supported."},
     {"parallel.pipeline", KEY_INT, AT(parallel.pipeline), "1", 1, 1 << 20, .unit = "ranks",
-     .help = "Ranks that share the stack of layers."},
+     .help = "Ranks that share the stack of layers. Must be 1: not yet supported."},
     {"parallel.context", KEY_INT, AT(parallel.context), "1", 1, 1 << 20, .unit = "ranks",
-     .help = "Ranks that share each sequence."},
+     .help = "Ranks that share each sequence. Must be 1: not yet supported."},
     {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
      .help = "Size of the gradient buckets that are reduced while the backward pass still runs."},
 };

@@ -352,6 +352,25 @@ static void draw(const OpDevices *devices, DataType type, const OpCase *c, uint6
     release(v, count);
 }
 
+// The largest error of few numbers is a matter of luck, ours as the plain one's: where it is not within bounds more are drawn,
+// and the largest of all compared.
+enum { ROUNDS = 6 };
+
+static bool within(const OpTensor *tensor, const OpTwins *twins, const Errors *errors, int device) {
+    int mantissa = formats[element_type(tensor, twins->type)].mantissa;
+    return errors->error[device] <= 2 * errors->plain[twins->type] + ldexp(errors->largest, -mantissa);
+}
+
+static bool within_bounds(const OpDevices *devices, const OpTensor *tensors, int count, const Errors *errors) {
+    bool all = true;
+    for (int d = 0; d < devices->count; d++) {
+        for (int i = 0; i < count; i++) {
+            all &= within(&tensors[i], &devices->twins[d], &errors[i], d);
+        }
+    }
+    return all;
+}
+
 static void check_case(const OpDevices *devices, const OpCase *c, int number) {
     Errors errors[OP_TENSORS] = {0};
     OpTensor tensors[OP_TENSORS] = {0};
@@ -368,19 +387,25 @@ static void check_case(const OpDevices *devices, const OpCase *c, int number) {
     }
     int64_t draws = POOLED / least + 1;
     draws = draws < 20 ? draws : 20;
-    for (int type = TYPE_FP32; type <= TYPE_FP16; type++) {
-        for (int64_t i = 0; i < draws && used[type]; i++) {
-            draw(devices, (DataType)type, c, (uint64_t)(number * 100 + i), errors, number);
+    for (int64_t i = 0, round = 0; round < ROUNDS; round++) {
+        for (int64_t end = i + draws; i < end; i++) {
+            for (int type = TYPE_FP32; type <= TYPE_FP16; type++) {
+                if (used[type]) {
+                    draw(devices, (DataType)type, c, (uint64_t)(number * 100 + i), errors, number);
+                }
+            }
+        }
+        if (within_bounds(devices, tensors, count, errors)) {
+            break;
         }
     }
     for (int d = 0; d < devices->count; d++) {
         const OpTwins *twins = &devices->twins[d];
         for (int i = 0; i < count; i++) {
-            double error = errors[i].error[d], plain = errors[i].plain[twins->type];
-            DataType type = element_type(&tensors[i], twins->type);
-            if (!CHECK(error <= 2 * plain + ldexp(errors[i].largest, -formats[type].mantissa))) {
+            if (!CHECK(within(&tensors[i], twins, &errors[i], d))) {
                 fprintf(stderr, "%s, %s, row %d: %s errs by %.3g; a plain implementation by %.3g, largest value %.3g\n",
-                        twins->label, c->kind->name, number, tensors[i].name, error, plain, errors[i].largest);
+                        twins->label, c->kind->name, number, tensors[i].name, errors[i].error[d], errors[i].plain[twins->type],
+                        errors[i].largest);
             }
         }
     }
