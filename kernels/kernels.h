@@ -150,7 +150,8 @@ typedef struct AttentionBackward {
 } AttentionBackward;
 
 // Joins attention over some keys with that over others: with L = log(exp(lse) + exp(other_lse)),
-// out = exp(lse - L) out + exp(other_lse - L) other and lse = L. What has seen no key (-infinity) has no share.
+// out = exp(lse - L) out + exp(other_lse - L) other and lse = L. What has seen no key (-infinity) has no share. Waits for its
+// first caller: rings of ranks that share a sequence.
 typedef struct AttentionMerge {
     int64_t batch, queries;
     int32_t heads, head_width;

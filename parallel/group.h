@@ -38,6 +38,9 @@
 //   staged  as its transport of the host.
 // What a maximum makes of NaN is not defined.
 //
+// All-reduce has a caller, gradients and losses; the other operations wait for theirs: shards of the optimizer's state, tensor,
+// pipeline and context parallelism.
+//
 // Errors name rank, host, operation, its number in the group, and the group. A group is of no use after one: the caller reports
 // it and calls comm_abort.
 #pragma once

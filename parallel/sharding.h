@@ -19,18 +19,3 @@ int64_t shard_padded(int64_t count, int ranks);
 
 // The part [begin, end) of the array that `rank` owns, without padding: the last ones may be shorter, or empty.
 Range shard_part(int64_t count, int ranks, int rank);
-
-// Where a tensor lies in the flat array. Tensors are sorted by offset and do not overlap; there may be gaps (alignment).
-typedef struct ShardTensor {
-    int64_t offset, count;  // floats
-} ShardTensor;
-
-// A piece of one tensor: elements [begin, end) of tensor `tensor`, which lie at flat offset `flat`.
-typedef struct ShardPiece {
-    int tensor;
-    int64_t begin, end;
-    int64_t flat;
-} ShardPiece;
-
-// The pieces of tensors in the flat range, in order. Returns their number; *out is owned by the caller (free), NULL where none.
-int shard_pieces(const ShardTensor *tensors, int count, Range flat, ShardPiece **out);

@@ -15,7 +15,7 @@ FOLDERS = ("core", "kernels", "parallel", "data", "train", "launch", "tests", "b
 OWNERS = {"train/model/placement.c", "train/model/placement.h"}
 PLACES = re.compile(r"(?:->|\.)(weight_at|scale_at|gradient_at|state_at)\b")
 BASES = r"weights(?:->|\.)(?:weights|scales|masters|grads|moment1|moment2|scale1|scale2)"
-ARITHMETIC = re.compile(r"\b" + BASES + r"\s*(?:\[|\+)|\+\s*(?:\w+(?:->|\.))*" + BASES + r"\b")
+ARITHMETIC = re.compile(r"\b" + BASES + r"\s*(?:\[|\+)|\+\s*(?:\([^()]*\)\s*)?(?:\w+(?:->|\.))*" + BASES + r"\b")
 # The flat gradients as a whole belong to those that reduce them, in pieces: they know of no row.
 WHOLE = {"parallel/buckets.c"}
 

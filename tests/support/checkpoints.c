@@ -27,10 +27,9 @@ float toy_value(int64_t step, int tensor, int kind, int64_t i) {
 }
 
 // Tensors lie in the flat array with gaps, each on a cache line.
-static int64_t toy_layout(ShardTensor out[TOY_TENSORS]) {
+static int64_t toy_offset(int tensor) {
     int64_t at = 0;
-    for (int t = 0; t < TOY_TENSORS; t++) {
-        out[t] = (ShardTensor){at, toy_elements(t)};
+    for (int t = 0; t < tensor; t++) {
         at += (toy_elements(t) + 15) / 16 * 16;
     }
     return at;
@@ -41,16 +40,12 @@ static Box toy_whole(int tensor) {
 }
 
 static int range_boxes(int ranks, int rank, int tensor, Box *out) {
-    ShardTensor layout[TOY_TENSORS];
-    ShardPiece *pieces;
-    int64_t total = toy_layout(layout);
-    int made = 0, count = shard_pieces(layout, TOY_TENSORS, shard_part(total, ranks, rank), &pieces);
+    Range part = shard_part(toy_offset(TOY_TENSORS), ranks, rank);
+    int64_t begin = part.begin - toy_offset(tensor), end = part.end - toy_offset(tensor), count = toy_elements(tensor);
+    begin = begin > 0 ? begin : 0;
+    end = end < count ? end : count;
     Box whole = toy_whole(tensor);
-    for (int i = 0; i < count; i++) {
-        made += pieces[i].tensor == tensor ? boxes_of_range(&whole, 1, pieces[i].begin, pieces[i].end, out) : 0;
-    }
-    free(pieces);
-    return made;
+    return begin < end ? boxes_of_range(&whole, 1, begin, end, out) : 0;
 }
 
 int toy_boxes(ToySplit split, int ranks, int rank, int tensor, Box *out) {
@@ -89,21 +84,18 @@ static bool copy_run(void *context, BoxRun run) {
 
 static void toy_fetch(void *context, const CheckpointPart *part, void *to, float *scales) {
     ensure(scales == NULL, "fp32 has no scales");
-    ShardTensor layout[TOY_TENSORS];
-    toy_layout(layout);
     int kind = 0;
     while (strcmp(toy_kinds[kind], part->kind) != 0) {
         kind++;
     }
     Box whole = toy_whole(part->tensor);
-    Copy copy = {((const Toy *)context)->flat[kind] + layout[part->tensor].offset, to};
+    Copy copy = {((const Toy *)context)->flat[kind] + toy_offset(part->tensor), to};
     boxes_runs(&whole, 1, part->boxes, part->box_count, copy_run, &copy, NULL);
 }
 
 Error *toy_open(Toy *toy, const char *run, ToySplit split, int ranks, int kinds, int keep_last, int64_t keep_every) {
     *toy = (Toy){.ranks = ranks, .kinds = kinds};
-    ShardTensor layout[TOY_TENSORS];
-    int64_t total = toy_layout(layout);
+    int64_t total = toy_offset(TOY_TENSORS);
     for (int k = 0; k < TOY_KINDS; k++) {
         toy->flat[k] = memory_zeroed((size_t)total, sizeof(float));
     }
@@ -165,12 +157,10 @@ static CheckpointEvent advance_all(Toy *toy) {
 }
 
 CheckpointEvent toy_save(Toy *toy, int64_t step) {
-    ShardTensor layout[TOY_TENSORS];
-    toy_layout(layout);
     for (int t = 0; t < TOY_TENSORS; t++) {
         for (int k = 0; k < TOY_KINDS; k++) {
             for (int64_t i = 0; i < toy_elements(t); i++) {
-                toy->flat[k][layout[t].offset + i] = toy_value(step, t, k, i);
+                toy->flat[k][toy_offset(t) + i] = toy_value(step, t, k, i);
             }
         }
     }

@@ -176,7 +176,7 @@ bool checkpoint_digest(const Checkpoint *checkpoint, const char *name, const cha
 bool checkpoint_fingerprint(const Checkpoint *checkpoint, uint64_t *out);
 
 // Reads weights that `checkpoint` does not contain from `base` from now on, which must be the one that it names and stays the
-// caller's and open. An error names both.
+// caller's and open. An error names both. Waits for its first caller: adapters saved without what they adapt.
 Error *checkpoint_attach_base(Checkpoint *checkpoint, Checkpoint *base) MUST_CHECK;
 
 // Reads boxes of a logical tensor into out[0 ..] in the list's order, exactly as the fp32 values that they stand for, from

@@ -306,11 +306,3 @@ Error *h5_locate(const char *file, H5Dataset *datasets, int count) {
     leave();
     return error;
 }
-
-const char *h5_version(void) {
-    static char text[32];
-    unsigned major, minor, release;
-    H5get_libversion(&major, &minor, &release);
-    snprintf(text, sizeof text, "%u.%u.%u", major, minor, release);
-    return text;
-}

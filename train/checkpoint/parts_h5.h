@@ -39,6 +39,3 @@ Error *h5_create(const char *file, H5Dataset *datasets, int count, int64_t *byte
 // makes: reached by hard links, of that type and these extents, contiguous, no filters, no external files, and inside the
 // file.
 Error *h5_locate(const char *file, H5Dataset *datasets, int count) MUST_CHECK;
-
-// "1.10.8", for `athanor doctor`.
-const char *h5_version(void);

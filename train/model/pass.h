@@ -56,7 +56,7 @@ typedef enum Gradients { GRADIENTS_OF_INPUTS = 1, GRADIENTS_OF_WEIGHTS = 2, GRAD
 // The way back through layers [begin, end), the last one first. Inputs: dstream (in: of the last layer's output, out: of the
 // first one's input), and the gradients of norms. Weights: of the projections, from what the call for inputs left; in a
 // workspace without weights_later only together with it. Where nothing was kept it is computed again, for each call that reads
-// it.
+// it. The two apart, and ranges of layers, wait for their first caller: schedules of pipelines.
 void pass_backward(const Pass *pass, Range layers, Gradients which);
 
 // From the output of the last layer: final norm, head and loss of each row, into workspace->losses and zs. In a learning pass
