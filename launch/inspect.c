@@ -29,7 +29,14 @@ static Error *describe(const char *path, Buffer *out) {
         if (text_ends_with(path, ".json") || text_ends_with(path, ".tiktoken")) {
             return describe_tokenizer(path, out);
         }
-        return token_file_describe(path, true, out);
+        char *prefix = token_file_prefix(path), *idx = memory_format("%s.idx", prefix);
+        Error *error =
+            path_exists(idx) || path_exists(path)
+                ? token_file_describe(path, true, out)
+                : error_new(ERROR_MISSING, "there is no %s, neither as a file or folder nor as a token file %s", path, idx);
+        free(prefix);
+        free(idx);
+        return error;
     }
     if (has(path, "config.yaml") || has(path, "checkpoints") || text_starts_with(path_name(path), "step-")) {
         return checkpoint_describe(path, true, out);

@@ -1,6 +1,7 @@
 // athanor: finds the subcommand, parses its flags, runs it, and turns its error into one line and an exit code.
 //
 // Exit codes: 0 success, 1 failure, 2 wrong usage. Nothing below this file exits.
+#include "core/durable.h"
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/options.h"
@@ -75,6 +76,22 @@ static Error *unknown_command(int argc, char **argv) {
     return error;
 }
 
+// An unquoted pattern is spread into files by the shell, of which a flag takes the first: the likeliest way to have too many.
+static Error *wrong_count(const Command *command, int count, char **arguments) {
+    char *usage = memory_format("usage: athanor %s%s%s%s", command->name, command->flag_count > 0 ? " [flags]" : "",
+                                *command->arguments ? " " : "", command->arguments);
+    bool few = count < command->least_arguments;
+    const char *extra = few ? "" : arguments[command->most_arguments];
+    Error *error = few ? usage_error("an argument is missing; %s", usage)
+                       : usage_error("too many arguments, from '%s' on%s; %s", extra,
+                                     command->most_arguments == 0 && path_exists(extra) && !path_is_folder(extra)
+                                         ? " (put a pattern of files in quotes)"
+                                         : "",
+                                     usage);
+    free(usage);
+    return error;
+}
+
 static Error *run_command(const Command *command, int argc, char **argv) {
     void *options = memory_zeroed(1, command->options_size ? command->options_size : 1);
     char **rest = memory_new((size_t)argc + 1, sizeof *rest);
@@ -83,9 +100,7 @@ static Error *run_command(const Command *command, int argc, char **argv) {
     Error *error = options_parse(command->flags, command->flag_count, options, argc, argv, rest, &count);
     if (error == NULL &&
         (count < command->least_arguments || (command->most_arguments >= 0 && count > command->most_arguments))) {
-        error = usage_error("%s; usage: athanor %s%s%s%s",
-                            count < command->least_arguments ? "an argument is missing" : "too many arguments", command->name,
-                            command->flag_count > 0 ? " [flags]" : "", *command->arguments ? " " : "", command->arguments);
+        error = wrong_count(command, count, rest);
     }
     if (error == NULL) {
         error = command->run(options, count, rest);

@@ -34,6 +34,8 @@ static const Key flags[] = {
     {"workers", KEY_INT, offsetof(Options, workers), "0", 0, 1024, .unit = "threads", .help = "0 is one per core."},
 };
 
+enum { BAD_LINES_SHOWN = 10 };
+
 typedef struct Intake {
     const Options *options;
     Trainer *trainer;
@@ -48,8 +50,11 @@ static Error *take_events(Intake *intake, const char *path, ShardReader *reader,
     do {
         TRY(shard_next(reader, &event));
         if (event.kind == SHARD_BAD_LINE) {
-            log_warning("%s:%lld: %s", path, (long long)event.line, event.reason);
-            if (++intake->bad_lines > intake->options->most_bad_lines) {
+            if (++intake->bad_lines <= BAD_LINES_SHOWN) {
+                log_warning("%s:%lld: bad line, skipped: %s%s", path, (long long)event.line, event.reason,
+                            intake->bad_lines == BAD_LINES_SHOWN ? " (more are only counted)" : "");
+            }
+            if (intake->bad_lines > intake->options->most_bad_lines) {
                 return failure("%s:%lld: more than %lld bad lines; raise --max-bad-lines to pass over more", path,
                                (long long)event.line, (long long)intake->options->most_bad_lines);
             }
@@ -93,7 +98,7 @@ static Error *learn(Intake *intake) {
     int32_t vocabulary = 0;
     char bytes[32];
     if (intake->bytes == 0 && options->vocabulary > 257) {
-        return failure("there is no text in the input");
+        return failure("there is no text in the input: it has to be shards, which 'athanor data pack' makes of text files");
     }
     Error *error = trainer_finish(intake->trainer, (int32_t)options->vocabulary, &json, &vocabulary);
     if (error == NULL) {
@@ -110,6 +115,9 @@ static Error *learn(Intake *intake) {
     }
     if (trainer_dropped(intake->trainer) > 0) {
         log_info("%lld rare words were dropped to bound memory", (long long)trainer_dropped(intake->trainer));
+    }
+    if (intake->bad_lines > BAD_LINES_SHOWN) {
+        log_warning("%lld bad lines were skipped", (long long)intake->bad_lines);
     }
     printf("wrote %s: %d tokens, learned from %lld documents, %s\n", options->out, vocabulary, (long long)intake->documents,
            text_bytes(bytes, (double)intake->bytes));

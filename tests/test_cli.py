@@ -94,6 +94,11 @@ class CommandLine(unittest.TestCase):
                 with self.subTest(command):
                     self.one_line(athanor(*command.split(), *MISSING_FILE[command]), 1, ABSENT)
 
+    def test_missing_names(self):
+        """What is not there is named as it was given."""
+        self.one_line(athanor("inspect", "runs/absent"), 1, "there is no runs/absent,")
+        self.one_line(athanor("generate", "--checkpoint", "runs/absent"), 1, "runs/absent is no run folder: it does not exist")
+
     def test_missing_arguments_of_each(self):
         for command in commands():
             if command not in READS_NO_FILE:
@@ -101,7 +106,13 @@ class CommandLine(unittest.TestCase):
                     done = athanor(*command.split())
                     self.one_line(done, 2)
                     self.assertRegex(done.stderr, "missing|needed")
-        self.one_line(athanor("doctor", "too", "many"), 2, "too many arguments")
+        self.one_line(athanor("doctor", "too", "many"), 2, "too many arguments, from 'too' on; usage: athanor doctor")
+
+    def test_unquoted_pattern(self):
+        """The shell spreads it into files, the first of which is the flag's."""
+        self.one_line(athanor("tokenizer", "train", "--input", __file__, __file__, "--out", "OUT"), 2, "too many arguments",
+                      f"'{__file__}'", "in quotes")
+        self.assertNotIn("in quotes", athanor("generate", "/tmp").stderr)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Documents(unittest.TestCase):
 
     def test_paths(self):
         """Files of the project named in code spans exist."""
-        for document in DOCUMENTS[:2]:
+        for document in DOCUMENTS:
             for span in re.findall(r"`([a-z_.]+/[A-Za-z0-9_./{},-]+)`", document.read_text()):
                 if span.split("/")[0] in ("core", "kernels", "data", "parallel", "train", "launch", "tests", "bench", "configs",
                                           "docs", ".ci") and "NAME" not in span:
@@ -75,6 +75,15 @@ class Documents(unittest.TestCase):
                             self.assertIn(name, keys, path.name)
                     elif len(indent) == 2:
                         self.assertIn(f"{section}.{name}", keys, path.name)
+
+    def test_runs(self):
+        """Configurations of runs find what launch/quickstart builds, and the example for one rank or several takes steps of one size."""
+        quickstart = (ROOT / "launch/quickstart").read_text()
+        for path in ROOT.glob("configs/runs/*.yaml"):
+            for name in re.findall(r"(?:corpus|validation): quickstart/(\S+)", path.read_text()):
+                self.assertIn(f"--out $home/{name}\n", quickstart, path.name)
+        for name in re.findall(r"mpirun .*athanor train (configs/\S+\.yaml)", (ROOT / "README.md").read_text()):
+            self.assertRegex((ROOT / name).read_text(), r"\n  batch_tokens: [1-9]", name)
 
 
 if __name__ == "__main__":

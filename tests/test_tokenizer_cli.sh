@@ -57,6 +57,12 @@ echo '{"text": 3}' > "$folder/bad.jsonl"
 expect 1 "more than 0 bad lines" \
     "$athanor" tokenizer train --input "$folder/bad.jsonl" --max-bad-lines 0 --out "$folder/x.json"
 expect 1 "there is no text in the input" "$athanor" tokenizer train --input "$folder/bad.jsonl" --out "$folder/x.json"
+for _ in $(seq 40); do echo "a line of text that is no shard's"; done > "$folder/text.txt"
+expect 1 "athanor data pack" "$athanor" tokenizer train --input "$folder/text.txt" --out "$folder/x.json"
+[ "$("$athanor" tokenizer train --input "$folder/text.txt" --out "$folder/x.json" 2>&1 | wc -l)" = 11 ] || failed=1
+cat "$folder/text.txt" "$golden/trained.jsonl" > "$folder/mixed.jsonl"
+expect 0 "40 bad lines were skipped" \
+    "$athanor" tokenizer train --input "$folder/mixed.jsonl" --vocab-size 300 --out "$folder/mixed.json"
 [ ! -e "$folder/x.json" ] || failed=1
 for command in train encode decode info; do
     expect 0 "example:" "$athanor" tokenizer $command --help

@@ -99,7 +99,9 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
                        t->corpus.path);
     }
     if (length != t->config->data.sequence_length || batch_tokens != t->config->train.batch_tokens) {
-        return failure("%s was trained with data.sequence_length=%lld and train.batch_tokens=%lld; here they are %lld and %lld",
+        return failure("%s was trained with data.sequence_length=%lld and train.batch_tokens=%lld; here they are %lld and "
+                       "%lld: give it the "
+                       "same (train.batch_tokens=0 means one micro-batch a rank), or choose another folder",
                        path, (long long)length, (long long)batch_tokens, (long long)t->config->data.sequence_length,
                        (long long)t->config->train.batch_tokens);
     }

@@ -34,7 +34,8 @@ static const Key own_keys[] = {
     {"data.sequence_length", KEY_INT, AT(data.sequence_length), "0", 0, 1 << 24, .unit = "tokens",
      .help = "Length of a sample; 0: the model's context."},
     {"data.mixture", KEY_PROPORTIONS, AT(data.mixture),
-     .help = "How often to draw from each set, relative; sets not named are left out. Empty: in proportion to size."},
+     .help = "How often to draw from each set, relative, such as {Books: 2, Notes: 1}; sets not named are left out. Empty: in "
+             "proportion to size."},
     {"data.epochs", KEY_PROPORTIONS, AT(data.epochs),
      .help = "Instead of data.mixture: how often to go through each set relative to the others; sets not named count 1."},
     {"data.documents_apart", KEY_BOOL, AT(data.documents_apart), "true",
@@ -48,7 +49,7 @@ static const Key own_keys[] = {
      .help = "Length of the run, rounded up to whole steps. Give this or train.steps."},
     {"train.batch_tokens", KEY_INT, AT(train.batch_tokens), "0", 0, 1e12, .unit = "tokens",
      .help = "Tokens of one step over all ranks, by gradient accumulation where it needs more than one micro-batch a rank; 0: "
-             "one micro-batch a rank."},
+             "one micro-batch a rank, which binds a run to its number of ranks."},
     {"train.micro_batch", KEY_INT, AT(train.micro_batch), "8", 1, 1 << 20, .unit = "sequences",
      .help = "Sequences that a rank computes at a time."},
     {"train.recompute", KEY_CHOICE, AT(train.recompute), "none", .choices = recompute_names,
@@ -204,7 +205,7 @@ Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data
             snprintf(less, sizeof less, "%lld or ", (long long)below);
         }
         return failure("%s: train.batch_tokens is %lld, no multiple of %d %s x %lld sequences x %lld tokens = %lld; %s%lld "
-                       "would do",
+                       "would do, or a smaller train.micro_batch",
                        where, (long long)*batch, data_ranks, data_ranks == 1 ? "rank" : "ranks",
                        (long long)config->train.micro_batch, (long long)*length, (long long)round, less,
                        (long long)(below + round));

@@ -24,8 +24,8 @@ static Error *find_run(const char *path, char **folder) {
         return NULL;
     }
     free(up);
-    return error_new(ERROR_MISSING, "%s is no run folder: it has no config.yaml%s", path,
-                     path_exists(path) ? "" : ", it does not exist");
+    return error_new(ERROR_MISSING, "%s is no run folder: it %s", path,
+                     path_exists(path) ? "has no config.yaml" : "does not exist");
 }
 
 static Error *load_tokenizer(SavedRun *run) {
