@@ -42,7 +42,7 @@ typedef struct BoxRun {
 } BoxRun;
 
 // Calls `run` for every run of elements that the lists `from` and `to` share, both lists of boxes of one tensor, each without
-// overlaps. Runs come in the order of `to`'s boxes. Stops early and returns false where `run` does. Returns through *covered
-// (may be NULL) how many elements they share: all of `to` is there where that is boxes_count(to).
+// overlaps. Runs come in the order of `to`'s boxes. Stops early and returns false where `run` does. Through *covered (may be
+// NULL), unless stopped early, comes how many elements they share: `from` has all of `to` where that is boxes_count(to).
 bool boxes_runs(const Box *from, int from_count, const Box *to, int to_count, bool (*run)(void *context, BoxRun run),
                 void *context, int64_t *covered);

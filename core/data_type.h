@@ -30,7 +30,7 @@ static inline int64_t data_type_scales(DataType type, int64_t count) {
     return data_type_has_scales(type) ? (count + DATA_TYPE_BLOCK - 1) / DATA_TYPE_BLOCK : 0;
 }
 
-// "fp32", "bf16", "fp16", "code8", "code8u": as files and configurations call them.
+// "fp32", "bf16", "fp16", "code8", "code8u": as files call them, and configurations those that are floats.
 static inline const char *data_type_name(DataType type) {
     static const char *const names[TYPE_COUNT] = {"fp32", "bf16", "fp16", "code8", "code8u"};
     return names[type];

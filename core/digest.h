@@ -6,9 +6,9 @@
 //     mix(z):  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9,  z = (z ^ z >> 27) * 0x94D049BB133111EB,  z ^ z >> 31
 //
 // and a tensor's digest is the sum over its elements. A sum knows no order: the digests of parts that make up a tensor add up
-// to the tensor's, for any boxes on any ranks, and nobody gathers anything. One other value, two exchanged ones or a value in
-// another place change it (a single change always, because mix and both factors are bijections; others but for a chance of
-// 2^-64). Not cryptographic: it finds mistakes, not forgers.
+// to the tensor's, for any boxes on any ranks, and nobody gathers anything. A change of one value always changes it, because
+// mix and multiplication by an odd factor are bijections; values exchanged or moved, and several changes, do but for a chance
+// of 2^-64. Not cryptographic: it finds mistakes, not forgers.
 #pragma once
 
 #include "core/box.h"

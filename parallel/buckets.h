@@ -43,6 +43,7 @@ Error *buckets_finish(Buckets *buckets) MUST_CHECK;
 // Of the last finished step.
 BucketsTime buckets_time(const Buckets *buckets);
 
-// Bytes of the host that a transport takes meanwhile: it holds a copy of what it sums, and at most four buckets are under way
-// at a time then. For the memory plan; a group whose sums run on cards (NCCL) takes none.
+// The most bytes of the host that sums over `ranks` ranks take meanwhile, for the memory plan: MPI holds a copy of what it
+// sums, and at most four buckets are under way at a time then. A group whose sums run on cards (NCCL) takes none of them, but
+// that is known only once the group is there.
 int64_t buckets_bytes(int64_t count, int64_t bucket_bytes, int ranks);

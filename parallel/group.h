@@ -35,7 +35,7 @@
 //           floats are added in fp32 and rounded to nearest even at each addition, so the error grows with the ranks.
 //   nccl    NCCL's rings and trees, likewise, rounded to the type at each addition; sums inside of switches (NVLS), which have
 //           no order, are off unless the environment asks for them.
-//   staged  as its transport of the host.
+//   staged  as the transport for memory of the host that it goes through.
 // What a maximum makes of NaN is not defined.
 //
 // All-reduce has a caller, gradients and losses; the other operations wait for theirs: shards of the optimizer's state, tensor,

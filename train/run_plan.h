@@ -21,7 +21,9 @@ int64_t run_bucket_bytes(const RunConfig *config);
 // What the configuration makes of a model. It must be resolved.
 ModelOptions run_model_options(const RunConfig *config);
 
+// The plan of all that a rank takes in a run, the program's own memory and that of libraries included.
 void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out);
 
-// An error where the plan does not fit the machine, with the largest micro-batch and the least recompute that would.
+// An error where the plan does not fit the machine. It names what would: the largest divisor of the micro-batch and with it the
+// least recompute, if any.
 Error *run_plan_check(const RunConfig *config, const RunLayout *layout, const Machine *machine) MUST_CHECK;

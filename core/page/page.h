@@ -8,7 +8,7 @@
 //     page_figure(...)  a card around page_chart(...), a drawing or a table, closed by page_figure_end
 //   page_end()
 //
-// Everything is appended to `out`. Texts are escaped here (markup.h).
+// Everything is appended to `out`, which is the caller's. Texts are escaped here (markup.h).
 #pragma once
 
 #include "core/page/chart.h"
@@ -35,8 +35,8 @@ void page_figure_end(Buffer *out);
 // read. The chart's width is set here.
 void page_chart(Chart chart, int narrow_height, Buffer *out);
 
-// Half as wide: for two figures side by side, within <div class="pair">.
+// Half as wide: for two figures side by side, within a <div class="pair"> that the caller writes to `out` around them.
 void page_small_chart(Chart chart, Buffer *out);
 
-// Ends the page with who wrote it, when.
+// Ends the page with a line that says which version of the program wrote it, and when.
 void page_end(Buffer *out);

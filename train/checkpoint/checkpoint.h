@@ -4,7 +4,7 @@
 //         manifest.json      what is in it: tensors, digests, parts, sizes and checksums of all files (manifest.h)
 //         rank-00000.h5      the parts that rank 0 owns, contiguous HDF5 datasets /KIND/NAME (docs/checkpoints.md)
 //         rank-00001.h5      ...
-//         metrics.bin        the caller's blobs, one file each
+//         metrics.jsonl ...  the caller's blobs, one file each
 //
 // A tensor's content of one kind ("weight", "moment1", ...) is cut into boxes (core/box.h): each rank writes those that it
 // owns, together they are all of it. A reader asks for any other boxes, so any layout reads any checkpoint. Every content has a
@@ -32,8 +32,8 @@
 
 enum { CHECKPOINT_FLAGS = 2 };
 
-// A logical tensor of the model, the same list in the same order on all ranks. Names: 1 to 200 of [A-Za-z0-9._-], all
-// different.
+// A logical tensor of the model, the same list in the same order on all ranks. Names: 1 to 200 of [A-Za-z0-9._-], not beginning
+// with a dot, all different.
 typedef struct CheckpointTensor {
     const char *name;
     int dims;
@@ -99,8 +99,8 @@ typedef enum CheckpointEvent {
 // The snapshot's size in bytes on this rank, for the memory plan.
 size_t checkpoint_snapshot_bytes(const CheckpointPart *parts, int count);
 
-// Copies the plan, allocates the snapshot, starts the thread. Rank 0 also creates the folder, takes its lock (a second run in
-// the same folder is an error) and removes what unfinished saves left.
+// Copies the plan (what fetch_context points at stays the caller's), allocates the snapshot, starts the thread. Rank 0 also
+// creates the folder, takes its lock (a second run in the same folder is an error) and removes what unfinished saves left.
 Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **out) MUST_CHECK;
 
 // Waits for this rank's thread and frees everything. A save that has not been committed by then is lost: see

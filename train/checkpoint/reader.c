@@ -23,9 +23,9 @@
 #include <unistd.h>
 
 // Where a part's elements and scales lie in its file, in bytes.
-typedef struct Place {
+typedef struct StoredAt {
     int64_t elements, scales;
-} Place;
+} StoredAt;
 
 struct Checkpoint {
     char *path;
@@ -33,8 +33,8 @@ struct Checkpoint {
     CheckpointInfo info;
     Checkpoint *base;  // the caller's, NULL until attached
     pthread_mutex_t mutex;
-    Place *places;  // of each part
-    bool *located;  // of each file: the places of its parts are known
+    StoredAt *places;  // of each part
+    bool *located;     // of each file: the places of its parts are known
 };
 
 // ---- opening ----
@@ -329,7 +329,7 @@ typedef struct Span {
     const char *path;  // of the file, open as `descriptor`
     int descriptor;
     DataType type;
-    Place place;
+    StoredAt place;
     float *out;
     BoxRun runs[SPAN_RUNS];  // whose `from` rise
     int count;

@@ -1,9 +1,9 @@
 // Generation: the model one token at a time, with the keys and values of earlier tokens kept.
 //
-//   Decoder *d = decoder_create(model, 4, 512);
-//   decoder_prefill(d, 0, prompt, n);                  // each sequence by itself
-//   decoder_draw(d, &sampling, &index, &token);        // where the logits are: they stay on the device
-//   decoder_step(d, tokens);                           // then all sequences together
+//   TRY(decoder_create(model, 4, 512, &d));
+//   decoder_prefill(d, 0, prompt, n);                   // each sequence by itself
+//   decoder_draw(d, &sampling, usable, &index, &token); // where the logits are: they stay on the device
+//   decoder_step(d, tokens);                            // then all sequences together
 //
 // Logits equal those of the full forward pass within rounding. Each sequence is one document from position 0.
 #pragma once
@@ -12,12 +12,13 @@
 
 typedef struct Decoder Decoder;
 
-// `batch` sequences of at most `capacity` tokens (capped at the context). The model's parameters are used, not copied, and
-// must outlive the decoder; the model may be one that trains.
+// `batch` sequences of at most `capacity` tokens, for which the device gets memory of its own. The model's parameters are used,
+// not copied, and must outlive the decoder; the model may be one that trains. Errors: a capacity over the context, more memory
+// than the device has.
 Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decoder **out) MUST_CHECK;
 void decoder_destroy(Decoder *decoder);
 
-// What it takes of a machine's memory, as lines of a plan.
+// Adds to a plan the line of what a decoder takes of a machine's memory.
 void decoder_plan(const ModelConfig *config, const Machine *machine, int64_t batch, int64_t capacity, MemoryPlan *plan);
 
 int64_t decoder_capacity(const Decoder *decoder);
@@ -38,7 +39,8 @@ typedef struct Sampling {
     uint64_t seed;
 } Sampling;
 
-// Draws a token from each row of logits: the index[r]-th of its text, ids below `usable`, into tokens[r] of the host. Waits.
+// Draws a token from each row of logits into tokens[r] of the host: one of the ids below `usable` (the tokenizer's, where the
+// vocabulary is padded). index[r] is the token's number in its text, from which and the seed chance is drawn. Waits.
 void decoder_draw(Decoder *decoder, const Sampling *sampling, int64_t usable, const int64_t *index, int32_t *tokens);
 
 // The rows of logits [rows, V], to host memory. Waits.

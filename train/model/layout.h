@@ -12,8 +12,9 @@ typedef struct Layout {
 } Layout;
 
 // `count` tensors of rows x columns elements of `size` bytes, as one line of the plan. Each starts at a multiple of 256 bytes:
-// whole cache lines, and what a card's bulk copies want. NULL where base is, or where there is nothing.
+// whole cache lines, and what a card's bulk copies want. Returns the first; NULL where the layout only counts, and where there
+// is nothing to take.
 void *layout_take(Layout *layout, const char *name, int64_t count, int64_t rows, int64_t columns, int64_t size);
 
-// Tensor `index` of a line of `count` such tensors (count 1: the one that all share); NULL where base is.
+// Tensor `index` of the `count` that layout_take returned the first of (count 1: the one that all share); NULL where that is.
 void *layout_part(void *base, int64_t index, int64_t count, int64_t elements, int64_t size);

@@ -57,8 +57,9 @@ Placement model_placement(const ParamTable *table, const ModelOptions *options, 
 // The memory of a model on a machine: the same lines as in Model.plan, without creating it.
 void model_plan(const ModelConfig *config, const ModelOptions *options, const Machine *machine, MemoryPlan *out);
 
-// Allocates everything of the plan. Parameters are zero until model_initialise or a checkpoint fills them. The config must be
-// complete (model_config_resolve). Errors: more memory than the device has, length over the context.
+// Allocates everything of the plan, on a device that must outlive the model. Parameters are zero until model_initialise or a
+// checkpoint fills them. The config must be complete (model_config_resolve) and is copied. Errors: more memory than the device
+// has, length over the context.
 Error *model_create(Device *device, const ModelConfig *config, const ModelOptions *options, Model **out) MUST_CHECK;
 void model_destroy(Model *model);
 
@@ -85,7 +86,7 @@ void model_send_control(Model *model);
 bool model_control_returned(Model *model);
 // The oldest one sent; waits for it. The error is the device's.
 Error *model_receive_control(Model *model, StepControl *out) MUST_CHECK;
-// At once (waits), and the way in, for resumes.
+// The control as it is now (waits), and putting one in its place, for resumes.
 StepControl model_control(const Model *model);
 void model_set_control(Model *model, const StepControl *control);
 

@@ -12,12 +12,13 @@
 //
 // The stream enters a range of layers in the first one's `input` and leaves it in the last one's `output`; its gradient comes
 // and goes in workspace->dstream. Gradients of weights are added to the model's. All of it lies in device memory, and nothing
-// waits.
+// waits. A Pass is a value that owns nothing: model, workspace, the batch's arrays and the cache must outlive it.
 #pragma once
 
 #include "train/model/model.h"
 
-// Keys (after the rotation) and values of earlier tokens, for each layer [B, capacity, G, D].
+// Keys (after the rotation) and values of earlier tokens, for each layer [B, capacity, G, D]. All of its memory is that of
+// whoever made it (decoder.c); whoever runs a pass keeps the lengths.
 typedef struct KeyCache {
     int64_t batch, capacity;
     char *keys, *values;    // device memory; a layer's part starts at a multiple of 64 bytes
@@ -45,7 +46,7 @@ Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch);
 // The buffers of a layer in this pass.
 const LayerActivations *pass_layer(const Pass *pass, int64_t layer);
 
-// The embedding, into the input of layer 0.
+// The embedding, into the input of layer 0, which the workspace must have (and for the loss the last layer).
 void pass_embed(const Pass *pass);
 void pass_embed_backward(const Pass *pass);  // from dstream, which dropout changes
 
@@ -60,7 +61,8 @@ typedef enum Gradients { GRADIENTS_OF_INPUTS = 1, GRADIENTS_OF_WEIGHTS = 2, GRAD
 void pass_backward(const Pass *pass, Range layers, Gradients which);
 
 // From the output of the last layer: final norm, head and loss of each row, into workspace->losses and zs. In a learning pass
-// also the head's gradients, and that of the final norm's output, for pass_loss_backward: it takes it to dstream.
+// also the head's gradients, and that of the final norm's output (in workspace->dnarrow), which pass_loss_backward takes to
+// dstream.
 void pass_loss(const Pass *pass, float grad_scale, float z_loss);
 void pass_loss_backward(const Pass *pass);
 

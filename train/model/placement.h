@@ -2,14 +2,15 @@
 //
 // A pure function of the rows, of the rank's share in the layout and of how things are stored. For each row: which part of the
 // tensor this rank holds, where its weight lies and in which type, where its gradient is, where the optimizer's state is, and
-// which elements' state is this rank's to keep. Four index spaces, each with its own order of rows, all rising:
+// which elements' state is this rank's to keep. Four index spaces, in each of which rows follow each other as in the table (but
+// see state):
 //
-//     weights    bytes of one block: every row that is here, in its own type, each from a multiple of 64 bytes
+//     weights    bytes of one array: every row that is here, in its own type, each from a multiple of 64 bytes
 //     gradients  floats: trainable rows alone, in the order of the table, so that a backward pass finishes them from the end
 //     state      elements of masters and moments: what this rank owns of the trainable rows; those of whole-matrix rules last
-//     scales     of quantised weights
+//     scales     floats: of quantised weights, a row's as many as its blocks
 //
-// Nothing outside of placement.c computes a place: others ask for a row's pointer, and a test sees to it.
+// Nothing outside of placement.c computes a place: others ask for a row's pointer, and tests/check_placement.py sees to it.
 //
 //   frozen row        no gradient and no state; its matrix may lie in another type, with scales
 //   tensor parallel   smaller boxes: each part's N-th, one box a part
@@ -84,6 +85,7 @@ int64_t placement_gradients_from(const Placement *placement, int32_t row);
 // frees *out, which has at most placement->count entries. Returns the count.
 int64_t placement_segments(const Placement *placement, const ParamTable *table, double weight_decay, UpdateSegment **out);
 
-// The part of a row, as it lies here, that rank `rank` of `ranks` with the same tensor coordinate and layers saves for all that
-// hold it (tensor-parallel ranks hold an uncut row too). Even over all rows together, in whole blocks of quantised values.
+// The part of a row, as it lies here, that falls to rank `rank` of `ranks` to save, of the ranks with the same tensor
+// coordinate and layers, which hold the same; a row that is not cut is divided among their tensor-parallel neighbours too.
+// Shares are even over all rows together, in whole blocks of quantised values.
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank);

@@ -46,7 +46,7 @@ typedef struct MemoryPlan {
 } MemoryPlan;
 
 void memory_plan_add(MemoryPlan *plan, const char *name, int64_t bytes, const char *detail, ...) PRINTF_LIKE(4, 5);
-// A line of the host's memory: the same where the device is the CPU.
+// A line of the host's memory, which counts as the device's where that is the CPU.
 void memory_plan_add_host(MemoryPlan *plan, DeviceKind kind, const char *name, int64_t bytes, const char *detail, ...)
     PRINTF_LIKE(5, 6);
 

@@ -23,9 +23,9 @@ typedef struct ModelWeights {
     int64_t segment_count;
 } ModelWeights;
 
-// Takes the table (not copied) and the placement (its memory becomes the weights'), and cuts everything off the layout; with a
-// layout that only counts, nothing else. Once memory is there and `device` is set, weights_fill uploads what the optimizer must
-// know.
+// Takes the table (not copied: it must outlive the weights) and the placement (its memory becomes the weights', freed by
+// weights_free), and cuts the arrays off the layout; with a layout that only counts they stay NULL. Once memory is there and
+// `device` is set, weights_fill uploads what the optimizer must know.
 void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement placement, Layout *layout);
 void weights_fill(ModelWeights *weights, double weight_decay);
 void weights_free(ModelWeights *weights);  // not the device memory, which is its arena's
@@ -51,10 +51,12 @@ Range weights_extent(const ModelWeights *weights, WeightsArray array, int32_t ro
 DataType weights_type(const ModelWeights *weights, WeightsArray array, int32_t row);
 
 // Elements [begin, end) of weights_extent, out of the device and back. Values with scales come and go in whole blocks, counted
-// from the first element of the extent. A written weight's master and its copy for the passes follow. Reading waits.
+// from the first element of the extent. Writing a weight writes both its master and what the
+// passes read. Reading waits for the device.
 void weights_read(const ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, float *to);
 void weights_write(ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, const float *from);
-// The same bytes as they lie, in weights_type; scales NULL where the type has none.
+// The same bytes as they lie, in weights_type, scales NULL where the type has none; of a weight with a master only owned
+// elements.
 void weights_fetch(const ModelWeights *weights, WeightsArray array, int32_t row, int64_t begin, int64_t end, void *to,
                    float *scales);
 
@@ -67,8 +69,9 @@ typedef struct SavedPart {
     int64_t begin, end;
 } SavedPart;
 
-// What rank `rank` of `ranks` that hold the same weights saves: weights and moments. Of these, ranks rank / shards of ranks /
-// shards hold the same state. Returns the number; the caller frees *out.
+// What falls to rank `rank` of `ranks` to save of weights and moments, where all of them hold the same weights and rank r has
+// shard r % shards of the state: what ranks of one shard hold alike is divided among those. Returns the number; the caller
+// frees *out.
 int weights_saved(const ModelWeights *weights, int ranks, int rank, SavedPart **out);
 
 // Initial values of all rows that are here.

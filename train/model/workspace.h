@@ -60,14 +60,16 @@ void workspace_lay_out(Workspace *workspace, const Machine *machine, const Model
                        Layout *layout);
 void workspace_fill(Workspace *workspace, const ModelConfig *config);
 
-// One with memory of its own; and what one laid out elsewhere gives back: its memory stays its owner's. Errors: more memory
-// than the device has.
-Error *workspace_create(Device *device, const ModelConfig *config, const WorkspaceOptions *options, Workspace **out) MUST_CHECK;
+// What workspace_lay_out took for itself; the buffers stay those of the arena's owner.
 void workspace_free(Workspace *workspace);
+
+// A workspace with an arena of its own, ready for use. Errors: more memory than the device has.
+Error *workspace_create(Device *device, const ModelConfig *config, const WorkspaceOptions *options, Workspace **out) MUST_CHECK;
 void workspace_destroy(Workspace *workspace);  // of workspace_create; NULL is fine
 
-// Brings a batch of the host to memory of a device, which the caller owns (batch_bytes of the largest batch), and returns it as
-// it lies there. On the CPU `memory` is not used and the batch itself is returned: it must stay until it has run.
+// Brings a batch of the host, whose arrays are one block (batch.h), to memory of a device that the caller owns (batch_bytes of
+// the largest batch), and returns it as it lies there. On the CPU `memory` is not used and the batch itself is returned: it
+// must stay until it has run.
 Batch batch_to_device(Device *device, const Batch *batch, int32_t *memory);
 
 // Fills a rotary table [positions, W]: W/2 cosines, then W/2 sines of position * theta^(-2 i / W), computed in double.

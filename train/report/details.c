@@ -129,7 +129,7 @@ static void add_yaml(const Buffer *yaml, Buffer *out) {
 
 void details_configuration(const RunData *data, Buffer *out) {
     if (data->config.size > 0) {
-        page_section("Configuration", "As resolved when the run started.", out);
+        page_section("Configuration", "As resolved when the run was last started or continued.", out);
         buffer_text(out, "<details "
                          "open=\"open\"><summary>config.yaml</summary><div class=\"card\"><pre>");
         add_yaml(&data->config, out);
