@@ -10,8 +10,7 @@
 //             Mathematics", section 3.5).
 //   epoch     index / samples of the set, and a place within the epoch that a keyed permutation (core/philox.h) shuffles.
 //   tokens    Sample k of an epoch is the length + 1 tokens from offset + k * length; the offset changes with the epoch, so
-//   that cuts
-//             fall elsewhere each time.
+//             that cuts fall elsewhere each time.
 //
 // So resuming, or changing the number of ranks, costs nothing, and the loader's whole state is one number.
 #pragma once
