@@ -22,7 +22,7 @@ static void add(ParamTable *table, const char *name, int64_t layer, int64_t rows
                  .deviation = 0.5F,
                  .decay = columns > 0,
                  .trainable = trainable,
-                 .rate_scale = columns > 0 ? 1 : 2,
+                 .rate_scale = layer == 0 ? 2 : 1,
                  .update = update};
     snprintf(row.name, sizeof row.name, "%s", name);
     memcpy(row.parts, part, (size_t)parts * sizeof *part);
@@ -284,6 +284,28 @@ static Storage storage_for(Device *device) {
 
 // ---- Tests
 
+// Rows are updated as one only where what they are updated with is the same.
+static void check_segments(const Placement *p, const ParamTable *table) {
+    UpdateSegment *segments;
+    int64_t count = placement_segments(p, table, 0.1, &segments), at = 0;
+    for (int32_t i = 0; i < table->count; i++) {
+        const Param *row = &table->rows[i];
+        if (!row->trainable || row->update != UPDATE_ELEMENTWISE) {
+            continue;
+        }
+        int64_t begin = p->places[i].gradient_at;
+        while (at < count && segments[at].gradient + segments[at].count <= begin) {
+            at++;
+        }
+        if (!CHECK(at < count && segments[at].gradient <= begin && segments[at].rate_scale == row->rate_scale &&
+                   segments[at].weight_decay == (row->decay ? 0.1F : 0))) {
+            printf("  %s\n", row->name);
+        }
+    }
+    CHECK(count < table->count - 3);  // of those that could, some join: three rows are in no segment
+    free(segments);
+}
+
 static void test_structure(void) {
     ParamTable table = make_table();
     Storage storage = {.type = TYPE_FP32, .frozen_type = TYPE_CODE8, .learns = true, .optimizer = OPTIMIZER_ADAMW};
@@ -309,6 +331,7 @@ static void test_structure(void) {
         from = here;
     }
     CHECK_I64(from, 0);
+    check_segments(&p, &table);
     placement_free(&p);
     // A stage without a row: no boxes, no memory.
     share.layers = (Range){1, 2};
@@ -339,6 +362,11 @@ static void test_refusals(void) {
     table.rows[5].shape[1] = 510;
     storage = (Storage){.type = TYPE_FP32, .frozen_type = TYPE_CODE8, .learns = true};
     CHECK_FAILS(placement_create(&table, &storage, &share, &p), "base: its cut among 2 tensor-parallel ranks goes through");
+    // On either side of the cut.
+    table.rows[5].shape[1] = 3 * DATA_TYPE_BLOCK;
+    for (share.tensor = 0; share.tensor < share.tensor_ranks; share.tensor++) {
+        CHECK_FAILS(placement_create(&table, &storage, &share, &p), "base: its cut among 2 tensor-parallel ranks goes through");
+    }
     params_free(&table);
 }
 
