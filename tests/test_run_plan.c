@@ -113,6 +113,36 @@ static void test_refusal(void) {
     run_config_free(&config);
 }
 
+// What the CPU's kernels took for themselves is what was planned, for long sequences too, whose attention takes most.
+static void test_scratch(void) {
+    enum { LENGTH = 2048, THREADS = 3 };
+    Device *device;
+    Model *model;
+    RunConfig config = read_config("");
+    config.model.layers = 1;
+    config.model.context = LENGTH;
+    CHECK_OK(device_open_cpu(THREADS, NULL, &device));
+    ModelOptions options = {.sequences = 1, .length = LENGTH};
+    CHECK_OK(model_create(device, &config.model, &options, &model));
+    model_initialise(model, 1);
+    Batch batch;
+    batch_allocate(&batch, 1, LENGTH);
+    for (int32_t i = 0; i < LENGTH; i++) {
+        batch.tokens[i] = batch.targets[i] = i % 1000;
+        batch.positions[i] = i;
+        batch.loss_weights[i] = 1;
+        batch.first[i] = 0;
+    }
+    model_forward_backward(model, &batch, &(StepOptions){.grad_scale = 1}, NULL);
+    CHECK_OK(device_finish(device));
+    int64_t planned = line_bytes(&model->plan, "kernels' scratch");
+    CHECK((int64_t)device->scratch_bytes <= planned && planned - (int64_t)device->scratch_bytes < planned / 20);
+    batch_free(&batch);
+    model_destroy(model);
+    device_close(device);
+    run_config_free(&config);
+}
+
 // The largest sizes that a configuration may have are refused like others.
 static void test_absurd(void) {
     RunConfig config = read_config("");
@@ -182,6 +212,7 @@ int main(void) {
     RUN(test_pure);
     RUN(test_settings);
     RUN(test_refusal);
+    RUN(test_scratch);
     RUN(test_absurd);
     RUN(test_container);
     return check_report();
