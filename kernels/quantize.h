@@ -90,8 +90,9 @@ QUANTIZE_FUNCTION int code_nearest_unsigned(const float *tree, float x) {
 }
 
 // A block's scale and what values are multiplied by to have a scale of 1: both 0 where nothing is as large as a normal float.
+// An infinity (the square of a gradient) becomes the largest float, or every value of its block would be NaN.
 QUANTIZE_FUNCTION float block_scale(float largest) {
-    return largest >= 1.17549435e-38f ? largest : 0;
+    return largest >= 1.17549435e-38f ? largest < 3.40282347e38f ? largest : 3.40282347e38f : 0;
 }
 QUANTIZE_FUNCTION float block_inverse(float scale) {
     return scale > 0 ? 1 / scale : 0;

@@ -22,6 +22,15 @@ static inline int64_t classifier_scratch_bytes(bool card, DataType type, int64_t
     return logits + chunk_rows * CLASSIFIER_ROW_FLOATS * (int64_t)sizeof(float);
 }
 
+// What attention takes of a CPU for each thread: all keys and values of a group and, with `backward`, their gradients; and
+// blocks.
+static inline int64_t attention_scratch_bytes(int64_t keys, int64_t head_width, bool backward) {
+    enum { BLOCK = 64, LANES = 16 };  // at most, of all instruction sets
+    int64_t padded = (head_width + LANES - 1) / LANES * LANES, rows = (keys + 1) / 2 * 2;
+    int64_t floats = (backward ? 4 : 2) * rows * padded + 5 * BLOCK * padded + 3 * BLOCK * BLOCK + 3 * BLOCK;
+    return (floats * (int64_t)sizeof(float) + 4095) / 4096 * 4096;
+}
+
 // Sample.scratch.
 static inline int64_t sample_scratch_bytes(bool card, int64_t rows, int64_t vocabulary) {
     return rows * vocabulary * (card ? 4 : 8);

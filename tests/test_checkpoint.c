@@ -269,6 +269,16 @@ static void test_damage(void) {
     }
     strings_free(&names);
 
+    // A folder by another step's name is not that step.
+    char *later = step_path(run, 3);
+    Strings renamed = {0};
+    CHECK(rename(newest, later) == 0);
+    CHECK_I64(found_step(run, &renamed), 1);
+    CHECK(renamed.count == 1 && strstr(renamed.items[0], "it is of step 2, its folder of another") != NULL);
+    CHECK(rename(later, newest) == 0);
+    strings_free(&renamed);
+    free(later);
+
     Buffer text = {0};
     CHECK_OK(checkpoint_describe(run, true, &text));
     CHECK(strstr(text.data, "step-00000001  ") != NULL && strstr(text.data, "step        2\n") != NULL);

@@ -532,6 +532,21 @@ static void test_checkpoints(void) {
     device_close(device);
 }
 
+// A rank that owns a part of the masters holds the rest in 16 bits alone, which is not what was saved, and right.
+static void test_checkpoints_in_16_bits(void) {
+    if (!device_built(DEVICE_SIMULATED)) {
+        return;
+    }
+    Device *device;
+    CHECK_OK(device_open_card(DEVICE_SIMULATED, 0, TYPE_BF16, 1, &device));
+    for (int i = 2; i < SHARINGS; i++) {
+        check_save(device, MOMENT_FP32, one_rank, sharings[i]);
+        check_save(device, MOMENT_FP32, sharings[i], one_rank);
+        check_save(device, MOMENT_FP32, sharings[i], sharings[(i + 2) % SHARINGS]);
+    }
+    device_close(device);
+}
+
 // What ranks with equal placements save between them is everything, once, and about even.
 static void test_saved(void) {
     ParamTable table = make_table();
@@ -574,5 +589,6 @@ int main(void) {
     RUN(test_steps_in_16_bits);
     RUN(test_saved);
     RUN(test_checkpoints);
+    RUN(test_checkpoints_in_16_bits);
     return check_report();
 }

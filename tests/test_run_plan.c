@@ -107,6 +107,63 @@ static void test_refusal(void) {
     // The host beside a card.
     Machine card = {.kind = DEVICE_CUDA, .type = TYPE_BF16, .threads = 8, .memory = (int64_t)80 << 30, .host_memory = 1 << 20};
     CHECK_FAILS(run_plan_check(&config, &alone, &card), "of the host's memory beside the card's");
+    // The largest part of what the card lacks is one of the card's, however large the program is.
+    card = (Machine){.kind = DEVICE_CUDA, .type = TYPE_BF16, .threads = 8, .memory = 1 << 20, .program = (int64_t)1 << 40};
+    CHECK_FAILS(run_plan_check(&config, &alone, &card), "the largest part is kernels' workspace");
+    run_config_free(&config);
+}
+
+// What the CPU's kernels took for themselves is what was planned, for long sequences too, whose attention takes most.
+static void test_scratch(void) {
+    enum { LENGTH = 2048, THREADS = 3 };
+    Device *device;
+    Model *model;
+    RunConfig config = read_config("");
+    config.model.layers = 1;
+    config.model.context = LENGTH;
+    CHECK_OK(device_open_cpu(THREADS, NULL, &device));
+    ModelOptions options = {.sequences = 1, .length = LENGTH};
+    CHECK_OK(model_create(device, &config.model, &options, &model));
+    model_initialise(model, 1);
+    Batch batch;
+    batch_allocate(&batch, 1, LENGTH);
+    for (int32_t i = 0; i < LENGTH; i++) {
+        batch.tokens[i] = batch.targets[i] = i % 1000;
+        batch.positions[i] = i;
+        batch.loss_weights[i] = 1;
+        batch.first[i] = 0;
+    }
+    model_forward_backward(model, &batch, &(StepOptions){.grad_scale = 1}, NULL);
+    CHECK_OK(device_finish(device));
+    int64_t planned = line_bytes(&model->plan, "kernels' scratch");
+    CHECK((int64_t)device->scratch_bytes <= planned && planned - (int64_t)device->scratch_bytes < planned / 20);
+    batch_free(&batch);
+    model_destroy(model);
+    device_close(device);
+    run_config_free(&config);
+}
+
+// The largest sizes that a configuration may have are refused like others.
+static void test_absurd(void) {
+    RunConfig config = read_config("");
+    config.model.layers = 4096;
+    config.model.width = 1 << 18;
+    config.model.ffn_width = 1 << 20;
+    config.model.context = config.data.sequence_length = 1 << 24;
+    Machine machine = {.kind = DEVICE_CPU, .type = TYPE_FP32, .threads = 2, .memory = (int64_t)1 << 40};
+    MemoryPlan plan;
+    for (int64_t sequences = 1; sequences <= 1 << 20; sequences *= 2) {
+        config.train.micro_batch = sequences;
+        run_plan(&config, &alone, &machine, &plan);
+        bool rise = plan.total > PLAN_MOST_BYTES;
+        for (int i = 0; i < plan.count; i++) {
+            rise &= plan.lines[i].bytes >= 0;
+        }
+        CHECK(rise);
+    }
+    Error *error = run_plan_check(&config, &alone, &machine);
+    CHECK(error != NULL && strstr(error->message, "would fit") == NULL);
+    error_free(error);
     run_config_free(&config);
 }
 
@@ -155,6 +212,8 @@ int main(void) {
     RUN(test_pure);
     RUN(test_settings);
     RUN(test_refusal);
+    RUN(test_scratch);
+    RUN(test_absurd);
     RUN(test_container);
     return check_report();
 }

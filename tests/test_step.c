@@ -4,6 +4,7 @@
 #include "core/philox.h"
 #include "kernels/quantize.h"
 #include "kernels/scratch.h"
+#include "kernels/values.h"
 #include "tests/support/check.h"
 #include "tests/support/op_check.h"
 
@@ -344,6 +345,28 @@ static void test_codes(void) {
     }
 }
 
+// A square that overflows makes no NaN of its block, and what is read from it is written again as the same.
+static void test_infinite_moment(void) {
+    for (int has_sign = 0; has_sign < 2; has_sign++) {
+        DataType type = has_sign ? TYPE_CODE8 : TYPE_CODE8_UNSIGNED;
+        float values[DATA_TYPE_BLOCK], read[DATA_TYPE_BLOCK], again[DATA_TYPE_BLOCK], scale;
+        uint8_t codes[DATA_TYPE_BLOCK];
+        for (int i = 0; i < DATA_TYPE_BLOCK; i++) {
+            values[i] = i == 7 ? (float)INFINITY : (float)i;
+        }
+        values_narrow(type, values, DATA_TYPE_BLOCK, codes, &scale);
+        values_widen(type, codes, &scale, 0, DATA_TYPE_BLOCK, read);
+        values_narrow(type, read, DATA_TYPE_BLOCK, codes, &scale);
+        values_widen(type, codes, &scale, 0, DATA_TYPE_BLOCK, again);
+        CHECK(memcmp(read, again, sizeof read) == 0);
+        bool finite = true;
+        for (int i = 0; i < DATA_TYPE_BLOCK; i++) {
+            finite &= isfinite(read[i]) != 0;
+        }
+        CHECK(finite);
+    }
+}
+
 // Moments of b1 = b2 = 0 are the gradient and its square: after an update the codes hold those, within half a cell.
 static void test_eight_bit_moments(void) {
     State *first = NULL;
@@ -678,6 +701,7 @@ int main(void) {
     RUN(test_skip);
     RUN(test_places);
     RUN(test_codes);
+    RUN(test_infinite_moment);
     RUN(test_eight_bit_moments);
     RUN(test_eight_bit_path);
     RUN(test_rounding);

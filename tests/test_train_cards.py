@@ -87,6 +87,12 @@ def test_ranks():
     check(worst("fp32", "two") < 1e-5, f"two ranks: losses are off by {worst('fp32', 'two'):.2e}")
     run("train", configure("two-again", kind="fp32"), ranks=2)
     check(course("two") == course("two-again"), "two ranks: the same bits again")
+    # On one card: what it has is divided, and so is what is taken of it.
+    test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"] = "1"
+    run("train", configure("shared", kind="fp32"), "train.steps=1", ranks=2)
+    del test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"]
+    record = json.load(open("shared/run.json"))
+    check(0 < record["memory_peak"] <= record["memory_planned"], f"two ranks on a card: {record['memory_peak']} bytes of it at most")
 
 
 def test_other_types():

@@ -103,8 +103,9 @@ static void tell_peak(RunRecord *record, const char *what, const char *planned_k
 
 Error *run_record_finish(RunRecord *record, const Machine *before, Device *device, Comm *world) {
     bool card = before->kind != DEVICE_CPU;
-    // What a run takes of a card it keeps to its end.
-    double used = card ? (double)before->memory - (double)device_available(device) : 0;
+    // What a run takes of a card it keeps to its end; where ranks share one, each is given the mean.
+    int sharers = run_device_sharers(device, world->host_size);
+    double used = card ? (double)before->memory - (double)device_available(device) / sharers : 0;
     double peaks[2] = {(double)memory_peak_resident(), used};
     TRY(comm_all_reduce_doubles(world, peaks, 2, COMM_MAX));
     if (world->rank != 0) {

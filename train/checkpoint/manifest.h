@@ -16,7 +16,8 @@
 // A tensor without weights is one of the base. A file that no part names is a blob.
 //
 // "checksum" is XXH3 (64 bits) of the document without that key, written compactly: keys sorted, no space, UTF-8 (only '"', '\'
-// and control characters are escaped), real numbers with 17 significant digits as C's %.17g. A fingerprint is XXH3 of a text
+// and control characters are escaped), real numbers with 17 significant digits as C's %.17g and with ".0" where that would
+// look like a whole number. A fingerprint is XXH3 of a text
 // with a line "NAME SHAPE DIGEST\n" for each tensor in the order of names ("embedding 8192x256 0123456789abcdef"; the digest is
 // that of its weights, or the word "base") and, where there is a base, a last line "base FINGERPRINT\n".
 //

@@ -68,6 +68,12 @@ static Error *read_manifest(const char *folder, Manifest *out) {
     if (error == NULL) {
         error = manifest_parse(path, text.data, text.size, out);
     }
+    // Which one is the newest is told by the folders' names.
+    int64_t named = steps_named(path_name(folder));
+    if (error == NULL && named >= 0 && named != out->step) {
+        error = damaged("%s: it is of step %" PRId64 ", its folder of another", path, out->step);
+        manifest_free(out);
+    }
     buffer_free(&text);
     free(path);
     return error;

@@ -31,8 +31,7 @@ void steps_rank_file(char out[32], int rank, const char *extension) {
     snprintf(out, 32, "rank-%05d.%s", rank, extension);
 }
 
-// The step of a committed folder's name, or -1.
-static int64_t step_of(const char *name) {
+int64_t steps_named(const char *name) {
     if (!text_starts_with(name, prefix)) {
         return -1;
     }
@@ -59,7 +58,7 @@ Error *steps_list(const char *folder, int64_t **steps, int *count) {
     Error *error = folder_list(folder, &names);
     int capacity = 0;
     for (size_t i = 0; i < names.count && error == NULL; i++) {
-        int64_t step = step_of(names.items[i]);
+        int64_t step = steps_named(names.items[i]);
         if (step >= 0) {
             array_push(*steps, *count, capacity, step);
         }

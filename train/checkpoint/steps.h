@@ -11,6 +11,8 @@
 char *steps_folder(const char *run_folder);
 char *steps_path(const char *folder, int64_t step);
 char *steps_partial(const char *folder, int64_t step);
+// The step of a committed folder's name, or -1.
+int64_t steps_named(const char *name);
 void steps_rank_file(char out[32], int rank, const char *extension);  // "rank-00003.h5"
 
 // The committed steps, ascending; *steps is owned by the caller. A missing folder has none.

@@ -6,7 +6,10 @@ static int64_t aligned(int64_t bytes) {
 }
 
 void *layout_take(Layout *layout, const char *name, int64_t count, int64_t rows, int64_t columns, int64_t size) {
-    int64_t bytes = count * aligned(rows * columns * size);
+    int64_t bytes;
+    bool absurd = __builtin_mul_overflow(rows, columns, &bytes) || __builtin_mul_overflow(bytes, size, &bytes) ||
+                  bytes > PLAN_MOST_BYTES || __builtin_mul_overflow(aligned(bytes), count, &bytes) || bytes > PLAN_MOST_BYTES;
+    bytes = absurd ? PLAN_MOST_BYTES : bytes;
     void *part = layout->base != NULL && bytes > 0 ? layout->base + layout->used : NULL;
     layout->used += bytes;
     if (layout->plan != NULL && bytes > 0) {

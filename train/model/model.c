@@ -1,6 +1,7 @@
 // A model on a device: its memory and whole passes. See model.h; the step's state is in step.c.
 #include "train/model/model.h"
 
+#include "kernels/scratch.h"
 #include "train/model/pass.h"
 
 #include <inttypes.h>
@@ -41,9 +42,11 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
 
 // Sizes the arena and fills the plan.
 static int64_t plan_arena(Model *model, const Machine *machine, MemoryPlan *plan) {
-    // What the CPU's kernels take for each thread as they go: the packed parts of a product and tiles of attention; on a card,
-    // partial sums.
-    const int64_t scratch_each = 5 << 18, card_workspace = 256 << 20;
+    // What the CPU's kernels take for each thread as they go: the packed parts of a product, or a sequence's keys and values
+    // for attention; on a card, partial sums.
+    const int64_t products = 5 << 18, card_workspace = 256 << 20;
+    int64_t attention = attention_scratch_bytes(model->options.length, model->config.head_width, !model->options.forward_only);
+    int64_t scratch_each = attention > products ? attention : products;
     *plan = (MemoryPlan){0};
     memory_plan_add_host(plan, machine->kind, "program", machine->program, "so far");
     if (machine->kind == DEVICE_CPU) {

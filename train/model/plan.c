@@ -80,9 +80,10 @@ Error *memory_plan_check(const MemoryPlan *plan, const Machine *machine) {
     if (device == 0 || plan->total <= device) {
         return NULL;
     }
-    const PlanLine *largest = &plan->lines[0];
-    for (int i = 1; i < plan->count; i++) {
-        largest = plan->lines[i].bytes > largest->bytes && !plan->lines[i].host ? &plan->lines[i] : largest;
+    const PlanLine *largest = NULL;
+    for (int i = 0; i < plan->count; i++) {
+        bool more = !plan->lines[i].host && (largest == NULL || plan->lines[i].bytes > largest->bytes);
+        largest = more ? &plan->lines[i] : largest;
     }
     return failure("the run needs %s of %s and %s is available; the largest part is %s (%s): use a smaller model, fewer "
                    "sequences in a micro-batch, a shorter sequence or more recompute",

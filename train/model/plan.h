@@ -37,6 +37,7 @@ typedef struct PlanLine {
 } PlanLine;
 
 enum { PLAN_LINES = 64 };
+#define PLAN_MOST_BYTES ((int64_t)1 << 56)  // what a larger line is counted as, so that a plan's sums cannot overflow
 
 typedef struct MemoryPlan {
     PlanLine lines[PLAN_LINES];

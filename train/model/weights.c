@@ -64,6 +64,15 @@ Range weights_extent(const ModelWeights *weights, WeightsArray array, int32_t ro
     return array == ARRAY_WEIGHT || array == ARRAY_GRADIENT ? (Range){0, place->count} : place->owned;
 }
 
+static bool has_master(const ModelWeights *weights, WeightsArray array, int32_t row) {
+    const Placement *p = &weights->placement;
+    return array == ARRAY_WEIGHT && has_masters(&p->storage) && p->places[row].trainable;
+}
+
+Range weights_exact(const ModelWeights *weights, WeightsArray array, int32_t row) {
+    return has_master(weights, array, row) ? weights->placement.places[row].owned : weights_extent(weights, array, row);
+}
+
 // Where a row's array lies: its first element (of the extent), its scales.
 typedef struct Stored {
     DataType type;
@@ -200,9 +209,8 @@ int weights_saved(const ModelWeights *weights, int ranks, int rank, SavedPart **
     for (WeightsArray array = ARRAY_WEIGHT; array <= ARRAY_MOMENT2; array++) {
         for (int32_t row = 0; row < weights->table->count; row++) {
             const Placement *p = &weights->placement;
-            bool mastered = array == ARRAY_WEIGHT && has_masters(&p->storage) && p->places[row].trainable;
-            Range extent = mastered ? p->places[row].owned : weights_extent(weights, array, row);
-            int alike = array != ARRAY_WEIGHT || mastered ? p->share.shards : 1;
+            Range extent = weights_exact(weights, array, row);
+            int alike = array != ARRAY_WEIGHT || has_master(weights, array, row) ? p->share.shards : 1;
             Range part = placement_saved(p, weights->table, row, ranks / alike, rank / alike);
             part.begin = part.begin > extent.begin ? part.begin : extent.begin;
             part.end = part.end < extent.end ? part.end : extent.end;

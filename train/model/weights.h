@@ -44,10 +44,12 @@ void weights_zero_gradients(const ModelWeights *weights);
 typedef enum WeightsArray { ARRAY_WEIGHT, ARRAY_MOMENT1, ARRAY_MOMENT2, ARRAY_GRADIENT, ARRAY_COUNT } WeightsArray;
 const char *weights_array_name(WeightsArray array);  // "weight", "moment1", ...: the kinds of a checkpoint
 
-// The elements of the row, as it lies here, that this rank has in that array; empty where there are none. Of this and
-// weights_type and weights_saved only table and placement are asked.
+// The elements of the row, as it lies here, that this rank has in that array; empty where there are none. Of this,
+// weights_exact, weights_type and weights_saved only table and placement are asked.
 Range weights_extent(const ModelWeights *weights, WeightsArray array, int32_t row);
-// The type in which they lie: of a weight with a master, the master's.
+// Those of them that are exact, as they are saved: of a weight with a master, what the master holds, which is what is owned.
+Range weights_exact(const ModelWeights *weights, WeightsArray array, int32_t row);
+// The type in which those lie: of a weight with a master, the master's.
 DataType weights_type(const ModelWeights *weights, WeightsArray array, int32_t row);
 
 // Elements [begin, end) of weights_extent, out of the device and back. Values with scales come and go in whole blocks, counted
