@@ -76,9 +76,16 @@ static void test_settings(void) {
     CHECK(plan.host == 0 && line_bytes(&plan, "sample texts") == 0);
     config.samples.every = 5;
     strings_add(&config.samples.prompts, "once upon a time");
-    run_plan(&config, &alone, &machine, &other);
-    int64_t keys = 2 * 4 * 17 * 256 * (int64_t)sizeof(float);  // of 16 bytes of prompt and what opens it
-    CHECK(line_bytes(&other, "sample texts") > keys);
+    RunLayout with_prompt = alone;
+    with_prompt.prompt_tokens = 40;
+    config.samples.tokens = 60;
+    run_plan(&config, &with_prompt, &machine, &other);
+    int64_t keys = 2 * 4 * 100 * 256 * (int64_t)sizeof(float), texts = line_bytes(&other, "sample texts");
+    CHECK(texts > keys && texts < 3 * keys);
+    with_prompt.ranks = 2;
+    with_prompt.rank = 1;  // only the first rank writes them
+    run_plan(&config, &with_prompt, &machine, &other);
+    CHECK(line_bytes(&other, "sample texts") == 0);
     config.train.recompute = RECOMPUTE_FULL;
     run_plan(&config, &alone, &machine, &other);
     CHECK(line_bytes(&other, "queries, keys, values") * 4 == line_bytes(&plan, "queries, keys, values"));

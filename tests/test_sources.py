@@ -16,6 +16,7 @@ BREAKS = [
     ("check_placement.py", "train/model/block.c", "int64_t at(const Place *p) { return p->gradient_at; }", "a place within the arrays"),
     ("check_placement.py", "train/trainer.c", "float *at(Model *m) { return m->weights.grads + 5; }", "arithmetic on an array"),
     ("check_placement.py", "train/model/step.c", "float at(ModelWeights *weights) { return weights->masters[7]; }", "arithmetic on an array"),
+    ("check_placement.py", "train/look.c", "float *at(const ModelWeights *w, int64_t n) { return w->moment1 + n; }", "arithmetic on an array"),
     ("check_placement.py", "train/resume.c", "char *at(int64_t n, Model *m) { return n + (char *)m->weights.weights; }", "arithmetic on an array"),
 ]
 

@@ -1,6 +1,7 @@
 // Preparing a run: corpora, order, model, memory plan (trainer_state.h).
 #include "train/trainer_state.h"
 
+#include "core/text.h"
 #include "train/run_device.h"
 
 // ---- Prepare: what each rank can do alone
@@ -46,6 +47,22 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .documents_apart = config->data.documents_apart};
 }
 
+// The tokens of the longest prompt of the samples, with the one that opens a document.
+static int64_t prompt_tokens(const Trainer *t) {
+    const Strings *prompts = &t->config->samples.prompts;
+    size_t longest = 0;
+    Encoder *encoder = t->tokenizer != NULL ? encoder_create(t->tokenizer) : NULL;
+    for (size_t i = 0; i < prompts->count && encoder != NULL; i++) {
+        Tokens tokens = {0};
+        size_t size = strlen(prompts->items[i]);
+        encoder_encode(encoder, prompts->items[i], utf8_valid_prefix(prompts->items[i], size), false, &tokens);
+        longest = tokens.count > longest ? tokens.count : longest;
+        free(tokens.ids);
+    }
+    encoder_free(encoder);
+    return (int64_t)longest + 1;
+}
+
 // On a card all micro-batches of a step lie there before it begins.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
@@ -87,7 +104,8 @@ Error *trainer_prepare(Trainer *t) {
     RunLayout layout = {.ranks = t->world->size,
                         .rank = t->world->rank,
                         .data_ranks = t->mesh->size[MESH_DATA],
-                        .micro_batches = t->micro_batches};
+                        .micro_batches = t->micro_batches,
+                        .prompt_tokens = prompt_tokens(t)};
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
 }

@@ -3,6 +3,7 @@
 
 #include "core/text.h"
 #include "data/tokens/loader.h"
+#include "kernels/scratch.h"
 #include "parallel/buckets.h"
 #include "train/model/decoder.h"
 
@@ -56,15 +57,16 @@ static int64_t validation_bytes(const RunConfig *config) {
     return 2 * (int64_t)batch_bytes(sequences, length) + losses + config->model.vocabulary * (int64_t)sizeof(float);
 }
 
-// The longest text that a sample can become: a prompt's tokens are at most its bytes and the one that opens a document.
-static int64_t sample_capacity(const RunConfig *config) {
-    size_t longest = 0;
-    for (size_t i = 0; i < config->samples.prompts.count; i++) {
-        size_t length = strlen(config->samples.prompts.items[i]);
-        longest = length > longest ? length : longest;
+// What sample texts take: a decoder for the longest, and what attention over it needs of a CPU beyond a training pass.
+static void plan_samples(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
+    int64_t capacity = layout->prompt_tokens + config->samples.tokens, width = config->model.head_width;
+    capacity = capacity < config->model.context ? capacity : config->model.context;
+    decoder_plan(&config->model, machine, 1, capacity, out);
+    int64_t more =
+        attention_scratch_bytes(capacity, width, false) - attention_scratch_bytes(config->data.sequence_length, width, true);
+    if (machine->kind == DEVICE_CPU && more > 0) {
+        memory_plan_add(out, "kernels' scratch for samples", machine->threads * more, "%d threads, about", machine->threads);
     }
-    int64_t capacity = (int64_t)longest + 1 + config->samples.tokens;
-    return capacity < config->model.context ? capacity : config->model.context;
 }
 
 void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
@@ -81,7 +83,7 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
                         "all %lld of a step", (long long)layout->micro_batches);
     }
     if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->rank == 0) {
-        decoder_plan(&config->model, machine, 1, sample_capacity(config), out);
+        plan_samples(config, layout, machine, out);
     }
     memory_plan_add_host(out, kind, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
                          (long long)config->data.prefetch);

@@ -13,6 +13,7 @@ typedef struct RunLayout {
     int ranks, rank;        // of the world
     int data_ranks;         // that sum gradients
     int64_t micro_batches;  // of this rank and step
+    int64_t prompt_tokens;  // of the longest prompt of the samples
 } RunLayout;
 
 // The size of a bucket of gradients.
