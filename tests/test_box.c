@@ -105,8 +105,8 @@ static void test_runs(void) {
     Box all = box_whole(2, shape), rows = all, columns = all;
     rows.end[0] = 3;
     columns.begin[1] = 2;
-    int64_t buffer[48] = {0};
-    Copy copy = {buffer, buffer, 0};
+    int64_t from[48] = {0}, to[48];
+    Copy copy = {from, to, 0};
     boxes_runs(&rows, 1, &all, 1, copy_run, &copy, NULL);
     CHECK_I64(copy.runs, 1);
     copy.runs = 0;
