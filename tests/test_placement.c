@@ -486,6 +486,72 @@ static CheckpointEvent save(const Ranks *all, const char *run) {
     return event;
 }
 
+// What all ranks hold between them, compared as the trainer does it.
+static Error *compare_sums(const Ranks *all, const Checkpoint *checkpoint, DigestShare *sums) {
+    int64_t count = model_share_count(all->table);
+    DigestShare own[(ARRAY_MOMENT2 + 1) * 16];
+    ensure(count <= (int64_t)(sizeof own / sizeof *own), "%lld shares", (long long)count);
+    memset(sums, 0, (size_t)count * sizeof *sums);
+    for (int r = 0; r < all->count; r++) {
+        int shards = all->sharing.shards;
+        ModelParts parts = model_parts(&all->rank[r].weights, shards, r % shards);
+        model_digest_shares(checkpoint, &parts, own);
+        model_add_shares(all->table, sums, own);
+        model_parts_free(&parts);
+    }
+    return model_compare_shares(checkpoint, all->table, sums);
+}
+
+// The part of a row that the last of its savers saves.
+static SavedPart last_saved(const Ranks *all, WeightsArray array, int32_t row, int *rank) {
+    int shards = all->sharing.shards;
+    SavedPart found = {.row = -1};
+    for (int r = 0; r < all->count; r++) {
+        SavedPart *saved;
+        int count = weights_saved(&all->rank[r].weights, shards, r % shards, &saved);
+        for (int i = 0; i < count; i++) {
+            if (saved[i].row == row && saved[i].array == array) {
+                found = saved[i];
+                *rank = r;
+            }
+        }
+        free(saved);
+    }
+    ensure(found.row == row, "nobody saves row %d", row);
+    return found;
+}
+
+// Every value that was saved is in a sum once, and a value that a single rank got wrong is found, in every array.
+static void check_sums(Ranks *all, const Checkpoint *checkpoint) {
+    DigestShare sums[(ARRAY_MOMENT2 + 1) * 16];
+    CHECK_OK(compare_sums(all, checkpoint, sums));
+    for (int32_t row = 0; row < all->table->count; row++) {
+        for (WeightsArray array = ARRAY_WEIGHT; array <= ARRAY_MOMENT2; array++) {
+            const Param *param = &all->table->rows[row];
+            bool saved = checkpoint_has(checkpoint, param->name, weights_array_name(array));
+            CHECK_I64(sums[array * all->table->count + row].count, saved ? param->count : 0);
+            if (!saved) {
+                continue;
+            }
+            int r = 0;
+            SavedPart last = last_saved(all, array, row, &r);
+            int64_t begin = (last.end - 1 - last.begin) / DATA_TYPE_BLOCK * DATA_TYPE_BLOCK + last.begin, end = last.end;
+            float right[DATA_TYPE_BLOCK], wrong[DATA_TYPE_BLOCK];
+            ModelWeights *w = &all->rank[r].weights;
+            weights_read(w, array, row, begin, end, right);
+            memcpy(wrong, right, sizeof wrong);
+            wrong[end - begin - 1] = right[end - begin - 1] != 0 ? 0 : 1;
+            weights_write(w, array, row, begin, end, wrong);
+            Error *error = compare_sums(all, checkpoint, sums);
+            char expected[96];
+            snprintf(expected, sizeof expected, "%s %s was not loaded as it was saved", weights_array_name(array), param->name);
+            CHECK_FAILS(error, expected);
+            weights_write(w, array, row, begin, end, right);
+        }
+    }
+    CHECK_OK(compare_sums(all, checkpoint, sums));
+}
+
 // What ranks that share in one way have after three steps is what ranks that share in another have after loading it.
 static void check_save(Device *device, MomentType moments, Sharing from, Sharing to) {
     ParamTable table = make_table();
@@ -511,6 +577,7 @@ static void check_save(Device *device, MomentType moments, Sharing from, Sharing
     snprintf(what, sizeof what, "saved by %d x %d x %d, loaded by %d x %d x %d", from.stages, from.tensor, from.shards,
              to.stages, to.tensor, to.shards);
     check_equal(what, &loaded, &saved);
+    check_sums(&loaded, checkpoint);
     checkpoint_close(checkpoint);
     free(path);
     close_ranks(&saved);

@@ -1,6 +1,8 @@
 // A model's arrays in the words of a checkpoint: see model_checkpoint.h.
 #include "train/model_checkpoint.h"
 
+#include "core/digest.h"
+
 enum { PIECE = 1 << 24 };  // elements read at a time, whole blocks of quantised values
 
 // ---- Saving
@@ -127,6 +129,58 @@ Error *model_compare(const Checkpoint *checkpoint, const ModelWeights *weights, 
     }
     return NULL;
 }
+
+// ---- Comparing what lies on several ranks
+
+int64_t model_share_count(const ParamTable *table) {
+    return (int64_t)(ARRAY_MOMENT2 + 1) * table->count;
+}
+
+void model_digest_shares(const Checkpoint *checkpoint, const ModelParts *parts, DigestShare *shares) {
+    const ModelWeights *weights = parts->weights;
+    float *values = memory_new(PIECE, sizeof *values);
+    memset(shares, 0, (size_t)model_share_count(weights->table) * sizeof *shares);
+    for (int i = 0; i < parts->count; i++) {
+        const SavedPart *saved = &parts->saved[i];
+        const Param *row = &weights->table->rows[saved->row];
+        const Place *place = &weights->placement.places[saved->row];
+        if (!holds_exactly(checkpoint, weights, saved->array, saved->row)) {
+            continue;
+        }
+        DigestShare *share = &shares[(int64_t)saved->array * weights->table->count + saved->row];
+        for (int64_t begin = saved->begin; begin < saved->end; begin += PIECE) {
+            int64_t end = begin + PIECE < saved->end ? begin + PIECE : saved->end;
+            Box boxes[PARAM_MOST_PARTS * BOX_MOST_OF_RANGE];
+            int count = boxes_of_range(place->boxes, place->box_count, begin, end, boxes);
+            weights_read(weights, saved->array, saved->row, begin, end, values);
+            share->digest += digest_boxes(row->dims, row->shape, boxes, count, values);
+            share->count += end - begin;
+        }
+    }
+    free(values);
+}
+
+void model_add_shares(const ParamTable *table, DigestShare *sums, const DigestShare *shares) {
+    for (int64_t i = 0; i < model_share_count(table); i++) {
+        sums[i].digest += shares[i].digest;
+        sums[i].count += shares[i].count;
+    }
+}
+
+Error *model_compare_shares(const Checkpoint *checkpoint, const ParamTable *table, const DigestShare *sums) {
+    for (WeightsArray array = ARRAY_WEIGHT; array <= ARRAY_MOMENT2; array++) {
+        for (int32_t i = 0; i < table->count; i++) {
+            const Param *row = &table->rows[i];
+            const DigestShare *sum = &sums[(int64_t)array * table->count + i];
+            if (sum->count == row->count) {
+                TRY(checkpoint_compare_digest(checkpoint, row->name, weights_array_name(array), sum->digest));
+            }
+        }
+    }
+    return NULL;
+}
+
+// ---- Loading all of it
 
 Error *model_load(Checkpoint *checkpoint, ModelWeights *weights, bool moments) {
     float *values = memory_new(PIECE, sizeof *values);

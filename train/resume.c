@@ -113,6 +113,27 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     return NULL;
 }
 
+// What the ranks hold between them, compared with the checkpoint on rank 0.
+static Error *compare_ranks(const Trainer *t, const Checkpoint *checkpoint) {
+    const ParamTable *table = &t->model->table;
+    int64_t count = model_share_count(table), bytes = count * (int64_t)sizeof(DigestShare);
+    DigestShare *shares = memory_new((size_t)count, sizeof *shares);
+    int64_t *ends = memory_new((size_t)t->world->size, sizeof *ends);
+    Buffer all = {0};
+    model_digest_shares(checkpoint, &t->parts, shares);
+    Error *error = comm_gather(t->world, shares, bytes, &all, ends);
+    if (error == NULL && t->world->rank == 0) {
+        for (int rank = 1; rank < t->world->size; rank++) {
+            model_add_shares(table, shares, (const DigestShare *)(const void *)(all.data + rank * bytes));
+        }
+        error = model_compare_shares(checkpoint, table, shares);
+    }
+    buffer_free(&all);
+    free(ends);
+    free(shares);
+    return error;
+}
+
 static Error *load_checkpoint(Trainer *t, const char *path) {
     Checkpoint *checkpoint;
     Buffer history = {0}, samples = {0};
@@ -125,6 +146,10 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
         t->run = checkpoint_info(checkpoint)->run;
         error = model_load(checkpoint, &t->model->weights, true);
         model_set_control(t->model, &t->control);
+    }
+    error = comm_agree(t->world, error);
+    if (error == NULL && t->world->size > 1) {
+        error = compare_ranks(t, checkpoint);
     }
     if (error == NULL && t->world->rank == 0) {
         error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);

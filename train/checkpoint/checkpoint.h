@@ -190,6 +190,9 @@ Error *checkpoint_read(Checkpoint *checkpoint, const char *name, const char *kin
 Error *checkpoint_compare(const Checkpoint *checkpoint, const char *name, const char *kind,
                           void (*read)(void *context, const Box *boxes, int count, float *to), void *context) MUST_CHECK;
 
+// The same where the digest of what is held is known.
+Error *checkpoint_compare_digest(const Checkpoint *checkpoint, const char *name, const char *kind, uint64_t digest) MUST_CHECK;
+
 // The bytes of a blob; ERROR_MISSING if there is none of that name. Its checksum is checked.
 Error *checkpoint_blob(Checkpoint *checkpoint, const char *name, Buffer *out) MUST_CHECK;
 

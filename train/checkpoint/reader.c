@@ -471,6 +471,15 @@ Error *checkpoint_read(Checkpoint *c, const char *name, const char *kind, const 
     return error;
 }
 
+Error *checkpoint_compare_digest(const Checkpoint *c, const char *name, const char *kind, uint64_t digest) {
+    uint64_t expected;
+    if (!checkpoint_digest(c, name, kind, &expected) || digest == expected) {
+        return NULL;
+    }
+    return damaged("%s: %s %s was not loaded as it was saved: its digest is %016" PRIx64 ", not %016" PRIx64, c->path, kind,
+                   name, digest, expected);
+}
+
 Error *checkpoint_compare(const Checkpoint *c, const char *name, const char *kind,
                           void (*read)(void *context, const Box *boxes, int count, float *to), void *context) {
     enum { PIECE = 1 << 20 };
@@ -488,9 +497,7 @@ Error *checkpoint_compare(const Checkpoint *c, const char *name, const char *kin
         sum += digest_boxes(tensor->dims, tensor->shape, boxes, count, values);
     }
     free(values);
-    return sum == expected ? NULL
-                           : damaged("%s: %s %s was not loaded as it was saved: its digest is %016" PRIx64 ", not %016" PRIx64,
-                                     c->path, kind, name, sum, expected);
+    return checkpoint_compare_digest(c, name, kind, sum);
 }
 
 Error *checkpoint_blob(Checkpoint *c, const char *name, Buffer *out) {
