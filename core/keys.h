@@ -35,6 +35,8 @@ typedef struct Key {
     // struct had before there was this key. NULL: each value says something. Unlike a default it never changes once released.
     bool identity;
     const char *neutral;
+    // Whether ranks of one run may have different values: what is of a host and not of the run.
+    bool per_rank;
 } Key;
 
 // Sets every value of `base` to its default. `base` must be zeroed.

@@ -190,6 +190,26 @@ def test_ranks():
     check(json.load(open("two-one/run.json"))["id"] == record["id"], "a run that goes on keeps its identity")
 
 
+def test_ranks_of_two_runs():
+    """Ranks that were not started alike are told before the first step, with what differs and where."""
+    config = write("two.yaml", CONFIG.format(folder="two"))
+    shutil.copytree("corpus", "corpus-2")
+    other = "./other-build"
+    shutil.copy(ATHANOR, other)
+    with open(other, "ab") as file:
+        file.write(b"x")
+    for program, override, told in (
+            (ATHANOR, "optimizer.learning_rate=1e-2", "optimizer.learning_rate is 0.003 on rank 0 but not on rank 1 (0.01)"),
+            (ATHANOR, "data.corpus=corpus-2", 'data.corpus is "corpus" on rank 0 but not on rank 1 ("corpus-2")'),
+            (ATHANOR, "parallel.data=1", "parallel.data is 0 on rank 0 but not on rank 1 (1)"),
+            (other, "seed=7", "the build is ")):
+        result = subprocess.run(["mpirun", "-n", "1", ATHANOR, "train", config, ":", "-n", "1", program, "train", config, override],
+                                capture_output=True, text=True, timeout=120, env=RANKS_ENVIRONMENT)
+        lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
+        check(result.returncode == 1 and len(lines) == 1 and told in lines[0], f"{override}: {result.returncode}, {lines}")
+        check(not os.path.exists("two"), f"{override}: a folder was made")
+
+
 def test_kills():
     """Killed at random moments, again and again, the finished run equals the undisturbed one bit for bit."""
     random.seed(2)
@@ -342,7 +362,7 @@ def main():
     os.chdir(folder)
     try:
         make_corpus()
-        for test in (test_ranks, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input):
+        for test in (test_ranks, test_ranks_of_two_runs, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input):
             before = failures
             start = time.time()
             test()

@@ -58,6 +58,12 @@ Error *trainer_prepare(Trainer *t) MUST_CHECK;
 Error *trainer_make_model(Trainer *t) MUST_CHECK;
 LoaderOptions trainer_loader_options(const Trainer *t);
 
+// compare.c: what is not the same on all ranks is told before it counts: how the ranks were started (before they exchange
+// anything else), what they then found (corpora, devices), and the checkpoint that they go on from. Collective.
+Error *trainer_compare_given(const RunConfig *config, Comm *world) MUST_CHECK;
+Error *trainer_compare_prepared(const Trainer *t) MUST_CHECK;
+Error *trainer_compare_checkpoint(const Trainer *t, const char *path, const Checkpoint *checkpoint) MUST_CHECK;
+
 // resume.c: the run folder, and going on from a checkpoint. trainer_resume is collective and starts afresh where there is none.
 Error *trainer_make_writer(Trainer *t) MUST_CHECK;
 Error *trainer_resume(Trainer *t) MUST_CHECK;
