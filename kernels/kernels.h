@@ -334,7 +334,7 @@ typedef struct StepControl {
     float loss_scale;                    // 1 but for fp16
     int32_t good_steps;                  // since the loss scale last changed
     int32_t skip;                        // 1: the gradient is not finite (or has no weight), parameters stay
-    int32_t skipped, skipped_in_a_row;   // counts
+    int32_t skipped, skipped_in_a_row;   // counts; in a row only what a falling loss scale does not explain
     int32_t reserved;
 } StepControl;
 

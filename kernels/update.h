@@ -22,10 +22,11 @@ UPDATE_FUNCTION void step_decide_control(const StepDecide *a, StepControl *c) {
     if (c->skip) {
         c->grad_scale = 0;
         c->skipped++;
-        c->skipped_in_a_row++;
         c->good_steps = 0;
-        if (a->dynamic_scale) {
+        if (a->dynamic_scale && c->loss_scale > 1) {
             c->loss_scale = c->loss_scale > 2 ? c->loss_scale / 2 : 1;
+        } else {
+            c->skipped_in_a_row++;
         }
         return;
     }

@@ -4,6 +4,8 @@
 ATHANOR names the program. ATHANOR_KILLS sets how many times runs are killed at random moments (default 12).
 """
 import array
+import ctypes
+import ctypes.util
 import glob
 import itertools
 import json
@@ -192,7 +194,7 @@ def test_ranks():
 
 def test_ranks_of_two_runs():
     """Ranks that were not started alike are told before the first step, with what differs and where."""
-    config = write("two.yaml", CONFIG.format(folder="two"))
+    config = write("unlike.yaml", CONFIG.format(folder="unlike"))
     shutil.copytree("corpus", "corpus-2")
     other = "./other-build"
     shutil.copy(ATHANOR, other)
@@ -207,7 +209,23 @@ def test_ranks_of_two_runs():
                                 capture_output=True, text=True, timeout=120, env=RANKS_ENVIRONMENT)
         lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
         check(result.returncode == 1 and len(lines) == 1 and told in lines[0], f"{override}: {result.returncode}, {lines}")
-        check(not os.path.exists("two"), f"{override}: a folder was made")
+        check(not os.path.exists("unlike"), f"{override}: a folder was made")
+    # The same words, other files: each rank in a folder of its own.
+    for place in ("here", "there"):
+        os.mkdir(place)
+        shutil.copytree("corpus", f"{place}/corpus")
+        shutil.copytree("held-out", f"{place}/held-out")
+    for prefix in ("corpus", "held-out"):
+        shutil.move(f"there/{prefix}", "there/kept")
+        run("data", "build", "--input", "packed/train/*.jsonl.zst" if prefix == "held-out" else "packed/val.jsonl.zst", "--tokenizer", "tokenizer.json", "--out", f"there/{prefix}")
+        result = subprocess.run(["mpirun", "-n", "1", "--wdir", "here", ATHANOR, "train", config := os.path.abspath("unlike.yaml"), ":",
+                                 "-n", "1", "--wdir", "there", ATHANOR, "train", config],
+                                capture_output=True, text=True, timeout=120, env=RANKS_ENVIRONMENT)
+        lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
+        name = {"corpus": "data.corpus", "held-out": "data.validation"}[prefix]
+        check(result.returncode == 1 and len(lines) == 1 and f"{name} is {prefix}, of fingerprint" in lines[0], f"{prefix}: {lines}")
+        shutil.rmtree(f"there/{prefix}")
+        shutil.move("there/kept", f"there/{prefix}")
 
 
 def test_kills():
@@ -276,6 +294,87 @@ def test_damage():
     before = records("damaged", "resume")[0]["step"]
     check(result.returncode == 0 and "step-00000060 is damaged" in result.stderr and f"after step {before}" in result.stderr, result.stderr[:600])
     check(course("damaged") == course("one"), "the damaged run ends the same")
+
+
+def seal(path, change):
+    """Changes a checkpoint's record and gives it the checksum that belongs to it: what only comparing with the rest can find."""
+    manifest = json.load(open(path))
+    change(manifest)
+    manifest.pop("checksum", None)
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    xxh3 = ctypes.CDLL(ctypes.util.find_library("xxhash")).XXH3_64bits
+    xxh3.restype, xxh3.argtypes = ctypes.c_uint64, (ctypes.c_char_p, ctypes.c_size_t)
+    manifest["checksum"] = f"{xxh3(text, len(text)):016x}"
+    json.dump(manifest, open(path, "w"))
+
+
+def test_late_damage():
+    """What is found wrong only while a checkpoint is loaded, on any rank, leads to the one before, which is told."""
+
+    def another_digest(kind):
+        def change(manifest):
+            tensor = next(t for t in manifest["tensors"] if kind in t["digests"])
+            tensor["digests"][kind] = f"{int(tensor['digests'][kind], 16) ^ 1:016x}"
+        return change
+
+    def state(key, value):
+        return lambda manifest: manifest["state"].update({key: value})
+
+    def exchange(manifest):
+        del manifest["state"]["corpus"]
+
+    cases = [("weight", another_digest("weight"), "weight"), ("moment", another_digest("moment1"), "moment1"),
+             ("updates", state("updates", 59), "good_steps"), ("scale", state("loss_scale", -1.0), "loss_scale"),
+             ("skips", state("skipped", 2**40), "skipped"), ("good", state("good_steps", 2**62), "good_steps"),
+             ("samples", state("samples", 1), "samples"), ("length", state("sequence_length", 0), "sequence_length"),
+             ("lost", exchange, "corpus")]
+    for ranks in (0, 2):
+        for name, change, told in cases if not ranks else cases[:3]:
+            folder = f"late-{name}-{ranks}"
+            shutil.copytree("one", folder)
+            before = min(int(p[-8:]) for p in glob.glob(f"{folder}/checkpoints/step-*"))
+            seal(f"{folder}/checkpoints/step-00000060/manifest.json", change)
+            line = (["mpirun", "-n", "2"] if ranks else []) + [ATHANOR, "train", "one.yaml", f"folder={folder}", "threads=1"]
+            result = subprocess.run(line, capture_output=True, text=True, env=RANKS_ENVIRONMENT)
+            check(result.returncode == 0 and told in result.stderr and "the checkpoint before is tried" in result.stderr and
+                  f"after step {before}\n" in result.stderr, f"{folder}: {result.returncode} {result.stderr[:900]}")
+            if not ranks:
+                check(course(folder) == course("one"), f"{folder} ends the same")
+            # None is left alone: it is an error that removes nothing and advises no such thing.
+            for record in glob.glob(f"{folder}/checkpoints/step-*/manifest.json"):
+                seal(record, another_digest("moment2"))
+            result = subprocess.run([*line, "train.steps=70"], capture_output=True, text=True, env=RANKS_ENVIRONMENT)
+            lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
+            check(result.returncode == 1 and len(lines) == 1 and "with none of its checkpoints all is well" in lines[0],
+                  f"{folder}: {result.returncode} {result.stderr[-900:]}")
+            check(len(glob.glob(f"{folder}/checkpoints/step-*/manifest.json")) == 2, f"{folder}: checkpoints are gone")
+
+
+def test_lost_model():
+    """Steps without a finite gradient: told once, with where it was well, and never a good end, whatever the ranks."""
+    config = write("lost.yaml", CONFIG.format(folder="lost"))
+    wild = ("optimizer.learning_rate=1000", "optimizer.clip=0", "validation.every=0", "samples.every=0", "schedule.warmup_steps=0")
+    for ranks in (0, 2):
+        run("train", config, *wild, f"folder=lost-{ranks}", "train.steps=100", "train.most_skipped=20", code=1, ranks=ranks,
+            part="the last 20 steps, to step 2")
+        run("train", config, *wild, f"folder=short-{ranks}", "train.steps=14", code=1, ranks=ranks, part="to step 14, had no finite gradient")
+        check(newest_step(f"short-{ranks}") == 14, "the end is saved")
+        run("train", config, *wild, f"folder=short-{ranks}", "train.steps=14", code=1, ranks=ranks, part="to step 14, had no finite gradient")
+
+
+def test_changes():
+    """A resume says which settings are not those that the run had."""
+    shutil.copytree("one", "other-settings")
+    result = subprocess.run([ATHANOR, "train", "one.yaml", "folder=other-settings", "train.steps=64", "optimizer.learning_rate=1e-3",
+                             "data.documents_apart=false", "schedule.kind=linear", "threads=1"], capture_output=True, text=True)
+    line = [l for l in result.stderr.splitlines() if l.startswith("changed ")]
+    check(result.returncode == 0 and len(line) == 1, result.stderr[-900:])
+    for told in ("train.steps was 60 and is 64", "optimizer.learning_rate was 0.003 and is 0.001", "data.documents_apart was true and is false",
+                 "schedule.kind was cosine and is linear"):
+        check(told in line[0], f"{told}: {line}")
+    check(line[0].count(" was ") == 4, line)
+    result = subprocess.run([ATHANOR, "train", "one.yaml", "folder=one", "threads=1"], capture_output=True, text=True)
+    check(result.returncode == 0 and "changed " not in result.stderr, result.stderr[-900:])
 
 
 def test_full_disk():
@@ -362,7 +461,7 @@ def main():
     os.chdir(folder)
     try:
         make_corpus()
-        for test in (test_ranks, test_ranks_of_two_runs, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input):
+        for test in (test_ranks, test_ranks_of_two_runs, test_kills, test_stop, test_memory, test_damage, test_late_damage, test_lost_model, test_changes, test_full_disk, test_use, test_bad_input):
             before = failures
             start = time.time()
             test()

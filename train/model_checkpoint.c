@@ -187,10 +187,15 @@ Error *model_load(Checkpoint *checkpoint, ModelWeights *weights, bool moments) {
     Error *error = NULL;
     for (WeightsArray array = ARRAY_WEIGHT; array <= (moments ? ARRAY_MOMENT2 : ARRAY_WEIGHT); array++) {
         for (int32_t row = 0; row < weights->table->count && error == NULL; row++) {
-            error = load_row(checkpoint, weights, array, row, values);
-            if (error != NULL && array != ARRAY_WEIGHT) {
-                error = error_wrap(error, "no moments for this optimizer.kind: set it back if it was another, or choose "
-                                          "another folder");
+            const char *name = weights->table->rows[row].name, *kind = weights_array_name(array);
+            Range extent = weights_extent(weights, array, row);
+            if (array != ARRAY_WEIGHT && extent.begin < extent.end && !checkpoint_has(checkpoint, name, kind)) {
+                error =
+                    failure("the checkpoint of step %lld has no %s of %s, no moments for this optimizer.kind: set it back if "
+                            "it was another, or choose another folder",
+                            (long long)checkpoint_info(checkpoint)->step, kind, name);
+            } else {
+                error = load_row(checkpoint, weights, array, row, values);
             }
         }
     }

@@ -5,7 +5,7 @@
 #include "core/durable.h"
 #include "core/hash.h"
 #include "core/log.h"
-#include "train/run_device.h"
+#include "train/checkpoint/steps.h"
 
 #include <float.h>
 #include <unistd.h>
@@ -36,18 +36,23 @@ Error *trainer_make_writer(Trainer *t) {
     return checkpoint_writer_create(&plan, &t->writer);
 }
 
+// The configuration that the run had until now.
+static Error *saved_config(const Trainer *t, RunConfig *out) {
+    char *path = path_join(t->config->folder, "config.yaml");
+    Error *error = run_config_read(out, path, NULL, 0);
+    error = error == NULL ? run_config_resolve(out, 0, t->mesh->size[MESH_DATA], path) : error;
+    free(path);
+    return error;
+}
+
 // The checkpoint is of another model: says in which key, as far as the saved configuration tells.
 static Error *other_model(const Trainer *t, const char *checkpoint) {
-    char *path = path_join(t->config->folder, "config.yaml");
     RunConfig there = {0};
-    Error *error = run_config_read(&there, path, NULL, 0);
-    error = error == NULL ? run_config_resolve(&there, 0, 1, path) : error;
+    Error *error = saved_config(t, &there);
     error = error == NULL ? model_config_same(&there.model, &t->config->model, checkpoint) : error;
-    Error *told = failure("%s; choose another folder, or remove this run",
-                          error != NULL ? error->message : "the checkpoint is of another model");
+    Error *told = failure("%s; choose another folder", error != NULL ? error->message : "the checkpoint is of another model");
     error_free(error);
     run_config_free(&there);
-    free(path);
     return told;
 }
 
@@ -63,25 +68,30 @@ static json_t *make_state(const Trainer *t) {
                      (double)control->loss_scale, "good_steps", control->good_steps);
 }
 
-// The run goes on only where everything that decides its course is the same.
-static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *path) {
-    int64_t batch_tokens, length;
-    uint64_t corpus, order;
-    TRY(json_field_i64(info->state, path, "batch_tokens", 1, INT64_MAX, &batch_tokens));
-    TRY(json_field_i64(info->state, path, "sequence_length", 1, INT64_MAX, &length));
-    int64_t skipped, in_a_row, good;
+// Takes what the checkpoint says of the course so far, which must agree with itself.
+static Error *take_state(Trainer *t, const CheckpointInfo *info, const char *path) {
+    int64_t batch_tokens, length, samples, skipped, in_a_row, good, updates;
     double loss_scale;
-    TRY(json_field_i64(info->state, path, "skipped", 0, INT32_MAX, &skipped));
-    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, INT32_MAX, &in_a_row));
-    TRY(json_field_i64(info->state, path, "updates", 0, INT64_MAX, &t->control.updates));
-    TRY(json_field_i64(info->state, path, "good_steps", 0, INT32_MAX, &good));
+    TRY(json_field_i64(info->state, path, "batch_tokens", 1, (int64_t)1e12, &batch_tokens));
+    TRY(json_field_i64(info->state, path, "sequence_length", 1, 1 << 24, &length));
+    TRY(json_field_i64(info->state, path, "samples", 0, INT64_MAX, &samples));
+    TRY(json_field_i64(info->state, path, "skipped", 0, INT32_MAX / 2, &skipped));
+    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, skipped, &in_a_row));
+    TRY(json_field_i64(info->state, path, "updates", 0, info->step, &updates));
+    TRY(json_field_i64(info->state, path, "good_steps", 0, updates < INT32_MAX / 2 ? updates : INT32_MAX / 2, &good));
     TRY(json_field_f64(info->state, path, "loss_scale", &loss_scale));
-    t->control.skipped = (int32_t)skipped;
-    t->control.skipped_in_a_row = (int32_t)in_a_row;
-    t->control.good_steps = (int32_t)good;
+    if (info->step > INT64_MAX / batch_tokens || samples != info->step * (batch_tokens / length) ||
+        updates + skipped != info->step) {
+        return damaged("%s: its step %lld, %lld samples, %lld updates and %lld skipped steps do not agree", path,
+                       (long long)info->step, (long long)samples, (long long)updates, (long long)skipped);
+    }
     if (!(loss_scale > 0 && loss_scale < FLT_MAX)) {
         return damaged("%s: loss_scale is %g, it must be positive", path, loss_scale);
     }
+    t->control.updates = updates;
+    t->control.skipped = (int32_t)skipped;
+    t->control.skipped_in_a_row = (int32_t)in_a_row;
+    t->control.good_steps = (int32_t)good;
     t->control.loss_scale = (float)loss_scale;
     // The loss scale is fp16's: where the run was of another type, it begins anew.
     const char *type = json_string_value(json_object_get(info->state, "type"));
@@ -89,6 +99,17 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
         t->control.loss_scale = model_control(t->model).loss_scale;
         t->control.good_steps = 0;
     }
+    t->step = info->step;
+    t->told = t->step;
+    t->run = info->run;
+    return NULL;
+}
+
+// The run goes on only where everything that decides its course is the same. The state was taken: its fields are there.
+static Error *check_course(const Trainer *t, const CheckpointInfo *info, const char *path) {
+    int64_t batch_tokens = json_integer_value(json_object_get(info->state, "batch_tokens"));
+    int64_t length = json_integer_value(json_object_get(info->state, "sequence_length"));
+    uint64_t corpus, order;
     TRY(json_field_hex64(info->state, path, "corpus", &corpus));
     TRY(json_field_hex64(info->state, path, "order", &order));
     if (!model_config_matches(&t->config->model, info->model)) {
@@ -134,33 +155,135 @@ static Error *compare_ranks(const Trainer *t, const Checkpoint *checkpoint) {
     return error;
 }
 
-static Error *load_checkpoint(Trainer *t, const char *path) {
-    Checkpoint *checkpoint;
+// The histories of metrics and samples go on where the checkpoint ends. Rank 0.
+static Error *open_metrics(Trainer *t, Checkpoint *checkpoint) {
     Buffer history = {0}, samples = {0};
-    TRY(checkpoint_open(path, false, &checkpoint));
-    Error *error = check_state(t, checkpoint_info(checkpoint), path);
-    if (error == NULL) {
-        t->step = checkpoint_info(checkpoint)->step;
-        t->told = t->step;
-        t->resumed = true;
-        t->run = checkpoint_info(checkpoint)->run;
-        error = model_load(checkpoint, &t->model->weights, true);
-        model_set_control(t->model, &t->control);
-    }
-    error = comm_agree(t->world, error);
-    if (error == NULL && t->world->size > 1) {
-        error = compare_ranks(t, checkpoint);
-    }
-    if (error == NULL && t->world->rank == 0) {
-        error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);
-        error = error == NULL ? checkpoint_blob(checkpoint, "samples.jsonl", &samples) : error;
-        error = error == NULL ? metrics_open(t->config->folder, &history, &samples, &t->metrics) : error;
-        error = error == NULL ? metrics_resume(t->metrics, t->step) : error;
-    }
+    Error *error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);
+    error = error == NULL ? checkpoint_blob(checkpoint, "samples.jsonl", &samples) : error;
+    error = error == NULL ? metrics_open(t->config->folder, &history, &samples, &t->metrics) : error;
+    error = error == NULL ? metrics_resume(t->metrics, t->step) : error;
     buffer_free(&history);
     buffer_free(&samples);
+    return error;
+}
+
+// What is wrong with a checkpoint, as a whole, is damage, and the one before is tried; that it is of another course is the
+// user's doing. Of a manifest without a checksum (version 1) nobody can tell: where the one before is of this course, it was
+// damage.
+static Error *try_checkpoint(Trainer *t, const char *path, bool *may_be_damage) {
+    Checkpoint *checkpoint = NULL;
+    Error *error;
+    TRY(comm_agree(t->world, checkpoint_open(path, false, &checkpoint)));
+    const CheckpointInfo *info = checkpoint_info(checkpoint);
+    TRY_GOTO(error, out, trainer_compare_checkpoint(t, path, checkpoint));
+    TRY_GOTO(error, out, comm_agree(t->world, take_state(t, info, path)));
+    *may_be_damage = info->run == 0;
+    TRY_GOTO(error, out, comm_agree(t->world, check_course(t, info, path)));
+    *may_be_damage = false;
+    TRY_GOTO(error, out, comm_agree(t->world, model_load(checkpoint, &t->model->weights, true)));
+    if (t->world->size > 1) {
+        TRY_GOTO(error, out, comm_agree(t->world, compare_ranks(t, checkpoint)));
+    }
+    TRY_GOTO(error, out, comm_agree(t->world, t->world->rank == 0 ? open_metrics(t, checkpoint) : NULL));
+    model_set_control(t->model, &t->control);
+    t->resumed = true;
+out:
     checkpoint_close(checkpoint);
     return error;
+}
+
+// The newest checkpoint of this run before that step which is whole, for all ranks; an empty path where there is none.
+static Error *find_checkpoint(const Trainer *t, int64_t before, Buffer *path) {
+    char *found = NULL;
+    Error *error = NULL;
+    if (t->world->rank == 0) {
+        Strings skipped = {0};
+        uint64_t run = 0;
+        error = run_record_id(t->config->folder, &run);
+        error = error == NULL ? checkpoint_find(t->config->folder, before, run, &found, &skipped) : error;
+        for (size_t i = 0; i < skipped.count; i++) {
+            log_warning("%s", skipped.items[i]);
+        }
+        strings_free(&skipped);
+        if (error != NULL && error->kind == ERROR_MISSING) {
+            error_free(error);
+            error = NULL;
+        }
+        buffer_text(path, found != NULL ? found : "");
+        free(found);
+    }
+    TRY(comm_agree(t->world, error));
+    return comm_broadcast_buffer(t->world, path, 0);
+}
+
+// Goes on from the newest checkpoint with which all is well. *found: there was one at all.
+static Error *go_on(Trainer *t, bool *found) {
+    Error *refused = NULL, *error = NULL;  // refused: the newest one may be of another course, or its record damaged
+    *found = false;
+    for (int64_t before = INT64_MAX;;) {
+        Buffer path = {0};
+        bool may_be_damage = false;
+        TRY_GOTO(error, out, find_checkpoint(t, before, &path));
+        if (path.size == 0) {
+            buffer_free(&path);
+            break;
+        }
+        *found = true;
+        before = steps_named(path_name(path.data));
+        error = try_checkpoint(t, path.data, &may_be_damage);
+        buffer_free(&path);
+        if (error == NULL || (error->kind != ERROR_DAMAGED && !may_be_damage)) {
+            goto out;
+        }
+        if (t->world->rank == 0 && error->kind == ERROR_DAMAGED) {
+            log_warning("%s; the checkpoint before is tried", error->message);
+        }
+        if (error->kind == ERROR_DAMAGED) {
+            error_free(error);
+        } else {
+            error_keep(&refused, error);
+        }
+    }
+    error = refused;
+    refused = NULL;
+    if (error == NULL && *found && t->world->rank == 0) {
+        error =
+            damaged("%s: with none of its checkpoints all is well, as the warnings tell; they are left as they are: restore "
+                    "one from a copy, or choose another folder",
+                    t->config->folder);
+    }
+    error = comm_agree(t->world, error);
+out:
+    error_free(refused);
+    return error;
+}
+
+// Says which settings are others than those that the run had until now: all that need not be the same.
+static void tell_changes(const Trainer *t) {
+    if (t->world->rank != 0) {
+        return;
+    }
+    RunConfig before = {0};
+    Error *error = saved_config(t, &before);
+    int count;
+    const Key *keys = run_config_keys(&count);
+    Buffer told = {0};
+    for (int i = 0; i < count && error == NULL; i++) {
+        Buffer was = {0}, is = {0};
+        key_print(&keys[i], &before, &was);
+        key_print(&keys[i], t->config, &is);
+        if (!keys[i].per_rank && strcmp(keys[i].name, "folder") != 0 && strcmp(was.data, is.data) != 0) {
+            buffer_printf(&told, "%s%s was %s and is %s", told.size > 0 ? "; " : "", keys[i].name, was.data, is.data);
+        }
+        buffer_free(&was);
+        buffer_free(&is);
+    }
+    if (told.size > 0) {
+        log_info("changed   %s", told.data);
+    }
+    error_free(error);  // a run of an older version, or one that never got to its first step
+    buffer_free(&told);
+    run_config_free(&before);
 }
 
 // The identity of a run that has none: of when and where it began.
@@ -172,41 +295,18 @@ static uint64_t draw_run(const Trainer *t) {
     return run != 0 ? run : 1;
 }
 
-// Rank 0 finds the newest good checkpoint and tells the others; none means a new run.
 Error *trainer_resume(Trainer *t) {
-    Buffer path = {0};
-    Error *error = NULL;
-    if (t->world->rank == 0) {
-        char *found = NULL;
-        Strings skipped = {0};
-        error = checkpoint_find(t->config->folder, &found, &skipped);
-        for (size_t i = 0; i < skipped.count; i++) {
-            log_warning("%s", skipped.items[i]);
-        }
-        if (error != NULL && error->kind == ERROR_MISSING) {
-            error_free(error);
-            error = NULL;
-        }
-        buffer_text(&path, found != NULL ? found : "");
-        strings_free(&skipped);
-        free(found);
-    }
-    TRY(comm_agree(t->world, error));
-    TRY(comm_broadcast_buffer(t->world, &path, 0));
-    if (path.size > 0) {
-        error = load_checkpoint(t, path.data);
-        if (error == NULL) {
-            log_info("continue %s after step %lld", t->config->folder, (long long)t->step);
-        }
+    bool found;
+    TRY(go_on(t, &found));
+    if (found) {
+        log_info("continue %s after step %lld", t->config->folder, (long long)t->step);
+        tell_changes(t);
     } else {
         model_initialise(t->model, (uint64_t)t->config->seed);
-        if (t->world->rank == 0) {
-            error = metrics_open(t->config->folder, NULL, NULL, &t->metrics);
-        }
     }
     t->run = t->run != 0 ? t->run : draw_run(t);
-    buffer_free(&path);
-    return comm_agree(t->world, error);
+    return found ? NULL
+                 : comm_agree(t->world, t->world->rank == 0 ? metrics_open(t->config->folder, NULL, NULL, &t->metrics) : NULL);
 }
 
 Error *trainer_write_files(Trainer *t) {

@@ -62,6 +62,10 @@ static const Key own_keys[] = {
     {"train.z_loss", KEY_FLOAT, AT(train.z_loss), "0", 0, 1,
      .help = "Weight of the squared logarithm of the softmax normaliser in the loss (z-loss); 1e-4 is usual, 0 is off."},
 
+    {"train.most_skipped", KEY_INT, AT(train.most_skipped), "50", 1, 1e9, .unit = "steps",
+     .help = "Steps in a row without a finite gradient after which the model counts as lost: the run ends with an error. Those "
+             "with which fp16's loss scale falls do not count."},
+
     {"train.type", KEY_CHOICE, AT(train.type), "auto", .choices = run_type_names,
      .help = "Type of weights and activations; sums and gradients are fp32 in any case. auto: bf16 on a card, fp32 on the CPU. "
              "fp16 adapts a loss scale."},

@@ -40,6 +40,7 @@ typedef struct RunConfig {
         int recompute;
         int64_t head_rows;
         double z_loss;
+        int64_t most_skipped;
         int type;  // RunType
         bool masters, graph, deterministic;
     } train;

@@ -47,7 +47,7 @@ static Error *open_all(const char *path, int64_t sequences, int threads, SavedRu
     Error *error;
     TRY_GOTO(error, out, run_config_read(&run->config, config_path, NULL, 0));
     TRY_GOTO(error, out, run_config_resolve(&run->config, 0, 1, config_path));
-    error = checkpoint_find(path, &run->checkpoint, &skipped);
+    error = checkpoint_find(path, INT64_MAX, 0, &run->checkpoint, &skipped);
     for (size_t i = 0; i < skipped.count; i++) {
         log_warning("%s", skipped.items[i]);
     }

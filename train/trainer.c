@@ -8,8 +8,7 @@
 #include <signal.h>
 #include <time.h>
 
-// This many steps in a row without a finite gradient mean that the model is lost.
-enum { MOST_SKIPPED_IN_A_ROW = 50 };
+enum { MOST_SKIPPED_AT_END = 10 };
 
 static volatile sig_atomic_t stop_requested;
 
@@ -160,6 +159,28 @@ static void print_step(const Trainer *t, const TrainRecord *r, double start, int
              text_duration(left, per_step * (double)(t->config->train.steps - r->step)));
 }
 
+// A streak of steps without a finite gradient: the model has gone where no step leads out of. What was saved before the streak
+// is kept (trainer_make_writer). All ranks have the same control, so all come here.
+static Error *check_streak(const Trainer *t, int64_t most) {
+    int64_t streak = t->control.skipped_in_a_row;
+    if (streak == 0 || streak < most) {
+        return NULL;
+    }
+    const char *folder = t->config->folder;
+    return comm_agree(t->world,
+                      failure("%s: the last %lld steps, to step %lld, had no finite gradient: the model is lost; to go on from "
+                              "before, move the checkpoints after step %lld out of %s/checkpoints and lower "
+                              "optimizer.learning_rate",
+                              folder, (long long)streak, (long long)t->told, (long long)(t->told - streak), folder));
+}
+
+// A run does not end well in a streak, if only a short one.
+static Error *check_end(const Trainer *t) {
+    int64_t most = t->config->train.most_skipped;
+    most = most < MOST_SKIPPED_AT_END ? most : MOST_SKIPPED_AT_END;
+    return check_streak(t, most < t->told ? most : t->told);
+}
+
 // Takes the results of the oldest step that is not told yet, and tells them.
 static Error *tell_step(Trainer *t) {
     TRY(receive_control(t));
@@ -169,12 +190,7 @@ static Error *tell_step(Trainer *t) {
     t->told_at = now;
     run_record_step(&t->record, seconds);
     if (control->skip != 0) {
-        if (control->skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW) {
-            return failure("%d steps in a row had no finite gradient (now step %lld): the model is lost; continue from an "
-                           "older checkpoint with a lower "
-                           "optimizer.learning_rate",
-                           MOST_SKIPPED_IN_A_ROW, (long long)t->told);
-        }
+        TRY(check_streak(t, t->config->train.most_skipped));
         log_info("step %lld is skipped: its gradient is not finite", (long long)t->told);
     }
     if (t->world->rank != 0) {
@@ -249,7 +265,8 @@ static Error *train_loop(Trainer *t, bool *stopped) {
             }
         }
     }
-    return trainer_finish_checkpoint(t, true);
+    TRY(trainer_finish_checkpoint(t, true));
+    return check_end(t);
 }
 
 // ---- The whole
@@ -280,7 +297,7 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(rehearse_exchange(t));
     if (t->step >= config->train.steps) {
         log_info("%s has done its %lld steps; raise train.steps to go on", config->folder, (long long)t->step);
-        return NULL;
+        return check_end(t);
     }
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

@@ -139,7 +139,7 @@ typedef struct Checkpoint Checkpoint;
 // The newest checkpoint of a run that verifies: manifest readable, all files there with the right size and checksum. `folder`
 // is the run's folder, or a checkpoint's own folder. *path is owned by the caller. Damaged ones are left alone; each adds a
 // line to `skipped` (may be NULL) that says which and why. None at all: ERROR_MISSING; only damaged ones: ERROR_DAMAGED.
-Error *checkpoint_find(const char *folder, char **path, Strings *skipped) MUST_CHECK;
+Error *checkpoint_find(const char *folder, int64_t before, uint64_t run, char **path, Strings *skipped) MUST_CHECK;
 
 // Opens a checkpoint folder: reads and checks its manifest; with `verify` also the size and checksum of every file.
 Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) MUST_CHECK;

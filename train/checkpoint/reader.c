@@ -243,7 +243,7 @@ static bool verifies(const char *path, Strings *skipped) {
     return false;
 }
 
-Error *checkpoint_find(const char *folder, char **path, Strings *skipped) {
+Error *checkpoint_find(const char *folder, int64_t before, uint64_t run, char **path, Strings *skipped) {
     *path = NULL;
     char *own_manifest = path_join(folder, MANIFEST_NAME);
     bool is_checkpoint = path_exists(own_manifest);
@@ -257,9 +257,13 @@ Error *checkpoint_find(const char *folder, char **path, Strings *skipped) {
     }
     char *checkpoints = steps_folder(folder);
     int64_t *steps = NULL;
-    int count = 0;
+    int count = 0, tried = 0;
     Error *error = steps_list(checkpoints, &steps, &count);
     for (int i = count - 1; i >= 0 && *path == NULL; i--) {
+        if (steps[i] >= before) {
+            continue;
+        }
+        tried++;
         char *candidate = steps_path(checkpoints, steps[i]);
         if (verifies(candidate, skipped)) {
             *path = candidate;
@@ -268,7 +272,7 @@ Error *checkpoint_find(const char *folder, char **path, Strings *skipped) {
         }
     }
     if (error == NULL && *path == NULL) {
-        error = count == 0
+        error = tried == 0
                     ? error_new(ERROR_MISSING, "%s holds no checkpoint", folder)
                     : damaged("%s: none of its %d checkpoints is whole; to start anew remove %s", folder, count, checkpoints);
     }
