@@ -199,7 +199,7 @@ static void measure_checkpoints(const Settings *settings, float *arrays[KINDS]) 
     if (world->rank == 0) {
         char *path;
         Checkpoint *checkpoint;
-        stop_on(checkpoint_find(settings->folder, &path, NULL));
+        stop_on(checkpoint_find(settings->folder, INT64_MAX, 0, &path, NULL));
         print_rate("checkpoint, found (all checksums, rank 0)", clock_seconds() - start, bytes);
         start = clock_seconds();
         stop_on(checkpoint_open(path, false, &checkpoint));

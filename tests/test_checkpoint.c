@@ -31,7 +31,7 @@ static void save_steps(const char *run, ToySplit split, int ranks, int kinds, co
 
 static int64_t found_step(const char *run, Strings *skipped) {
     char *path;
-    Error *error = checkpoint_find(run, &path, skipped);
+    Error *error = checkpoint_find(run, INT64_MAX, 0, &path, skipped);
     if (error != NULL) {
         int kind = error->kind == ERROR_MISSING ? -1 : -2;
         error_free(error);
@@ -88,12 +88,12 @@ static void test_find(void) {
     const char *run = check_folder();
     char *path;
     CHECK_I64(found_step(run, NULL), -1);
-    CHECK_FAILS(checkpoint_find(run, &path, NULL), "holds no checkpoint");
+    CHECK_FAILS(checkpoint_find(run, INT64_MAX, 0, &path, NULL), "holds no checkpoint");
     save_steps(run, TOY_RANGES, 2, 3, (int64_t[]){5, 10, -1});
     CHECK_I64(found_step(run, NULL), 10);
     // A checkpoint's own folder is found too; what did not commit is not.
     char *five = step_path(run, 5), *partial = memory_format("%s/checkpoints/step-00000011.partial", run);
-    CHECK_OK(checkpoint_find(five, &path, NULL));
+    CHECK_OK(checkpoint_find(five, INT64_MAX, 0, &path, NULL));
     CHECK_TEXT(path, five);
     free(path);
     CHECK_OK(folder_create(partial));

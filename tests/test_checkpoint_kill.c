@@ -71,7 +71,7 @@ static int64_t one_kill(const char *run, int64_t first, int stage, unsigned dela
 
     char *path = NULL;
     Strings skipped = {0};
-    Error *error = checkpoint_find(run, &path, &skipped);
+    Error *error = checkpoint_find(run, INT64_MAX, 0, &path, &skipped);
     int64_t found = -1;
     if (error == NULL) {
         found = strtoll(strrchr(path, '-') + 1, NULL, 10);
@@ -120,7 +120,7 @@ static void check_survived(const char *run, CheckpointEvent event, int64_t step,
         *committed = step;
     }
     CHECK_I64(folder_entries(folder), 2);  // the lock and one checkpoint
-    CHECK_OK(checkpoint_find(run, &path, NULL));
+    CHECK_OK(checkpoint_find(run, INT64_MAX, 0, &path, NULL));
     char *expected = steps_path(folder, *committed);
     CHECK_TEXT(path, expected);
     CHECK(toy_matches(path, 3, 1));

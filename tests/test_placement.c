@@ -568,7 +568,7 @@ static void check_save(Device *device, MomentType moments, Sharing from, Sharing
     CHECK(save(&saved, run) == CHECKPOINT_COMMITTED);
     char *path;
     Checkpoint *checkpoint;
-    CHECK_OK(checkpoint_find(run, &path, NULL));
+    CHECK_OK(checkpoint_find(run, INT64_MAX, 0, &path, NULL));
     CHECK_OK(checkpoint_open(path, true, &checkpoint));
     for (int r = 0; r < loaded.count; r++) {
         CHECK_OK(model_load(checkpoint, &loaded.rank[r].weights, true));

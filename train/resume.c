@@ -43,7 +43,7 @@ static Error *other_model(const Trainer *t, const char *checkpoint) {
     Error *error = run_config_read(&there, path, NULL, 0);
     error = error == NULL ? run_config_resolve(&there, 0, 1, path) : error;
     error = error == NULL ? model_config_same(&there.model, &t->config->model, checkpoint) : error;
-    Error *told = failure("%s; choose another folder, or remove this run",
+    Error *told = failure("%s; choose another folder for this model",
                           error != NULL ? error->message : "the checkpoint is of another model");
     error_free(error);
     run_config_free(&there);
@@ -69,12 +69,17 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     uint64_t corpus, order;
     TRY(json_field_i64(info->state, path, "batch_tokens", 1, INT64_MAX, &batch_tokens));
     TRY(json_field_i64(info->state, path, "sequence_length", 1, INT64_MAX, &length));
-    int64_t skipped, in_a_row, good;
+    int64_t skipped, in_a_row, good, tokens;
     double loss_scale;
-    TRY(json_field_i64(info->state, path, "skipped", 0, INT32_MAX, &skipped));
-    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, INT32_MAX, &in_a_row));
-    TRY(json_field_i64(info->state, path, "updates", 0, INT64_MAX, &t->control.updates));
-    TRY(json_field_i64(info->state, path, "good_steps", 0, INT32_MAX, &good));
+    // None of them counts more than the steps, and all have room to go on.
+    int64_t most = info->step < INT32_MAX / 2 ? info->step : INT32_MAX / 2;
+    TRY(json_field_i64(info->state, path, "skipped", 0, most, &skipped));
+    TRY(json_field_i64(info->state, path, "skipped_in_a_row", 0, most, &in_a_row));
+    TRY(json_field_i64(info->state, path, "updates", 0, info->step, &t->control.updates));
+    TRY(json_field_i64(info->state, path, "good_steps", 0, most, &good));
+    if (__builtin_mul_overflow(info->step, batch_tokens, &tokens)) {
+        return damaged("%s: so many steps of so many tokens are not possible", path);
+    }
     TRY(json_field_f64(info->state, path, "loss_scale", &loss_scale));
     t->control.skipped = (int32_t)skipped;
     t->control.skipped_in_a_row = (int32_t)in_a_row;
@@ -179,7 +184,9 @@ Error *trainer_resume(Trainer *t) {
     if (t->world->rank == 0) {
         char *found = NULL;
         Strings skipped = {0};
-        error = checkpoint_find(t->config->folder, &found, &skipped);
+        uint64_t run = 0;
+        error = checkpoint_run_of(t->config->folder, &run);
+        error = error == NULL ? checkpoint_find(t->config->folder, INT64_MAX, run, &found, &skipped) : error;
         for (size_t i = 0; i < skipped.count; i++) {
             log_warning("%s", skipped.items[i]);
         }
