@@ -230,7 +230,7 @@ static Error *read_text(const Key *keys, int count, void *base, const char *name
 
 static Error *read_file(const Key *keys, int count, void *base, const char *path, bool *seen, int include_depth) {
     Buffer text = {0};
-    Error *error = file_read(path, MOST_BYTES, &text);
+    Error *error = file_read_stream(path, MOST_BYTES, &text);
     if (error == NULL) {
         error = read_text(keys, count, base, path, text.data, text.size, seen, include_depth);
     }

@@ -43,24 +43,45 @@ bool path_is_folder(const char *path) {
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-static Error *open_for_reading(const char *path, int *descriptor, size_t *size) {
-    *descriptor = open(path, O_RDONLY | O_CLOEXEC);
+bool file_try_again(Error **error, int *tries) {
+    enum { MOST_TRIES = 6, FIRST_SLEEP_US = 50000 };
+    if (*error == NULL || !(*error)->passes || *tries == MOST_TRIES) {
+        return false;
+    }
+    error_free(*error);
+    *error = NULL;
+    usleep((useconds_t)FIRST_SLEEP_US << (*tries)++);
+    return true;
+}
+
+static Error *open_for_reading(const char *path, bool stream, int *descriptor, size_t *size) {
+    // Without O_NONBLOCK the opening of a pipe waits for its writer.
+    *descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | (stream ? 0 : O_NONBLOCK));
     if (*descriptor < 0) {
-        return error_system(errno, "%s cannot be opened", path);
+        return errno == ENXIO ? damaged("%s is a pipe, device or socket, a plain file is needed", path)
+                              : error_system(errno, "%s cannot be opened", path);
     }
     struct stat info;
-    if (fstat(*descriptor, &info) != 0 || S_ISDIR(info.st_mode)) {
+    Error *error = NULL;
+    if (fstat(*descriptor, &info) != 0) {
+        error = error_system(errno, "%s cannot be read", path);
+    } else if (S_ISDIR(info.st_mode)) {
+        error = damaged("%s is a folder, a file is needed", path);
+    } else if (!S_ISREG(info.st_mode) && !stream) {
+        error = damaged("%s is a pipe, device or socket, a plain file is needed", path);
+    }
+    if (error != NULL) {
         close(*descriptor);
-        return failure("%s is a folder, a file is needed", path);
+        return error;
     }
     *size = (size_t)info.st_size;
     return NULL;
 }
 
-Error *file_read(const char *path, size_t limit, Buffer *out) {
+static Error *read_once(const char *path, size_t limit, bool stream, Buffer *out) {
     int descriptor;
     size_t size = 0;
-    TRY(open_for_reading(path, &descriptor, &size));
+    TRY(open_for_reading(path, stream, &descriptor, &size));
     buffer_clear(out);
     Error *error = NULL;
     for (;;) {
@@ -88,12 +109,25 @@ Error *file_read(const char *path, size_t limit, Buffer *out) {
     return error;
 }
 
-Error *file_hash(const char *path, int64_t *bytes, uint64_t *hash) {
+Error *file_read(const char *path, size_t limit, Buffer *out) {
+    int tries = 0;
+    Error *error;
+    do {
+        error = read_once(path, limit, false, out);
+    } while (file_try_again(&error, &tries));
+    return error;
+}
+
+Error *file_read_stream(const char *path, size_t limit, Buffer *out) {
+    return read_once(path, limit, true, out);
+}
+
+static Error *hash_once(const char *path, int64_t *bytes, uint64_t *hash) {
     enum { PIECE = 1 << 20 };
     int descriptor;
     size_t size;
     *bytes = 0;
-    TRY(open_for_reading(path, &descriptor, &size));
+    TRY(open_for_reading(path, false, &descriptor, &size));
     Hasher *hasher = hasher_create();
     char *piece = memory_new(PIECE, 1);
     Error *error = NULL;
@@ -114,6 +148,15 @@ Error *file_hash(const char *path, int64_t *bytes, uint64_t *hash) {
     free(piece);
     hasher_destroy(hasher);
     close(descriptor);
+    return error;
+}
+
+Error *file_hash(const char *path, int64_t *bytes, uint64_t *hash) {
+    int tries = 0;
+    Error *error;
+    do {
+        error = hash_once(path, bytes, hash);
+    } while (file_try_again(&error, &tries));
     return error;
 }
 
@@ -186,7 +229,12 @@ Error *file_write(const char *path, const void *bytes, size_t size) {
 Error *file_map(const char *path, Mapped *out) {
     int descriptor;
     *out = (Mapped){0};
-    TRY(open_for_reading(path, &descriptor, &out->size));
+    Error *error;
+    int tries = 0;
+    do {
+        error = open_for_reading(path, false, &descriptor, &out->size);
+    } while (file_try_again(&error, &tries));
+    TRY(error);
     if (out->size > 0) {
         void *data = mmap(NULL, out->size, PROT_READ, MAP_PRIVATE, descriptor, 0);
         if (data == MAP_FAILED) {
@@ -232,19 +280,36 @@ Error *folder_create(const char *path) {
     return NULL;
 }
 
-Error *folder_list(const char *path, Strings *names) {
+static Error *list_once(const char *path, Strings *names) {
     DIR *folder = opendir(path);
     if (folder == NULL) {
         return error_system(errno, "folder %s cannot be read", path);
     }
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+    errno = 0;
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL; errno = 0) {
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
             strings_add(names, entry->d_name);
         }
     }
+    Error *error = errno != 0 ? error_system(errno, "folder %s cannot be read", path) : NULL;
     closedir(folder);
-    strings_sort(names);
-    return NULL;
+    return error;
+}
+
+Error *folder_list(const char *path, Strings *names) {
+    int tries = 0;
+    Error *error;
+    Strings listed = {0};
+    do {
+        strings_free(&listed);
+        error = list_once(path, &listed);
+    } while (file_try_again(&error, &tries));
+    strings_sort(&listed);
+    for (size_t i = 0; i < listed.count && error == NULL; i++) {
+        strings_add(names, listed.items[i]);
+    }
+    strings_free(&listed);
+    return error;
 }
 
 Error *folder_remove(const char *path) {

@@ -2,6 +2,9 @@
 //
 // A file is written beside its final name, fsynced, renamed, and its folder fsynced; a folder likewise. What did not
 // finish is left under a name that ends in ".partial" and is never read. Every error names the path.
+//
+// Only plain files are read: a folder, pipe, device or socket in the place of one is an ERROR_DAMAGED, found without waiting
+// for it. A read that the system refuses for a reason that passes is tried again for a few seconds.
 #pragma once
 
 #include "core/memory.h"
@@ -15,8 +18,14 @@ char *path_folder(const char *path);      // the part before it ("." where there
 bool path_exists(const char *path);
 bool path_is_folder(const char *path);
 
-// Reads a whole file. `limit` guards against absurd sizes (bytes).
+// Whether an operation is worth another try: it failed for a reason that passes (EIO, ESTALE, EAGAIN, EINTR, ETIMEDOUT) and
+// *tries, 0 at first, are not used up. Then it has slept a little, in all some seconds, and *error is freed and NULL.
+bool file_try_again(Error **error, int *tries);
+
+// Reads a whole file. `limit` guards against absurd sizes (bytes). file_read_stream also takes a pipe or terminal, which a
+// person named as input, and waits for its end.
 Error *file_read(const char *path, size_t limit, Buffer *out) MUST_CHECK;
+Error *file_read_stream(const char *path, size_t limit, Buffer *out) MUST_CHECK;
 
 // Replaces `path` by these bytes, atomically and durably.
 Error *file_write(const char *path, const void *bytes, size_t size) MUST_CHECK;

@@ -15,8 +15,14 @@ static Error *error_make(ErrorKind kind, const char *prefix_format, va_list argu
     ensure(length >= 0, "bad format %s", prefix_format);
     size_t head = (size_t)length, tail = suffix != NULL ? strlen(suffix) : 0;
     Error *error = malloc(sizeof(Error) + head + tail + 3);
-    ensure(error != NULL, "no memory for an error message");
+    if (error == NULL) {  // what went wrong is still told, on the way out that memory.h takes
+        fputs("athanor: out of memory, after this: ", stderr);
+        vfprintf(stderr, prefix_format, arguments);
+        fprintf(stderr, "%s%s\n", suffix != NULL ? ": " : "", suffix != NULL ? suffix : "");
+        exit(1);
+    }
     error->kind = kind;
+    error->passes = false;
     vsnprintf(error->message, head + 1, prefix_format, arguments);
     if (suffix != NULL) {
         memcpy(error->message + head, ": ", 2);
@@ -40,9 +46,12 @@ Error *error_system(int errno_value, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     char text[128];
+    bool missing = errno_value == ENOENT || errno_value == ENOTDIR;
     const char *reason = strerror_r(errno_value, text, sizeof text);
-    Error *error = error_make(errno_value == ENOENT ? ERROR_MISSING : ERROR_FAILURE, format, arguments, reason);
+    Error *error = error_make(missing ? ERROR_MISSING : ERROR_UNREADABLE, format, arguments, reason);
     va_end(arguments);
+    error->passes = errno_value == EIO || errno_value == ESTALE || errno_value == EAGAIN || errno_value == EINTR ||
+                    errno_value == ETIMEDOUT;
     return error;
 }
 
@@ -53,6 +62,7 @@ Error *error_wrap(Error *inner, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     Error *error = error_make(inner->kind, format, arguments, inner->message);
+    error->passes = inner->passes;
     va_end(arguments);
     free(inner);
     return error;

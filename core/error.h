@@ -12,12 +12,16 @@
 typedef enum ErrorKind {
     ERROR_FAILURE,  // the work could not be done: exit code 1
     ERROR_USAGE,    // the command line was wrong: exit code 2
-    ERROR_DAMAGED,  // a file exists but is not whole: a caller may fall back to an older one
+    ERROR_DAMAGED,  // a file was read and is not whole: a caller may fall back to an older one
     ERROR_MISSING,  // a file or folder does not exist
+    // The system refused (rights, a broken disk or network, too few descriptors, no memory), which says nothing about what is
+    // in the file: nobody may take it for damaged or missing.
+    ERROR_UNREADABLE,
 } ErrorKind;
 
 typedef struct Error {
     ErrorKind kind;
+    bool passes;  // ERROR_UNREADABLE that may be over in a moment: see file_try_again
     char message[];
 } Error;
 
@@ -27,7 +31,7 @@ typedef struct Error {
 // Makes an error. The message is copied; control characters in it become '?', so it stays one line. Never returns NULL.
 Error *error_new(ErrorKind kind, const char *format, ...) PRINTF_LIKE(2, 3) MUST_CHECK;
 
-// Makes an ERROR_FAILURE (ERROR_MISSING for ENOENT) whose message ends in strerror(errno_value).
+// Makes an ERROR_UNREADABLE (ERROR_MISSING for ENOENT and ENOTDIR) whose message ends in strerror(errno_value).
 Error *error_system(int errno_value, const char *format, ...) PRINTF_LIKE(2, 3) MUST_CHECK;
 
 // Puts context in front of a message: "context: message". Takes `inner`, keeps its kind. NULL stays NULL.

@@ -32,12 +32,12 @@ static Error *refuse_existing(const char *path) {
         return NULL;
     }
     if (!path_is_folder(path)) {
-        return failure("%s exists and is a file; remove it or choose another name", path);
+        return failure("%s exists and is a file; choose another name", path);
     }
     Strings names = {0};
     Error *error = folder_list(path, &names);
     if (error == NULL && names.count > 0) {
-        error = failure("%s exists already; remove it or choose another name", path);
+        error = failure("%s exists already; choose another name", path);
     }
     strings_free(&names);
     return error;

@@ -37,7 +37,7 @@ static Error *read_prompt(const Options *options, Buffer *prompt) {
         return usage_error("give --prompt or --prompt-file, not both");
     }
     if (options->prompt_file != NULL) {
-        return file_read(options->prompt_file, (size_t)1 << 30, prompt);
+        return file_read_stream(options->prompt_file, (size_t)1 << 30, prompt);
     }
     buffer_text(prompt, options->prompt != NULL ? options->prompt : "");
     return NULL;

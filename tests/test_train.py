@@ -345,7 +345,7 @@ def test_late_damage():
                 seal(record, another_digest("moment2"))
             result = subprocess.run([*line, "train.steps=70"], capture_output=True, text=True, env=RANKS_ENVIRONMENT)
             lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
-            check(result.returncode == 1 and len(lines) == 1 and "with none of its checkpoints all is well" in lines[0],
+            check(result.returncode == 1 and len(lines) == 1 and "can be taken; restore one from a copy" in lines[0],
                   f"{folder}: {result.returncode} {result.stderr[-900:]}")
             check(len(glob.glob(f"{folder}/checkpoints/step-*/manifest.json")) == 2, f"{folder}: checkpoints are gone")
 
@@ -359,6 +359,13 @@ def test_lost_model():
             part="the last 20 steps, to step 2")
         run("train", config, *wild, f"folder=short-{ranks}", "train.steps=14", code=1, ranks=ranks, part="to step 14, had no finite gradient")
         check(newest_step(f"short-{ranks}") == 14, "the end is saved")
+        # A rate that rises without end: what was saved before the streak stays, however many were saved in it.
+        run("train", config, *wild, f"folder=rise-{ranks}", "schedule.warmup_steps=3000", "train.steps=1000", "train.most_skipped=150",
+            "checkpoint.every=2", "checkpoint.keep_last=1", code=1, ranks=ranks, part="the last 150 steps, to step")
+        kept = [json.load(open(m)) for m in glob.glob(f"rise-{ranks}/checkpoints/step-????????/manifest.json")]
+        streaks = {m["step"]: m["state"]["skipped_in_a_row"] for m in kept}
+        last = max(streaks)
+        check((streaks[last] > 0 or ranks) and [s for s in streaks if streaks[s] == 0 and s <= last - streaks[last]], f"rise-{ranks}: {streaks}")
         run("train", config, *wild, f"folder=short-{ranks}", "train.steps=14", code=1, ranks=ranks, part="to step 14, had no finite gradient")
 
 

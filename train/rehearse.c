@@ -22,7 +22,7 @@ static Error *read_choices(const Trainer *t, const char *path, Buffer *text) {
     return memchr(text->data, 0, text->size) == NULL
                ? NULL
                : damaged(
-                     "%s holds bytes that are no text: remove it, and kernels are chosen anew; results then differ in their "
+                     "%s holds bytes that are no text: move it away, and kernels are chosen anew; results then differ in their "
                      "last bits",
                      path);
 }

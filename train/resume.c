@@ -13,7 +13,12 @@
 // ---- The run folder and resuming
 // --------------------------------------------------------------------------------------------------------
 
-Error *trainer_make_writer(Trainer *t) {
+// A checkpoint within a streak of steps without a finite gradient proves no model.
+static bool learned(const json_t *state) {
+    return json_integer_value(json_object_get(state, "skipped_in_a_row")) == 0;
+}
+
+static Error *make_writer(Trainer *t, int64_t total_bytes) {
     const RunConfig *config = t->config;
     if (t->world->rank == 0) {
         TRY(folder_create(config->folder));
@@ -24,6 +29,8 @@ Error *trainer_make_writer(Trainer *t) {
                            .ranks = t->world->size,
                            .keep_last = (int)config->checkpoint.keep_last,
                            .keep_every = config->checkpoint.keep_every,
+                           .learned = learned,
+                           .total_bytes = total_bytes,
                            .layout = mesh_layout(t->mesh, layout),
                            .model = model_config_hash(&config->model),
                            .seed = (uint64_t)config->seed,
@@ -34,6 +41,14 @@ Error *trainer_make_writer(Trainer *t) {
                            .fetch = model_parts_fetch,
                            .fetch_context = &t->parts};
     return checkpoint_writer_create(&plan, &t->writer);
+}
+
+Error *trainer_make_writer(Trainer *t) {
+    double total = (double)checkpoint_snapshot_bytes(t->parts.parts, t->parts.count);
+    TRY(comm_all_reduce_doubles(t->world, &total, 1, COMM_SUM));
+    // Rank 0 first, which makes the folder and takes what an interrupted save left out of the others' way.
+    TRY(comm_agree(t->world, t->world->rank == 0 ? make_writer(t, (int64_t)total) : NULL));
+    return comm_agree(t->world, t->world->rank != 0 ? make_writer(t, (int64_t)total) : NULL);
 }
 
 // The configuration that the run had until now.
@@ -199,7 +214,7 @@ static Error *find_checkpoint(const Trainer *t, int64_t before, Buffer *path) {
     if (t->world->rank == 0) {
         Strings skipped = {0};
         uint64_t run = 0;
-        error = run_record_id(t->config->folder, &run);
+        error = checkpoint_run_of(t->config->folder, &run);
         error = error == NULL ? checkpoint_find(t->config->folder, before, run, &found, &skipped) : error;
         for (size_t i = 0; i < skipped.count; i++) {
             log_warning("%s", skipped.items[i]);
@@ -223,8 +238,8 @@ static Error *go_on(Trainer *t, bool *found) {
     for (int64_t before = INT64_MAX;;) {
         Buffer path = {0};
         bool may_be_damage = false;
-        TRY_GOTO(error, out, find_checkpoint(t, before, &path));
-        if (path.size == 0) {
+        error = find_checkpoint(t, before, &path);
+        if (error != NULL || path.size == 0) {
             buffer_free(&path);
             break;
         }
@@ -233,27 +248,22 @@ static Error *go_on(Trainer *t, bool *found) {
         error = try_checkpoint(t, path.data, &may_be_damage);
         buffer_free(&path);
         if (error == NULL || (error->kind != ERROR_DAMAGED && !may_be_damage)) {
-            goto out;
+            break;
         }
-        if (t->world->rank == 0 && error->kind == ERROR_DAMAGED) {
+        if (error->kind != ERROR_DAMAGED) {
+            error_keep(&refused, error);
+            continue;
+        }
+        if (t->world->rank == 0) {
             log_warning("%s; the checkpoint before is tried", error->message);
         }
-        if (error->kind == ERROR_DAMAGED) {
-            error_free(error);
-        } else {
-            error_keep(&refused, error);
-        }
+        error_free(error);
     }
-    error = refused;
-    refused = NULL;
-    if (error == NULL && *found && t->world->rank == 0) {
-        error =
-            damaged("%s: with none of its checkpoints all is well, as the warnings tell; they are left as they are: restore "
-                    "one from a copy, or choose another folder",
-                    t->config->folder);
+    // That no older one is well says nothing new of the newest.
+    if (error != NULL && error->kind == ERROR_DAMAGED && refused != NULL) {
+        error_free(error);
+        return refused;
     }
-    error = comm_agree(t->world, error);
-out:
     error_free(refused);
     return error;
 }

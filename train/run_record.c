@@ -54,26 +54,6 @@ static Error *gather_hosts(Comm *world, json_t *hosts) {
     return error;
 }
 
-Error *run_record_id(const char *folder, uint64_t *out) {
-    char *path = path_join(folder, "run.json");
-    json_t *document = NULL;
-    *out = 0;
-    Error *error = json_read_file(path, 1 << 24, &document);
-    if (error == NULL && json_object_get(document, "id") != NULL) {
-        error = json_field_hex64(document, path, "id", out);
-    }
-    json_decref(document);
-    free(path);
-    if (error != NULL && error->kind == ERROR_DAMAGED) {
-        log_warning("%s: which run it is of is not known", error->message);
-    }
-    if (error != NULL && (error->kind == ERROR_MISSING || error->kind == ERROR_DAMAGED)) {
-        error_free(error);
-        error = NULL;
-    }
-    return error;
-}
-
 Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
                          uint64_t run, Comm *world) {
     json_t *hosts = json_array(), *plan = json_array();

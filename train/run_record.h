@@ -20,9 +20,6 @@ typedef struct RunRecord {
 void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
                       int64_t micro_batches);
 
-// The identity of the run in that folder, as run.json has it; 0 where that is not known.
-Error *run_record_id(const char *folder, uint64_t *out) MUST_CHECK;
-
 // Collective: gathers the host names; rank 0 writes the file. `run` is the run's identity, rank 0's counts.
 Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
                          uint64_t run, Comm *world) MUST_CHECK;

@@ -15,7 +15,9 @@ typedef struct SavedRun {
     Model *model;  // forward only
 } SavedRun;
 
-// `path`: a run folder (its newest good checkpoint; damaged ones are warned about) or a checkpoint folder inside one.
+// `path`: a run folder or a checkpoint folder inside one. Of a run folder it is the newest good checkpoint, whatever shows that
+// one is damaged, its loading too: those passed over are warned about. One that a training run removes in the meantime is
+// looked for again.
 // `sequences` of the run's sequence length fit the model. `threads` 0: all cores.
 Error *saved_run_open(const char *path, int64_t sequences, int threads, SavedRun *out) MUST_CHECK;
 void saved_run_close(SavedRun *run);

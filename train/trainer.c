@@ -280,7 +280,7 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, trainer_prepare(t)));
     TRY(trainer_compare_prepared(t));
     TRY(comm_agree(t->world, trainer_make_model(t)));
-    TRY(comm_agree(t->world, trainer_make_writer(t)));
+    TRY(trainer_make_writer(t));
     TRY(trainer_resume(t));
     if (t->world->rank == 0) {
         run_record_print(config, t->model, &t->corpus, t->order, t->mesh, t->micro_batches);

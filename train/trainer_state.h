@@ -64,7 +64,8 @@ Error *trainer_compare_given(const RunConfig *config, Comm *world) MUST_CHECK;
 Error *trainer_compare_prepared(const Trainer *t) MUST_CHECK;
 Error *trainer_compare_checkpoint(const Trainer *t, const char *path, const Checkpoint *checkpoint) MUST_CHECK;
 
-// resume.c: the run folder, and going on from a checkpoint. trainer_resume is collective and starts afresh where there is none.
+// resume.c: the run folder, and going on from a checkpoint. trainer_make_writer and trainer_resume are collective; the latter
+// starts afresh where there is none.
 Error *trainer_make_writer(Trainer *t) MUST_CHECK;
 Error *trainer_resume(Trainer *t) MUST_CHECK;
 Error *trainer_write_files(Trainer *t) MUST_CHECK;

@@ -374,14 +374,14 @@ Error *matmul_load_choices(Device *device, const char *text) {
         ProductChoice choice = {};
         if (!parse_choice(line, end, &choice)) {
             char shown[80];
-            return damaged("line %d is no choice of a kernel: '%s': remove it, and its product is chosen anew; results then "
+            return damaged("line %d is no choice of a kernel: '%s': take it out, and its product is chosen anew; results then "
                            "differ in their last bits",
                            number, show_line(line, end, shown));
         }
         if ((choice.body == BODY_CUBLAS && !HAVE_CUBLAS) || (choice.body == BODY_SM90 && card->architecture != 90)) {
             char shown[80];
             return failure("%s lacks the kernel of line %d, '%s', chosen on another card or by another build: go on there, or "
-                           "remove the file, and all are chosen anew; results then differ in their last bits",
+                           "move the file away, and all are chosen anew; results then differ in their last bits",
                            device->name, number, show_line(line, end, shown));
         }
         ProductChoice *known = choice_find(choices, &choice.shape);

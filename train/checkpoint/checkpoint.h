@@ -74,10 +74,14 @@ typedef struct CheckpointWriter CheckpointWriter;
 typedef struct CheckpointPlan {
     const char *run_folder;
     int rank, ranks;
-    int keep_last;       // committed checkpoints kept, the newest ones; at least 1
+    int keep_last;       // committed checkpoints kept, the newest ones that are good (retention.h); at least 1
     int64_t keep_every;  // and those whose step is a multiple of it; 0: none
-    const char *layout;  // of the ranks, for people: "data 2"
-    uint64_t model;      // a hash of what makes a model the same; resume compares it
+    // Whether the model of a checkpoint with that state was made by steps that learned. It is called in the thread that writes.
+    // NULL: all were.
+    bool (*learned)(const json_t *state);
+    int64_t total_bytes;  // of one save over all ranks; 0: not known
+    const char *layout;   // of the ranks, for people: "data 2"
+    uint64_t model;       // a hash of what makes a model the same; resume compares it
     uint64_t seed;
     const CheckpointTensor *tensors;
     int tensor_count;
@@ -99,8 +103,10 @@ typedef enum CheckpointEvent {
 // The snapshot's size in bytes on this rank, for the memory plan.
 size_t checkpoint_snapshot_bytes(const CheckpointPart *parts, int count);
 
-// Copies the plan (what fetch_context points at stays the caller's), allocates the snapshot, starts the thread. Rank 0 also
-// creates the folder, takes its lock (a second run in the same folder is an error) and removes what unfinished saves left.
+// Copies the plan (what fetch_context points at stays the caller's), allocates the snapshot, lays the rank's file out, starts
+// the thread. Rank 0 also creates the folder, takes its lock (a second run in the same folder is an error that names it),
+// removes what unfinished saves left, and sees whether a save can succeed: that the folder can be written, and that there is
+// room for total_bytes, are needed; room for less than keep_last + 1 saves is a warning.
 Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **out) MUST_CHECK;
 
 // Waits for this rank's thread and frees everything. A save that has not been committed by then is lost: see
@@ -136,14 +142,35 @@ CheckpointTime checkpoint_writer_time(const CheckpointWriter *writer);
 
 typedef struct Checkpoint Checkpoint;
 
-// The newest checkpoint of a run that verifies: manifest readable, all files there with the right size and checksum. `folder`
-// is the run's folder, or a checkpoint's own folder. *path is owned by the caller. Damaged ones are left alone; each adds a
-// line to `skipped` (may be NULL) that says which and why. None at all: ERROR_MISSING; only damaged ones: ERROR_DAMAGED.
+// The newest checkpoint of a run, of a step before `before` (INT64_MAX: of any), that verifies: manifest readable and of the
+// folder's step, all files there with the right size and checksum, of the course of training `run` (0: of any). One of version
+// 1 does not say its run: it is taken, unless an older checkpoint of the folder is of `run`, which then began before the
+// newer one was written. `folder` is the run's folder, or a checkpoint's own folder, where `before` and `run` do not count.
+// *path is owned by the caller. What is passed over is left alone and adds a line to `skipped` (may be NULL) that says which
+// and why.
+//
+// No checkpoint in the folder at all: ERROR_MISSING. None before `before` that can be taken: ERROR_DAMAGED. What cannot be read
+// now, after some seconds, may be good, so it ends the search: ERROR_UNREADABLE. One that another process removes in the
+// meantime is not missed: the search begins anew.
 Error *checkpoint_find(const char *folder, int64_t before, uint64_t run, char **path, Strings *skipped) MUST_CHECK;
 
-// Opens a checkpoint folder: reads and checks its manifest; with `verify` also the size and checksum of every file.
+// The course of training that a run's folder is of: "id" of its run.json; 0 where there is none, or, with a warning, where it
+// is damaged.
+Error *checkpoint_run_of(const char *folder, uint64_t *run) MUST_CHECK;
+
+// Opens a checkpoint folder: reads and checks its manifest and the sizes of its files; with `verify` also their checksums.
+// ERROR_MISSING: the whole folder is not there; a file that is missing in it is ERROR_DAMAGED.
 Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) MUST_CHECK;
 void checkpoint_close(Checkpoint *checkpoint);
+
+// Looks at all checksums, unless this process has found them right before, here or with `verify`, under the same manifest.
+Error *checkpoint_whole(Checkpoint *checkpoint) MUST_CHECK;
+// The same as if checkpoint_whole had succeeded: the files were read back by those who wrote them.
+void checkpoint_known_whole(const Checkpoint *checkpoint);
+
+// Reads all that is in it and compares it with the digests: what a resume would find only while it loads. Checkpoints of
+// version 1 have none; of them all datasets must be there.
+Error *checkpoint_check_contents(Checkpoint *checkpoint) MUST_CHECK;
 
 typedef struct CheckpointInfo {
     uint64_t run;  // 0: written before runs had an identity
@@ -180,8 +207,8 @@ bool checkpoint_fingerprint(const Checkpoint *checkpoint, uint64_t *out);
 Error *checkpoint_attach_base(Checkpoint *checkpoint, Checkpoint *base) MUST_CHECK;
 
 // Reads boxes of a logical tensor into out[0 ..] in the list's order, exactly as the fp32 values that they stand for, from
-// however many files hold them. What is not there is an error that names tensor and kind. May be called from any thread; calls
-// exclude each other.
+// however many files hold them. What is not there is an error that names tensor and kind. ERROR_MISSING: another process
+// removed the checkpoint. May be called from any thread; calls exclude each other.
 Error *checkpoint_read(Checkpoint *checkpoint, const char *name, const char *kind, const Box *boxes, int count,
                        float *out) MUST_CHECK;
 

@@ -404,7 +404,7 @@ static Error *parse_document(const char *where, Manifest *m) {
     if (version > 1) {
         TRY(parse_identity(where, root, m));
     }
-    TRY(json_field_i64(root, where, "step", 0, INT64_MAX, &m->step));
+    TRY(json_field_i64(root, where, "step", 0, MANIFEST_MOST_STEP, &m->step));
     TRY(json_field_i64(root, where, "ranks", 1, MANIFEST_MOST_RANKS, &ranks));
     m->ranks = (int)ranks;
     TRY(json_field_string(root, where, "layout", &m->layout));

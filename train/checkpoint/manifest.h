@@ -38,6 +38,7 @@ enum {
     MANIFEST_NAME_BYTES = 200,
     MANIFEST_KIND_BYTES = 32,
 };
+#define MANIFEST_MOST_STEP ((int64_t)9000000000000000)  // as train.steps
 #define MANIFEST_MOST_BYTES ((size_t)256 << 20)
 #define MANIFEST_MOST_ELEMENTS ((int64_t)1 << 48)  // of one tensor; a petabyte
 

@@ -2,13 +2,15 @@
 #define H5_USE_110_API  // the same calls with newer libraries
 #include "train/checkpoint/parts_h5.h"
 
-#include "core/memory.h"
+#include "core/durable.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <hdf5.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -32,24 +34,32 @@ static void leave(void) {
     pthread_mutex_unlock(&lock);
 }
 
-// H5Ewalk's first call upward is the innermost frame: the reason. Where the system refused something, its words are enough:
+typedef struct Reason {
+    char text[256];
+    int system;  // the system call's errno, ENOMEM where HDF5 had no memory; 0: HDF5 did not like what it read
+} Reason;
+
+// H5Ewalk's first call upward is the innermost frame: the reason. Where the system refused something, its number is enough:
 // "file write failed: time = ..., errno = 28, error message = 'No space left on device', buf = ...".
 static herr_t keep_first(unsigned n, const H5E_error2_t *frame, void *context) {
-    static const char system_words[] = "error message = '";
+    static const char system_number[] = "errno = ";
     if (n == 0 && frame->desc != NULL) {
-        char *text = context;
-        const char *words = strstr(frame->desc, system_words);
-        snprintf(text, 256, "%s", words != NULL ? words + strlen(system_words) : frame->desc);
-        text[strcspn(text, words != NULL ? "'" : "\n")] = 0;
+        Reason *reason = context;
+        const char *number = strstr(frame->desc, system_number);
+        snprintf(reason->text, sizeof reason->text, "%s", frame->desc);
+        reason->text[strcspn(reason->text, "\n")] = 0;
+        bool memory = frame->maj_num == H5E_RESOURCE && (frame->min_num == H5E_NOSPACE || frame->min_num == H5E_CANTALLOC);
+        reason->system = number != NULL ? atoi(number + strlen(system_number)) : memory ? ENOMEM : 0;
     }
     return 0;
 }
 
 static Error *h5_failure(const char *file, const char *what) {
-    char reason[256] = "no reason given";
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, reason);
+    Reason reason = {.text = "no reason given"};
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_first, &reason);
     H5Eclear2(H5E_DEFAULT);
-    return damaged("%s: %s: HDF5: %s", file, what, reason);
+    return reason.system != 0 ? error_system(reason.system, "%s: %s: HDF5", file, what)
+                              : damaged("%s: %s: HDF5: %s", file, what, reason.text);
 }
 
 // Closes an object unless it was never opened.
@@ -180,7 +190,8 @@ static Error *create_dataset(const char *file, hid_t handle, hid_t links, hid_t 
     return error;
 }
 
-Error *h5_create(const char *file, H5Dataset *datasets, int count, int64_t *bytes) {
+// Makes `file` (replaced if it exists) with these datasets, their numbers not written.
+static Error *create_file(const char *file, H5Dataset *datasets, int count) {
     enter();
     hid_t access = access_properties(), links = H5Pcreate(H5P_LINK_CREATE), creation = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_create_intermediate_group(links, 1);
@@ -206,20 +217,88 @@ Error *h5_create(const char *file, H5Dataset *datasets, int count, int64_t *byte
     close_with(H5Pclose, links);
     close_with(H5Pclose, access);
     leave();
-    struct stat info;
-    if (error == NULL && stat(file, &info) != 0) {
-        error = error_system(errno, "%s cannot be read back", file);
-    }
-    if (error == NULL) {
-        *bytes = info.st_size;
-        for (int i = 0; i < count; i++) {
-            int64_t end = datasets[i].offset + bytes_of(&datasets[i]);
-            *bytes = end > *bytes ? end : *bytes;
-        }
-    } else {
+    if (error != NULL && error->kind == ERROR_DAMAGED) {
         error->kind = ERROR_FAILURE;  // our own file: not damaged, but impossible to write
     }
     return error;
+}
+
+static int compare_gaps(const void *left, const void *right) {
+    const H5Gap *a = left, *b = right;
+    return (a->offset > b->offset) - (a->offset < b->offset);
+}
+
+// The gaps between the datasets of a file of `size` bytes, in rising order.
+static void find_gaps(H5Layout *layout, int64_t size) {
+    H5Gap *taken = memory_new((size_t)layout->count, sizeof *taken);
+    for (int i = 0; i < layout->count; i++) {
+        taken[i] = (H5Gap){layout->datasets[i].offset, bytes_of(&layout->datasets[i])};
+    }
+    qsort(taken, (size_t)layout->count, sizeof *taken, compare_gaps);
+    layout->gaps = memory_new((size_t)layout->count + 1, sizeof *layout->gaps);
+    int64_t at = 0;
+    for (int i = 0; i < layout->count; i++) {
+        if (taken[i].offset > at) {
+            layout->gaps[layout->gap_count++] = (H5Gap){at, taken[i].offset - at};
+        }
+        ensure(taken[i].offset >= at, "datasets overlap at %lld", (long long)at);
+        at = taken[i].offset + taken[i].bytes;
+    }
+    if (size > at) {
+        layout->gaps[layout->gap_count++] = (H5Gap){at, size - at};
+    }
+    layout->bytes = size > at ? size : at;
+    free(taken);
+}
+
+static Error *read_gaps(const char *file, H5Layout *layout) {
+    int descriptor = open(file, O_RDONLY | O_CLOEXEC);
+    struct stat info;
+    if (descriptor < 0 || fstat(descriptor, &info) != 0) {
+        Error *error = error_system(errno, "%s cannot be read back", file);
+        if (descriptor >= 0) {
+            close(descriptor);
+        }
+        return error;
+    }
+    find_gaps(layout, info.st_size);
+    Error *error = NULL;
+    for (int i = 0; i < layout->gap_count && error == NULL; i++) {
+        const H5Gap *gap = &layout->gaps[i];
+        buffer_reserve(&layout->structure, (size_t)gap->bytes);
+        ssize_t got = pread(descriptor, layout->structure.data + layout->structure.size, (size_t)gap->bytes, gap->offset);
+        if (got != gap->bytes) {
+            error = error_system(got < 0 ? errno : EIO, "%s cannot be read back", file);
+        }
+        layout->structure.size += (size_t)gap->bytes;
+    }
+    close(descriptor);
+    return error;
+}
+
+Error *h5_lay_out(const char *scratch, H5Dataset *datasets, int count, H5Layout *out) {
+    *out = (H5Layout){.datasets = datasets, .count = count};
+    Error *error = create_file(scratch, datasets, count);
+    if (error == NULL) {
+        error = h5_locate(scratch, datasets, count);  // a reader will find everything
+    }
+    if (error == NULL) {
+        error = read_gaps(scratch, out);
+    }
+    unlink(scratch);
+    if (error != NULL) {
+        out->datasets = NULL;
+        out->count = 0;
+        h5_layout_free(out);
+    }
+    return error;
+}
+
+void h5_layout_free(H5Layout *layout) {
+    h5_free(layout->datasets, layout->count);
+    free(layout->gaps);
+    buffer_free(&layout->structure);
+    *layout = (H5Layout){0};
 }
 
 // ---- reading ----

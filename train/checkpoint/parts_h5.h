@@ -2,8 +2,9 @@
 //
 // HDF5 makes and reads the file's structure; the numbers themselves are written and read with plain system calls at the
 // place that HDF5 gave them. That is allowed because the datasets are contiguous, uncompressed and little-endian, and it
-// keeps what often fails (a full disk in the middle of gigabytes) out of a library that recovers badly from it. The result is
-// an ordinary file for h5dump and h5py.
+// keeps what often fails (a full disk in the middle of gigabytes, a machine short of memory) out of a library that does not
+// recover from it. The structure is the same at every save of a run, so HDF5 makes it once, before the first step, and a save
+// writes those bytes. The result is an ordinary file for h5dump and h5py.
 //
 // HDF5 is not used by two threads at once: one lock stands around every use. Its error stack is silenced and becomes our
 // message.
@@ -31,11 +32,26 @@ typedef struct H5Dataset {
 int h5_part(const CheckpointTensor *tensor, const CheckpointPart *part, H5Dataset out[2]);
 void h5_free(H5Dataset *datasets, int count);  // the paths and the array
 
-// Creates `file` (replaced if it exists) with these datasets, their numbers not yet written, and fills in the offsets. `bytes`
-// gets the size that the file must have in the end.
-Error *h5_create(const char *file, H5Dataset *datasets, int count, int64_t *bytes) MUST_CHECK;
+// What a file of some datasets has beside their numbers: `structure` holds the bytes of the gaps, one after the other, which
+// together with the datasets are the whole file.
+typedef struct H5Gap {
+    int64_t offset, bytes;
+} H5Gap;
+typedef struct H5Layout {
+    H5Dataset *datasets;
+    int count;
+    H5Gap *gaps;
+    int gap_count;
+    Buffer structure;
+    int64_t bytes;  // of the file
+} H5Layout;
 
-// Finds these datasets in an existing file, which may be hostile, and fills in the offsets. Each must be what h5_create
+// Lays these datasets out (taken where it succeeds; release with h5_layout_free) by making an empty file of them at `scratch`,
+// which is removed again, and fills in the offsets.
+Error *h5_lay_out(const char *scratch, H5Dataset *datasets, int count, H5Layout *out) MUST_CHECK;
+void h5_layout_free(H5Layout *layout);
+
+// Finds these datasets in an existing file, which may be hostile, and fills in the offsets. Each must be what h5_lay_out
 // makes: reached by hard links, of that type and these extents, contiguous, no filters, no external files, and inside the
-// file.
+// file. ERROR_DAMAGED where it is not; what the system refused is none (core/error.h).
 Error *h5_locate(const char *file, H5Dataset *datasets, int count) MUST_CHECK;

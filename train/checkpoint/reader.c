@@ -13,12 +13,14 @@
 #include "core/digest.h"
 #include "core/durable.h"
 #include "core/hash.h"
+#include "core/log.h"
 #include "kernels/values.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -32,27 +34,74 @@ struct Checkpoint {
     Manifest manifest;
     CheckpointInfo info;
     Checkpoint *base;  // the caller's, NULL until attached
+    uint64_t key;      // of its manifest in its folder
     pthread_mutex_t mutex;
     StoredAt *places;  // of each part
     bool *located;     // of each file: the places of its parts are known
 };
 
+// ---- what was found whole before ----
+
+static pthread_mutex_t whole_mutex = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t *whole_keys;  // of manifests, which name all checksums, in their folders; for the life of the process
+static int whole_count, whole_capacity;
+
+static bool whole_before(uint64_t key) {
+    bool found = false;
+    pthread_mutex_lock(&whole_mutex);
+    for (int i = 0; i < whole_count && !found; i++) {
+        found = whole_keys[i] == key;
+    }
+    pthread_mutex_unlock(&whole_mutex);
+    return found;
+}
+
+void checkpoint_known_whole(const Checkpoint *c) {
+    if (!whole_before(c->key)) {
+        pthread_mutex_lock(&whole_mutex);
+        array_push(whole_keys, whole_count, whole_capacity, c->key);
+        pthread_mutex_unlock(&whole_mutex);
+    }
+}
+
 // ---- opening ----
+
+// What it means that a file of this folder was not read. Too large for what it should be is damage, and so is a file that is
+// missing in a folder that is there, for one that is removed goes as a whole, by a rename. A link that leads nowhere is of a
+// disk that is not there now.
+static Error *judge(const char *folder, Error *error) {
+    struct stat info;
+    if (error != NULL && error->kind == ERROR_MISSING && lstat(folder, &info) == 0) {
+        error->kind = stat(folder, &info) == 0 ? ERROR_DAMAGED : ERROR_UNREADABLE;
+    } else if (error != NULL && error->kind == ERROR_FAILURE) {
+        error->kind = ERROR_DAMAGED;
+    }
+    return error;
+}
+
+static Error *look_at(const char *path, struct stat *info) {
+    int tries = 0;
+    Error *error;
+    do {
+        error = lstat(path, info) != 0 ? error_system(errno, "%s cannot be read", path) : NULL;
+    } while (file_try_again(&error, &tries));
+    return error;
+}
 
 static Error *verify_file(const char *folder, const ManifestFile *file, bool checksum) {
     char *path = path_join(folder, file->name);
     struct stat info;
-    Error *error = NULL;
     int64_t bytes = 0;
     uint64_t hash = 0;
-    if (lstat(path, &info) != 0) {
-        error = error_system(errno, "%s cannot be read", path);
+    Error *error = look_at(path, &info);
+    if (error != NULL) {
+        error = judge(folder, error);
     } else if (!S_ISREG(info.st_mode)) {
         error = damaged("%s is not a plain file", path);
     } else if (info.st_size != file->bytes) {
         error = damaged("%s has %lld bytes, not %" PRId64, path, (long long)info.st_size, file->bytes);
     } else if (checksum) {
-        error = file_hash(path, &bytes, &hash);
+        error = judge(folder, file_hash(path, &bytes, &hash));
         if (error == NULL && (bytes != file->bytes || hash != file->hash)) {
             error = damaged("%s: its checksum is not the one in the manifest", path);
         }
@@ -61,11 +110,20 @@ static Error *verify_file(const char *folder, const ManifestFile *file, bool che
     return error;
 }
 
-static Error *read_manifest(const char *folder, Manifest *out) {
+static Error *verify_files(const char *folder, const Manifest *manifest, bool checksums) {
+    for (int i = 0; i < manifest->file_count; i++) {
+        TRY(verify_file(folder, &manifest->files[i], checksums));
+    }
+    return NULL;
+}
+
+// `key` tells this manifest in this folder from any other.
+static Error *read_manifest(const char *folder, Manifest *out, uint64_t *key) {
     char *path = path_join(folder, MANIFEST_NAME);
     Buffer text = {0};
     Error *error = file_read(path, MANIFEST_MOST_BYTES, &text);
     if (error == NULL) {
+        *key = hash64_seeded(text.data, text.size, hash64(folder, strlen(folder)));
         error = manifest_parse(path, text.data, text.size, out);
     }
     // Which one is the newest is told by the folders' names.
@@ -76,21 +134,24 @@ static Error *read_manifest(const char *folder, Manifest *out) {
     }
     buffer_free(&text);
     free(path);
-    return error;
+    return judge(folder, error);
 }
 
 Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
     *out = NULL;
     Manifest manifest = {0};
-    TRY(read_manifest(path, &manifest));
+    uint64_t key = 0;
+    TRY(read_manifest(path, &manifest, &key));
+    Error *error = verify_files(path, &manifest, verify);
     int64_t total = 0;
-    for (int i = 0; i < manifest.file_count; i++) {
-        Error *error = verify_file(path, &manifest.files[i], verify);
-        if (error != NULL) {
-            manifest_free(&manifest);
-            return error;
+    for (int i = 0; i < manifest.file_count && error == NULL; i++) {
+        if (__builtin_add_overflow(total, manifest.files[i].bytes, &total)) {
+            error = damaged("%s: its files are too large together", path);
         }
-        total += manifest.files[i].bytes;
+    }
+    if (error != NULL) {
+        manifest_free(&manifest);
+        return error;
     }
     Checkpoint *c = memory_zeroed(1, sizeof *c);
     c->path = memory_string(path);
@@ -109,7 +170,19 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
                                .tensor_count = manifest.tensor_count,
                                .bytes = total};
     pthread_mutex_init(&c->mutex, NULL);
+    c->key = key;
+    if (verify) {
+        checkpoint_known_whole(c);
+    }
     *out = c;
+    return NULL;
+}
+
+Error *checkpoint_whole(Checkpoint *c) {
+    if (!whole_before(c->key)) {
+        TRY(verify_files(c->path, &c->manifest, true));
+        checkpoint_known_whole(c);
+    }
     return NULL;
 }
 
@@ -226,58 +299,172 @@ Error *checkpoint_attach_base(Checkpoint *c, Checkpoint *base) {
 
 // ---- finding ----
 
-// Tries one checkpoint; what is wrong with it becomes a line of `skipped`.
-static bool verifies(const char *path, Strings *skipped) {
-    Checkpoint *checkpoint;
-    Error *error = checkpoint_open(path, true, &checkpoint);
-    if (error == NULL) {
-        checkpoint_close(checkpoint);
-        return true;
+Error *checkpoint_run_of(const char *folder, uint64_t *run) {
+    *run = 0;
+    char *path = path_join(folder, "run.json");
+    json_t *document = NULL;
+    Error *error = json_read_file(path, MANIFEST_MOST_BYTES, &document);
+    if (error == NULL && json_object_get(document, "id") != NULL) {
+        error = json_field_hex64(document, path, "id", run);
     }
-    if (skipped != NULL) {
-        char *line = memory_format("%s is damaged and was skipped: %s", path_name(path), error->message);
-        strings_add(skipped, line);
+    if (error != NULL && error->kind == ERROR_DAMAGED) {
+        log_warning("%s; so a checkpoint of another run is not told from this one's", error->message);
+        *run = 0;
+    }
+    if (error != NULL && error->kind != ERROR_UNREADABLE) {
+        error_free(error);
+        error = NULL;
+    }
+    json_decref(document);
+    free(path);
+    return error;
+}
+
+// What the search is for, and where.
+typedef struct Search {
+    char *folder;  // of checkpoints
+    int64_t *steps;
+    int count;
+    uint64_t run;
+    Strings *skipped;
+} Search;
+
+static void skip(const Search *s, const char *path, const char *how, const char *reason) {
+    if (s->skipped != NULL) {
+        char *line = memory_format("%s %s and was skipped: %s", path_name(path), how, reason);
+        strings_add(s->skipped, line);
         free(line);
     }
-    error_free(error);
-    return false;
+}
+
+// Whether a checkpoint before steps[at] says that it is of the run.
+static Error *run_before(const Search *s, int at, bool *found) {
+    *found = false;
+    for (int i = at - 1; i >= 0 && !*found; i--) {
+        char *path = steps_path(s->folder, s->steps[i]);
+        Manifest manifest = {0};
+        uint64_t key;
+        Error *error = read_manifest(path, &manifest, &key);
+        free(path);
+        if (error != NULL && error->kind == ERROR_UNREADABLE) {
+            return error;
+        }
+        error_free(error);
+        *found = manifest.run == s->run;
+        manifest_free(&manifest);
+    }
+    return NULL;
+}
+
+// Whether steps[at], which verifies, is of the run; if not a line says so.
+static Error *of_the_run(const Search *s, int at, const char *path, const CheckpointInfo *info, bool *is) {
+    *is = s->run == 0 || info->run == s->run;
+    bool contradicted = false;
+    char reason[128];
+    if (!*is && info->run == 0) {
+        TRY(run_before(s, at, &contradicted));
+        *is = !contradicted;
+        snprintf(reason, sizeof reason, "it is of version 1, but older ones are of this run, %016" PRIx64 ", already", s->run);
+    } else {
+        snprintf(reason, sizeof reason, "its run is %016" PRIx64 ", this folder's %016" PRIx64, info->run, s->run);
+    }
+    if (!*is) {
+        skip(s, path, "is of another run", reason);
+    }
+    return NULL;
+}
+
+// Tries one checkpoint; what is wrong with it becomes a line. An error ends the search: ERROR_MISSING where it vanished.
+static Error *try_step(const Search *s, int at, const char *path, bool *good) {
+    Checkpoint *checkpoint;
+    *good = false;
+    Error *error = checkpoint_open(path, true, &checkpoint);
+    if (error == NULL) {
+        error = of_the_run(s, at, path, checkpoint_info(checkpoint), good);
+        checkpoint_close(checkpoint);
+    } else if (error->kind == ERROR_DAMAGED) {
+        skip(s, path, "is damaged", error->message);
+        error_free(error);
+        error = NULL;
+    } else if (error->kind != ERROR_MISSING) {
+        error = error_wrap(error, "%s may be good, but cannot be read now, so nothing older is taken", path);
+    }
+    return error;
+}
+
+static Error *search(const Search *s, int64_t before, char **path) {
+    Error *error = NULL;
+    for (int i = s->count - 1; i >= 0 && *path == NULL && error == NULL; i--) {
+        char *candidate = steps_path(s->folder, s->steps[i]);
+        bool good = false;
+        error = s->steps[i] < before ? try_step(s, i, candidate, &good) : NULL;
+        if (good && error == NULL) {
+            *path = candidate;
+        } else {
+            free(candidate);
+        }
+    }
+    if (error != NULL || *path != NULL) {
+        return error;
+    }
+    if (s->count == 0) {
+        return error_new(ERROR_MISSING, "%s holds no checkpoint", s->folder);
+    }
+    return damaged("%s: none of its %d checkpoints%s can be taken; restore one from a copy, or choose another folder for a new "
+                   "run",
+                   s->folder, s->count, before < INT64_MAX ? " before the damaged one" : "");
+}
+
+// Whether the folder is a checkpoint itself: it holds a manifest.
+static Error *is_checkpoint(const char *folder, bool *is) {
+    char *manifest = path_join(folder, MANIFEST_NAME);
+    struct stat info;
+    Error *error = look_at(manifest, &info);
+    *is = error == NULL;
+    if (error != NULL && error->kind == ERROR_MISSING) {
+        error_free(error);
+        error = NULL;
+    }
+    free(manifest);
+    return error;
 }
 
 Error *checkpoint_find(const char *folder, int64_t before, uint64_t run, char **path, Strings *skipped) {
+    enum { MOST_TRIES = 20, PAUSE_US = 20000 };  // a run that saves removes one checkpoint in seconds
     *path = NULL;
-    char *own_manifest = path_join(folder, MANIFEST_NAME);
-    bool is_checkpoint = path_exists(own_manifest);
-    free(own_manifest);
-    if (is_checkpoint) {
+    bool itself;
+    TRY(is_checkpoint(folder, &itself));
+    if (itself) {
         Checkpoint *checkpoint;
         TRY(checkpoint_open(folder, true, &checkpoint));
         checkpoint_close(checkpoint);
         *path = memory_string(folder);
         return NULL;
     }
-    char *checkpoints = steps_folder(folder);
-    int64_t *steps = NULL;
-    int count = 0, tried = 0;
-    Error *error = steps_list(checkpoints, &steps, &count);
-    for (int i = count - 1; i >= 0 && *path == NULL; i--) {
-        if (steps[i] >= before) {
-            continue;
+    Error *error = NULL;
+    bool none = true;
+    for (int tries = 0; tries < MOST_TRIES; tries++) {
+        Strings lines = {0};
+        Search s = {.folder = steps_folder(folder), .run = run, .skipped = skipped != NULL ? &lines : NULL};
+        error_free(error);
+        error = steps_list(s.folder, &s.steps, &s.count);
+        error = error == NULL ? search(&s, before, path) : error;
+        none = s.count == 0;
+        bool vanished = error != NULL && error->kind == ERROR_MISSING && !none;
+        for (size_t i = 0; i < lines.count && !vanished; i++) {
+            strings_add(skipped, lines.items[i]);
         }
-        tried++;
-        char *candidate = steps_path(checkpoints, steps[i]);
-        if (verifies(candidate, skipped)) {
-            *path = candidate;
-        } else {
-            free(candidate);
+        strings_free(&lines);
+        free(s.steps);
+        free(s.folder);
+        if (!vanished) {
+            break;
         }
+        usleep(PAUSE_US);
     }
-    if (error == NULL && *path == NULL) {
-        error = tried == 0
-                    ? error_new(ERROR_MISSING, "%s holds no checkpoint", folder)
-                    : damaged("%s: none of its %d checkpoints is whole; to start anew remove %s", folder, count, checkpoints);
+    if (error != NULL && error->kind == ERROR_MISSING && !none) {
+        error->kind = ERROR_UNREADABLE;  // one vanished in every look
     }
-    free(steps);
-    free(checkpoints);
     return error;
 }
 
@@ -303,7 +490,11 @@ static Error *locate_file(Checkpoint *c, int file) {
         }
     }
     char *path = path_join(c->path, m->files[file].name);
-    Error *error = h5_locate(path, datasets, count);
+    int tries = 0;
+    Error *error;
+    do {
+        error = judge(c->path, h5_locate(path, datasets, count));
+    } while (file_try_again(&error, &tries));
     free(path);
     for (int i = 0, at = 0; i < m->part_count; i++) {
         if (m->parts[i].file == file) {
@@ -404,6 +595,20 @@ static bool shares_any(const CheckpointPart *part, const Box *boxes, int count) 
     return false;
 }
 
+static Error *read_part_once(const CheckpointPart *part, const Box *boxes, int count, Span *s) {
+    s->descriptor = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (s->descriptor < 0) {
+        return error_system(errno, "%s cannot be opened", s->path);
+    }
+    s->count = 0;
+    s->error = NULL;
+    if (boxes_runs(part->boxes, part->box_count, boxes, count, add_run, s, NULL)) {
+        flush_span(s);
+    }
+    close(s->descriptor);
+    return s->error;
+}
+
 // Reads what a part holds of the boxes.
 static Error *read_part(Checkpoint *c, int index, const Box *boxes, int count, Span *s) {
     const ManifestPart *p = &c->manifest.parts[index];
@@ -417,17 +622,11 @@ static Error *read_part(Checkpoint *c, int index, const Box *boxes, int count, S
     s->path = path;
     s->type = p->part.type;
     s->place = c->places[index];
-    s->descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    Error *error = NULL;
-    if (s->descriptor < 0) {
-        error = error_system(errno, "%s cannot be opened", path);
-    } else {
-        if (boxes_runs(p->part.boxes, p->part.box_count, boxes, count, add_run, s, NULL)) {
-            flush_span(s);
-        }
-        close(s->descriptor);
-        error = s->error;
-    }
+    int tries = 0;
+    Error *error;
+    do {
+        error = judge(c->path, read_part_once(&p->part, boxes, count, s));
+    } while (file_try_again(&error, &tries));
     free(path);
     return error;
 }
@@ -504,13 +703,45 @@ Error *checkpoint_compare(const Checkpoint *c, const char *name, const char *kin
     return checkpoint_compare_digest(c, name, kind, sum);
 }
 
+// What the checkpoint itself holds, for checkpoint_compare.
+typedef struct ContentReader {
+    Checkpoint *checkpoint;
+    const char *name, *kind;
+    Error *error;
+} ContentReader;
+
+static void read_content(void *context, const Box *boxes, int count, float *to) {
+    ContentReader *r = context;
+    if (r->error == NULL) {
+        r->error = checkpoint_read(r->checkpoint, r->name, r->kind, boxes, count, to);
+    }
+    if (r->error != NULL) {
+        memset(to, 0, (size_t)boxes_count(boxes, count) * sizeof *to);
+    }
+}
+
+Error *checkpoint_check_contents(Checkpoint *c) {
+    const Manifest *m = &c->manifest;
+    Error *error = NULL;
+    for (int f = 0; f < m->file_count && error == NULL; f++) {
+        error = m->files[f].has_parts && !c->located[f] ? locate_file(c, f) : NULL;
+    }
+    for (int i = 0; i < m->content_count && error == NULL; i++) {
+        ContentReader reader = {c, m->tensors[m->contents[i].tensor].name, m->contents[i].kind, NULL};
+        Error *compared = checkpoint_compare(c, reader.name, reader.kind, read_content, &reader);
+        error = reader.error;
+        error_keep(&error, compared);
+    }
+    return error;
+}
+
 Error *checkpoint_blob(Checkpoint *c, const char *name, Buffer *out) {
     int file = manifest_file(&c->manifest, name);
     if (file < 0 || c->manifest.files[file].has_parts) {
         return error_new(ERROR_MISSING, "%s has no %s", c->path, name);
     }
     char *path = path_join(c->path, name);
-    Error *error = file_read(path, (size_t)c->manifest.files[file].bytes, out);
+    Error *error = judge(c->path, file_read(path, (size_t)c->manifest.files[file].bytes, out));
     if (error == NULL && hash64(out->data, out->size) != c->manifest.files[file].hash) {
         error = damaged("%s: its checksum is not the one in the manifest", path);
     }

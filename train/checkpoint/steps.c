@@ -1,14 +1,18 @@
 // The folder RUN/checkpoints: see steps.h.
 #include "train/checkpoint/steps.h"
 
+#include "core/clock.h"
 #include "core/durable.h"
+#include "core/log.h"
 #include "core/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 void (*checkpoint_stage)(const char *name);
@@ -51,11 +55,12 @@ static int compare_steps(const void *left, const void *right) {
 Error *steps_list(const char *folder, int64_t **steps, int *count) {
     *steps = NULL;
     *count = 0;
-    if (!path_is_folder(folder)) {
-        return NULL;
-    }
     Strings names = {0};
     Error *error = folder_list(folder, &names);
+    if (error != NULL && error->kind == ERROR_MISSING) {
+        error_free(error);
+        return NULL;
+    }
     int capacity = 0;
     for (size_t i = 0; i < names.count && error == NULL; i++) {
         int64_t step = steps_named(names.items[i]);
@@ -70,6 +75,17 @@ Error *steps_list(const char *folder, int64_t **steps, int *count) {
     return error;
 }
 
+// Writes who holds the lock into it, for those who are refused; it is held without that too.
+static void name_holder(int descriptor) {
+    char host[HOST_NAME_MAX + 1] = "?", stamp[24], line[160];
+    gethostname(host, sizeof host - 1);
+    int size =
+        snprintf(line, sizeof line, "host %.100s, process %lld, since %s\n", host, (long long)getpid(), clock_stamp(stamp));
+    if (ftruncate(descriptor, 0) != 0 || pwrite(descriptor, line, (size_t)size, 0) != size) {
+        errno = 0;
+    }
+}
+
 Error *steps_lock(const char *folder, int *descriptor) {
     char *path = path_join(folder, "lock");
     Error *error = NULL;
@@ -77,26 +93,87 @@ Error *steps_lock(const char *folder, int *descriptor) {
     if (*descriptor < 0) {
         error = error_system(errno, "%s cannot be created", path);
     } else if (flock(*descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-        error = failure("another run writes to %s: wait for it to end, or give this run a folder of its own", folder);
+        char holder[160] = "";
+        ssize_t size = pread(*descriptor, holder, sizeof holder - 1, 0);
+        holder[size > 0 ? strcspn(holder, "\n") : 0] = 0;
+        error = failure("another run writes to %s%s%s%s: wait for it to end, or give this run a folder of its own", folder,
+                        *holder != 0 ? " (" : "", holder, *holder != 0 ? ")" : "");
         close(*descriptor);
         *descriptor = -1;
+    } else {
+        name_holder(*descriptor);
     }
     free(path);
     return error;
 }
 
-Error *steps_clean(const char *folder) {
+// NAME.1234.partial: what file_write of that process left.
+static bool is_left_file(const char *name) {
+    size_t size = strlen(name) - strlen(PARTIAL_SUFFIX), digits = 0;
+    while (digits < size && name[size - digits - 1] >= '0' && name[size - digits - 1] <= '9') {
+        digits++;
+    }
+    return digits > 0 && digits + 1 < size && name[size - digits - 1] == '.';
+}
+
+// Bytes of the plain files in a folder, or of one such file.
+static int64_t bytes_below(const char *path) {
+    struct stat info;
+    Strings names = {0};
+    int64_t bytes = 0;
+    if (lstat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
+        return lstat(path, &info) == 0 ? info.st_size : 0;
+    }
+    error_free(folder_list(path, &names));
+    for (size_t i = 0; i < names.count; i++) {
+        char *file = path_join(path, names.items[i]);
+        bytes += lstat(file, &info) == 0 && S_ISREG(info.st_mode) ? info.st_size : 0;
+        free(file);
+    }
+    strings_free(&names);
+    return bytes;
+}
+
+int64_t steps_bytes(const char *folder, int64_t step) {
+    char *path = steps_path(folder, step);
+    int64_t bytes = bytes_below(path);
+    free(path);
+    return bytes;
+}
+
+static Error *clean_folder(const char *folder, bool files_alone) {
     Strings names = {0};
     Error *error = folder_list(folder, &names);
     for (size_t i = 0; i < names.count && error == NULL; i++) {
-        if (text_ends_with(names.items[i], PARTIAL_SUFFIX)) {
-            char *path = path_join(folder, names.items[i]);
+        char *path = path_join(folder, names.items[i]);
+        if (text_ends_with(names.items[i], PARTIAL_SUFFIX) &&
+            (!files_alone || (is_left_file(names.items[i]) && !path_is_folder(path)))) {
+            char size[32];
+            text_bytes(size, (double)bytes_below(path));
             error = folder_remove(path);
-            free(path);
+            if (error == NULL) {
+                log_info("removed %s (%s), which an interrupted save left", path, size);
+            }
         }
+        free(path);
     }
     strings_free(&names);
     return error;
+}
+
+Error *steps_clean(const char *folder, const char *run_folder) {
+    TRY(clean_folder(folder, false));
+    return clean_folder(run_folder, true);
+}
+
+Error *steps_probe(const char *folder) {
+    static const char zeros[4096];
+    char *path = path_join(folder, "probe" PARTIAL_SUFFIX);
+    Error *error = file_write(path, zeros, sizeof zeros);
+    Error *removed = folder_remove(path);
+    error_keep(&error, removed);
+    free(path);
+    return error_wrap(error, "no checkpoint could be saved in %s", folder);
 }
 
 // Moves a committed folder out of sight and removes it. `aside` must not exist.
@@ -138,25 +215,9 @@ Error *steps_publish(const char *folder, int64_t step) {
     return error;
 }
 
-Error *steps_retain(const char *folder, int64_t newest, int keep_last, int64_t keep_every) {
-    int64_t *steps;
-    int count;
-    TRY(steps_list(folder, &steps, &count));
-    Error *error = NULL;
-    int kept = 0;
-    // From the newest down; what lies after `newest` belongs to another course of this run and is left alone.
-    for (int i = count - 1; i >= 0 && error == NULL; i--) {
-        if (steps[i] > newest) {
-            continue;
-        }
-        bool keep = kept < keep_last || steps[i] == newest || (keep_every > 0 && steps[i] % keep_every == 0);
-        kept++;
-        if (!keep) {
-            char *path = steps_path(folder, steps[i]);
-            error = remove_committed(path);
-            free(path);
-        }
-    }
-    free(steps);
+Error *steps_remove(const char *folder, int64_t step) {
+    char *path = steps_path(folder, step);
+    Error *error = remove_committed(path);
+    free(path);
     return error;
 }

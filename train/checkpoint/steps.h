@@ -1,8 +1,9 @@
-// The folder RUN/checkpoints: names, what is committed, publishing by rename, retention.
+// The folder RUN/checkpoints: names, what is committed, publishing by rename. What is kept: retention.h.
 //
-//     step-00001000            committed
-//     step-00002000.partial    being written; whatever ends in .partial does not exist for a reader
-//     lock                     held by the run that writes here
+//     step-00001000              committed
+//     step-00002000.partial      being written; whatever ends in .partial does not exist for a reader
+//     step-00000500.old.partial  being removed
+//     lock                       held by the run that writes here, whose host, process and start it names
 #pragma once
 
 #include "core/memory.h"
@@ -15,23 +16,30 @@ char *steps_partial(const char *folder, int64_t step);
 int64_t steps_named(const char *name);
 void steps_rank_file(char out[32], int rank, const char *extension);  // "rank-00003.h5"
 
-// The committed steps, ascending; *steps is owned by the caller. A missing folder has none.
+// The committed steps, ascending; *steps is owned by the caller. A missing folder has none; one that cannot be read is an
+// error.
 Error *steps_list(const char *folder, int64_t **steps, int *count) MUST_CHECK;
 
-// Takes the folder's lock for as long as *descriptor stays open, or says that another run has it. File systems without locks
-// are accepted.
+// Takes the folder's lock for as long as *descriptor stays open, or says which run has it. File systems without locks are
+// accepted.
 Error *steps_lock(const char *folder, int *descriptor) MUST_CHECK;
 
-// Removes every *.partial.
-Error *steps_clean(const char *folder) MUST_CHECK;
+// Removes what interrupted saves left and says so: every *.partial of `folder`, and in `run_folder` those of single files
+// (core/durable.h). Needs the lock.
+Error *steps_clean(const char *folder, const char *run_folder) MUST_CHECK;
+
+// Whether a file can be made durable here, tried with a small one. The error says that no checkpoint could be saved.
+Error *steps_probe(const char *folder) MUST_CHECK;
+
+// Bytes of all files in a committed step's folder; 0 where it cannot be read.
+int64_t steps_bytes(const char *folder, int64_t step);
 
 // Makes step-N.partial the committed step-N: rename and fsync of the folder. One of that step that exists already is exchanged
 // for it in one step where the file system can, and removed.
 Error *steps_publish(const char *folder, int64_t step) MUST_CHECK;
 
-// Removes the committed steps before `newest` that are neither among the `keep_last` newest (`newest` is the first of them) nor
-// multiples of keep_every. Each is renamed to *.partial first, so that a half removed one is none.
-Error *steps_retain(const char *folder, int64_t newest, int keep_last, int64_t keep_every) MUST_CHECK;
+// Removes a committed step. It is renamed to *.old.partial first, so that a half removed one is none.
+Error *steps_remove(const char *folder, int64_t step) MUST_CHECK;
 
 // For tests: called with the name of each stage of a save, in the thread that does it. NULL in the product.
 extern void (*checkpoint_stage)(const char *name);

@@ -12,12 +12,14 @@
 #include "train/checkpoint/manifest.h"
 #include "train/checkpoint/part.h"
 #include "train/checkpoint/parts_h5.h"
+#include "train/checkpoint/retention.h"
 #include "train/checkpoint/steps.h"
 
 #include "core/clock.h"
 #include "core/durable.h"
 #include "core/hash.h"
 #include "core/log.h"
+#include "core/text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +28,7 @@
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 typedef enum Phase { PHASE_IDLE, PHASE_WRITING, PHASE_COMMITTING, PHASE_REMOVING } Phase;
@@ -48,8 +51,8 @@ typedef struct OwnPart {
 struct CheckpointWriter {
     // The plan, copied.
     char *folder, *layout;
-    int rank, ranks, keep_last;
-    int64_t keep_every;
+    int rank, ranks;
+    Retention retention;  // of the run that saves
     uint64_t model, seed;
     CheckpointTensor *tensors;
     OwnPart *parts;
@@ -58,6 +61,8 @@ struct CheckpointWriter {
     void (*fetch)(void *context, const CheckpointPart *part, void *to, float *scales);
     void *fetch_context;
     int lock;  // descriptor, rank 0
+
+    H5Layout file;  // what the rank's file has beside the snapshot's numbers
 
     // The snapshot: written by begin, read by the thread while it writes.
     char *snapshot;
@@ -100,31 +105,48 @@ static float *scales_of(const CheckpointWriter *w, const OwnPart *own) {
 
 // ---- the thread: writing ----
 
-// What of the snapshot goes into a dataset.
-typedef struct Numbers {
-    const char *from;
-    int64_t size;
-} Numbers;
+static Error *write_at(int descriptor, const char *path, int64_t offset, const void *bytes, int64_t size) {
+    if (lseek(descriptor, offset, SEEK_SET) < 0) {
+        return error_system(errno, "%s cannot be written", path);
+    }
+    return file_write_all(descriptor, path, bytes, (size_t)size);
+}
 
-// Writes the snapshot to the places in the file that HDF5 has laid out.
-static Error *write_numbers(const char *path, const H5Dataset *layout, const Numbers *numbers, int count, int64_t bytes) {
-    int descriptor = open(path, O_WRONLY | O_CLOEXEC);
+// The structure, and the snapshot's numbers at the places that it gives them.
+static Error *write_bytes(const CheckpointWriter *w, int descriptor, const char *path) {
+    const char *structure = w->file.structure.data;
+    for (int i = 0; i < w->file.gap_count; structure += w->file.gaps[i++].bytes) {
+        TRY(write_at(descriptor, path, w->file.gaps[i].offset, structure, w->file.gaps[i].bytes));
+    }
+    checkpoint_reached("structure written");
+    const H5Dataset *dataset = w->file.datasets;
+    for (int i = 0; i < w->part_count; i++) {
+        const OwnPart *own = &w->parts[i];
+        TRY(write_at(descriptor, path, dataset++->offset, w->snapshot + own->elements_at,
+                     part_bytes(own->part.type, own->count)));
+        if (data_type_has_scales(own->part.type)) {
+            TRY(write_at(descriptor, path, dataset++->offset, w->snapshot + own->scales_at,
+                         part_scale_bytes(own->part.type, own->count)));
+        }
+        checkpoint_reached("part written");
+    }
+    return NULL;
+}
+
+// The HDF5 file of this rank, durable.
+static Error *write_file(const CheckpointWriter *w, const char *path) {
+    int descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (descriptor < 0) {
-        return error_system(errno, "%s cannot be opened", path);
+        return error_system(errno, "%s cannot be created", path);
     }
     Error *error = NULL;
     // All space is taken before the first byte, so that a full disk is found at once. Some file systems cannot.
-    if (fallocate(descriptor, 0, 0, bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
+    if (fallocate(descriptor, 0, 0, w->file.bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
         error = error_system(errno, "%s cannot be written", path);
     }
     checkpoint_reached("space taken");
-    for (int i = 0; i < count && error == NULL; i++) {
-        if (lseek(descriptor, layout[i].offset, SEEK_SET) < 0) {
-            error = error_system(errno, "%s cannot be written", path);
-        } else {
-            error = file_write_all(descriptor, path, numbers[i].from, (size_t)numbers[i].size);
-        }
-        checkpoint_reached("part written");
+    if (error == NULL) {
+        error = write_bytes(w, descriptor, path);
     }
     if (error == NULL && fsync(descriptor) != 0) {
         error = error_system(errno, "%s cannot be made durable", path);
@@ -132,44 +154,21 @@ static Error *write_numbers(const char *path, const H5Dataset *layout, const Num
     if (close(descriptor) != 0 && error == NULL) {
         error = error_system(errno, "%s cannot be closed", path);
     }
+    checkpoint_reached("file durable");
     return error;
 }
 
-// The HDF5 file of this rank.
-static Error *write_file(CheckpointWriter *w, const char *path, const char *name, json_t *files) {
-    H5Dataset *layout = memory_zeroed(2 * (size_t)w->part_count, sizeof *layout);
-    Numbers *numbers = memory_zeroed(2 * (size_t)w->part_count, sizeof *numbers);
-    int count = 0;
-    for (int i = 0; i < w->part_count; i++) {
-        const OwnPart *own = &w->parts[i];
-        numbers[count] = (Numbers){w->snapshot + own->elements_at, part_bytes(own->part.type, own->count)};
-        numbers[count + 1] = (Numbers){w->snapshot + own->scales_at, part_scale_bytes(own->part.type, own->count)};
-        count += h5_part(&w->tensors[own->part.tensor], &own->part, layout + count);
+// Its size and checksum as they are read back.
+static Error *list_file(CheckpointWriter *w, const char *path, const char *name, json_t *files) {
+    int64_t bytes;
+    uint64_t hash;
+    TRY(file_hash(path, &bytes, &hash));
+    if (bytes != w->file.bytes) {
+        return failure("%s has %" PRId64 " bytes after writing %" PRId64, path, bytes, w->file.bytes);
     }
-    int64_t bytes = 0, hashed = 0;
-    uint64_t hash = 0;
-    Error *error = h5_create(path, layout, count, &bytes);
-    checkpoint_reached("structure written");
-    if (error == NULL) {
-        error = write_numbers(path, layout, numbers, count, bytes);
-    }
-    checkpoint_reached("file durable");
-    if (error == NULL) {
-        error = h5_locate(path, layout, count);  // a reader will find everything
-    }
-    if (error == NULL) {
-        error = file_hash(path, &hashed, &hash);
-    }
-    if (error == NULL && hashed != bytes) {
-        error = failure("%s has %" PRId64 " bytes after writing %" PRId64, path, hashed, bytes);
-    }
-    if (error == NULL) {
-        w->time.bytes = bytes;
-        json_array_append_new(files, manifest_file_json(name, bytes, hash));
-    }
-    h5_free(layout, count);
-    free(numbers);
-    return error;
+    w->time.bytes = bytes;
+    json_array_append_new(files, manifest_file_json(name, bytes, hash));
+    return NULL;
 }
 
 // The file, and this rank's parts of the manifest, each with what it adds to its digest: of the snapshot, not of the file.
@@ -177,7 +176,8 @@ static Error *write_parts(CheckpointWriter *w, const char *partial, json_t *file
     char name[32];
     steps_rank_file(name, w->rank, "h5");
     char *path = path_join(partial, name);
-    Error *error = write_file(w, path, name, files);
+    Error *error = write_file(w, path);
+    error = error == NULL ? list_file(w, path, name, files) : error;
     for (int i = 0; i < w->part_count && error == NULL; i++) {
         const OwnPart *own = &w->parts[i];
         const CheckpointTensor *tensor = &w->tensors[own->part.tensor];
@@ -204,12 +204,27 @@ static Error *write_blobs(CheckpointWriter *w, const char *partial, json_t *file
     return error;
 }
 
+// What a save allocates beside its snapshot, in small pieces, each of which would end the program if it could not be had, must
+// be there before it begins: training goes on without a save, and the next one may have it.
+static Error *spare_memory(const CheckpointWriter *w) {
+    enum { BASE_BYTES = 8 << 20, PART_BYTES = 4096 };
+    size_t parts = (size_t)w->part_count * (w->rank == 0 ? (size_t)w->ranks : 1), blobs = 0;
+    for (int i = 0; i < w->blob_count; i++) {
+        blobs += w->blobs[i].bytes.size;
+    }
+    void *spare = NULL;
+    TRY(memory_try(1, BASE_BYTES + parts * PART_BYTES + blobs, "saving a checkpoint", &spare));
+    free(spare);
+    return NULL;
+}
+
 static Error *write_job(CheckpointWriter *w) {
     char *partial = steps_partial(w->folder, w->step), side_name[32];
     steps_rank_file(side_name, w->rank, "json");
     char *side_path = path_join(partial, side_name);
     json_t *files = json_array(), *parts = json_array();
-    Error *error = folder_create(partial);
+    Error *error = spare_memory(w);
+    error = error == NULL ? folder_create(partial) : error;
     checkpoint_reached("folder made");
     if (error == NULL) {
         error = write_parts(w, partial, files, parts);
@@ -360,9 +375,23 @@ static Error *commit_manifest(CheckpointWriter *w, const char *partial) {
     return error;
 }
 
+// What was just committed need not be read again to count.
+static void know_whole(const CheckpointWriter *w) {
+    char *path = steps_path(w->folder, w->step);
+    Checkpoint *committed;
+    Error *error = checkpoint_open(path, false, &committed);
+    if (error == NULL) {
+        checkpoint_known_whole(committed);
+        checkpoint_close(committed);
+    }
+    error_free(error);
+    free(path);
+}
+
 static Error *commit_job(CheckpointWriter *w) {
     char *partial = steps_partial(w->folder, w->step);
-    Error *error = commit_manifest(w, partial);
+    Error *error = spare_memory(w);
+    error = error == NULL ? commit_manifest(w, partial) : error;
     if (error == NULL) {
         error = remove_side_files(w, partial);
     }
@@ -377,7 +406,9 @@ static Error *commit_job(CheckpointWriter *w) {
     if (error != NULL) {
         error_free(folder_remove(partial));
     } else {
-        Error *old = steps_retain(w->folder, w->step, w->keep_last, w->keep_every);
+        w->retention.run = w->run;
+        know_whole(w);
+        Error *old = retention_apply(w->folder, &w->retention, w->step);
         if (old != NULL) {
             log_warning("an old checkpoint stays: %s", old->message);  // the new one is safe
             error_free(old);
@@ -476,7 +507,39 @@ static Error *sync_above(const char *path) {
     return error;
 }
 
-static Error *open_folder(CheckpointWriter *w, const char *run_folder) {
+// Whether there is room: for one save at least, better for as many as are kept and the one that is written before the oldest
+// goes, of which some are here already.
+static Error *check_room(const CheckpointWriter *w, int64_t save_bytes) {
+    struct statvfs disk;
+    if (save_bytes == 0 || statvfs(w->folder, &disk) != 0 || disk.f_blocks == 0) {
+        return NULL;
+    }
+    double room = (double)disk.f_bavail * (double)disk.f_frsize, save = (double)save_bytes;
+    char free_text[32], need_text[32];
+    text_bytes(free_text, room);
+    if (room < save) {
+        return failure("%s has room for %s, and one checkpoint takes %s: make room, or choose a folder on another disk",
+                       w->folder, free_text, text_bytes(need_text, save));
+    }
+    int64_t *steps;
+    int count;
+    TRY(steps_list(w->folder, &steps, &count));
+    double need = save * (w->retention.keep_last + 1);
+    for (int i = count - 1; i >= 0 && i >= count - w->retention.keep_last; i--) {
+        need -= (double)steps_bytes(w->folder, steps[i]);
+    }
+    free(steps);
+    if (room < need) {
+        log_warning(
+            "%s has room for %s, and the checkpoints of this run will take %s more (checkpoint.keep_last=%d and the one "
+            "being written, of %s each)",
+            w->folder, free_text, text_bytes(need_text, need), w->retention.keep_last, text_bytes((char[32]){0}, save));
+    }
+    return NULL;
+}
+
+static Error *open_folder(CheckpointWriter *w, const CheckpointPlan *plan) {
+    const char *run_folder = plan->run_folder;
     TRY(folder_create(w->folder));
     if (w->rank != 0) {
         return NULL;
@@ -485,7 +548,31 @@ static Error *open_folder(CheckpointWriter *w, const char *run_folder) {
     TRY(sync_above(w->folder));
     TRY(sync_above(run_folder));
     TRY(steps_lock(w->folder, &w->lock));
-    return steps_clean(w->folder);
+    TRY(steps_clean(w->folder, run_folder));
+    TRY(steps_probe(w->folder));
+    return check_room(w, plan->total_bytes);
+}
+
+// The datasets of the rank's parts, in their order.
+static Error *lay_out(CheckpointWriter *w) {
+    H5Dataset *datasets = memory_zeroed(2 * (size_t)w->part_count, sizeof *datasets);
+    int count = 0, tries = 0;
+    for (int i = 0; i < w->part_count; i++) {
+        count += h5_part(&w->tensors[w->parts[i].part.tensor], &w->parts[i].part, datasets + count);
+    }
+    char name[32];
+    steps_rank_file(name, w->rank, "layout" PARTIAL_SUFFIX);
+    char *scratch = path_join(w->folder, name);
+    Error *error = NULL;
+    do {  // rank 0 may take it for something that was left, once
+        error_free(error);
+        error = h5_lay_out(scratch, datasets, count, &w->file);
+    } while (error != NULL && error->kind == ERROR_MISSING && w->rank != 0 && tries++ < 3);
+    if (error != NULL) {
+        h5_free(datasets, count);
+    }
+    free(scratch);
+    return error;
 }
 
 static void copy_part(const CheckpointPart *part, size_t snapshot_at, OwnPart *own) {
@@ -505,8 +592,7 @@ Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **o
     w->layout = memory_string(plan->layout);
     w->rank = plan->rank;
     w->ranks = plan->ranks;
-    w->keep_last = plan->keep_last;
-    w->keep_every = plan->keep_every;
+    w->retention = (Retention){.keep_last = plan->keep_last, .keep_every = plan->keep_every, .learned = plan->learned};
     w->model = plan->model;
     w->seed = plan->seed;
     w->lock = -1;
@@ -532,7 +618,8 @@ Error *checkpoint_writer_create(const CheckpointPlan *plan, CheckpointWriter **o
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->changed, NULL);
     w->job = JOB_PREPARE;
-    Error *error = open_folder(w, plan->run_folder);
+    Error *error = open_folder(w, plan);
+    error = error == NULL ? lay_out(w) : error;
     int failed = error == NULL ? pthread_create(&w->thread, NULL, thread_main, w) : 0;
     if (failed != 0) {
         error = error_system(failed, "the thread that writes checkpoints cannot be started");
@@ -567,7 +654,11 @@ void checkpoint_writer_destroy(CheckpointWriter *w) {
         pthread_join(w->thread, NULL);
     }
     error_free(w->error);
+    if (w->phase != PHASE_IDLE && w->rank == 0) {
+        error_free(remove_job(w));  // of a save that nobody waited for, unless it was committed
+    }
     drop_step(w);
+    h5_layout_free(&w->file);
     for (int t = 0; t < w->tensor_count; t++) {
         free((char *)(uintptr_t)w->tensors[t].name);
     }
