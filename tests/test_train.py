@@ -311,9 +311,12 @@ def seal(path, change):
 def test_late_damage():
     """What is found wrong only while a checkpoint is loaded, on any rank, leads to the one before, which is told."""
 
+    parts = [p["tensor"] for p in json.load(open("two/checkpoints/step-00000060/manifest.json"))["parts"] if p["kind"] == "moment1"]
+    cut = next(name for name in parts if parts.count(name) > 1)  # no rank of two holds its moments
+
     def another_digest(kind):
         def change(manifest):
-            tensor = next(t for t in manifest["tensors"] if kind in t["digests"])
+            tensor = next(t for t in manifest["tensors"] if kind in t["digests"] and (kind == "weight" or t["name"] == cut))
             tensor["digests"][kind] = f"{int(tensor['digests'][kind], 16) ^ 1:016x}"
         return change
 
