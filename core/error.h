@@ -10,10 +10,11 @@
 #include <stddef.h>
 
 typedef enum ErrorKind {
-    ERROR_FAILURE,  // the work could not be done: exit code 1
-    ERROR_USAGE,    // the command line was wrong: exit code 2
-    ERROR_DAMAGED,  // a file was read and is not whole: a caller may fall back to an older one
-    ERROR_MISSING,  // a file or folder does not exist
+    ERROR_FAILURE,     // the work could not be done: exit code 1
+    ERROR_USAGE,       // the command line was wrong: exit code 2
+    ERROR_DAMAGED,     // a file was read and is not whole: a caller may fall back to an older one
+    ERROR_MISSING,     // a file or folder does not exist
+    ERROR_NOT_FINITE,  // a model's losses or logits are not finite numbers
     // The system refused (rights, a broken disk or network, too few descriptors, no memory), which says nothing about what is
     // in the file: nobody may take it for damaged or missing.
     ERROR_UNREADABLE,

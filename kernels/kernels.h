@@ -298,7 +298,8 @@ typedef struct Classifier {
 
 // One token for each row of logits: among the top_k likeliest (0: all), of these the likeliest that together make up top_p of
 // the probability (1: all), at that temperature (0: the likeliest, the lowest id among equals). Ids >= usable are never drawn.
-// Row r is decided by the upper 53 bits of philox_u64(seed, stream, index[r]).
+// A row with a usable logit that is not finite draws -1. Row r is decided by the upper 53 bits of philox_u64(seed, stream,
+// index[r]).
 typedef struct Sample {
     int64_t rows, vocabulary, usable;
     const float *logits;  // [R,V]
@@ -306,7 +307,7 @@ typedef struct Sample {
     int64_t top_k;
     uint64_t seed, stream;
     const int64_t *index;  // [R]
-    int32_t *tokens;       // = [R]
+    int32_t *tokens;       // = [R], -1 where there is nothing to draw from
     void *scratch;         // sample_scratch_bytes of scratch.h, device memory
 } Sample;
 

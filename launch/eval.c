@@ -4,7 +4,6 @@
 #include "train/evaluate.h"
 #include "train/saved_run.h"
 
-#include <math.h>
 #include <stdio.h>
 
 typedef struct Options {
@@ -22,6 +21,18 @@ static const Key flags[] = {
     {"threads", KEY_INT, AT(threads), "0", 0, 4096, .help = "Threads; 0: all cores."},
 };
 
+// A line of the table. What is not known of a set without a token to score, or without the tokenizer, is told in words.
+static void print_score(const SetScore *score) {
+    char loss[32] = "unknown", perplexity[PERPLEXITY_TEXT], bits[32] = "unknown";
+    if (score->tokens > 0) {
+        snprintf(loss, sizeof loss, "%.4f", score_loss(score));
+    }
+    if (score->bytes > 0) {
+        snprintf(bits, sizeof bits, "%.4f", score_bits_per_byte(score));
+    }
+    printf("%-28s %14.0f %10s %12s %14s\n", score->name, score->tokens, loss, score_perplexity_text(perplexity, score), bits);
+}
+
 static Error *evaluate(const Options *options, SavedRun *saved, Corpus *corpus) {
     if (saved->tokenizer != NULL && corpus->tokenizer_fingerprint != 0 &&
         tokenizer_fingerprint(saved->tokenizer) != corpus->tokenizer_fingerprint) {
@@ -38,12 +49,7 @@ static Error *evaluate(const Options *options, SavedRun *saved, Corpus *corpus) 
         scores[corpus->set_count] = score_total(scores, corpus->set_count);
         printf("%-28s %14s %10s %12s %14s\n", "set", "tokens", "loss", "perplexity", "bits per byte");
         for (int d = 0; d <= corpus->set_count; d++) {
-            char bits[32] = "unknown";
-            if (scores[d].bytes > 0) {
-                snprintf(bits, sizeof bits, "%.4f", score_bits_per_byte(&scores[d]));
-            }
-            printf("%-28s %14.0f %10.4f %12.3f %14s\n", scores[d].name, scores[d].tokens, score_loss(&scores[d]),
-                   exp(score_loss(&scores[d])), bits);
+            print_score(&scores[d]);
         }
     }
     free(scores);

@@ -17,7 +17,9 @@ typedef struct Options {
 #define AT(member) offsetof(Options, member)
 static const Key flags[] = {
     {"checkpoint", KEY_TEXT, AT(checkpoint), .help = "A run folder, or one of its checkpoints."},
-    {"prompt", KEY_TEXT, AT(prompt), .help = "The text to continue. Without a prompt the model starts a new document."},
+    {"prompt", KEY_TEXT, AT(prompt),
+     .help = "The text to continue, of which the model reads as much as its context holds, from the end. Without a prompt it "
+             "starts a new document."},
     {"prompt-file", KEY_TEXT, AT(prompt_file), .help = "A file that holds the text to continue."},
     {"max-tokens", KEY_INT, AT(max_tokens), "200", 1, 1e9, .help = "Most tokens to write; a model may end its text earlier."},
     {"temperature", KEY_FLOAT, AT(temperature), "0.8", 0, 100, .help = "0 takes the most likely token."},
@@ -27,9 +29,47 @@ static const Key flags[] = {
     {"threads", KEY_INT, AT(threads), "0", 0, 4096, .help = "Threads; 0: all cores."},
 };
 
+// The prompt stands in front of what the model adds, and nothing is written before that is there.
+typedef struct Output {
+    const Buffer *prompt;
+    bool begun;
+} Output;
+
+static void begin(Output *output) {
+    if (!output->begun) {
+        fwrite(output->prompt->data, 1, output->prompt->size, stdout);
+        output->begun = true;
+    }
+}
+
 static void print_bytes(void *context, const char *bytes, size_t size) {
+    begin(context);
     fwrite(bytes, 1, size, stdout);
     fflush(stdout);
+}
+
+static Error *write_text(const Options *options, const SavedRun *saved, const Buffer *prompt) {
+    GenerateOptions generate = {.tokens = options->max_tokens,
+                                .sampling = {.temperature = options->temperature,
+                                             .top_k = options->top_k,
+                                             .top_p = options->top_p,
+                                             .seed = (uint64_t)options->seed}};
+    Output output = {.prompt = prompt};
+    double start = clock_seconds();
+    int64_t drawn;
+    Error *error =
+        generate_text(saved->model, saved->tokenizer, prompt->data, prompt->size, &generate, print_bytes, &output, &drawn);
+    if (error == NULL) {
+        begin(&output);  // a model may end its text at once
+    }
+    if (output.begun) {
+        printf("\n");
+    }
+    if (error == NULL) {
+        log_info("%lld tokens, %.0f tokens/s, step %lld of %s", (long long)drawn, (double)drawn / (clock_seconds() - start),
+                 (long long)saved->step, saved->folder);
+    }
+    return error;
 }
 
 static Error *read_prompt(const Options *options, Buffer *prompt) {
@@ -55,20 +95,7 @@ static Error *run(const void *given, int count, char **arguments) {
     if (error == NULL && saved.tokenizer == NULL) {
         error = failure("%s has no tokenizer: it was trained on a token file of unknown origin", options->checkpoint);
     }
-    if (error == NULL) {
-        GenerateOptions generate = {.tokens = options->max_tokens,
-                                    .sampling = {.temperature = options->temperature,
-                                                 .top_k = options->top_k,
-                                                 .top_p = options->top_p,
-                                                 .seed = (uint64_t)options->seed}};
-        fwrite(prompt.data, 1, prompt.size, stdout);
-        double start = clock_seconds();
-        int64_t drawn = 0;
-        error = generate_text(saved.model, saved.tokenizer, prompt.data, prompt.size, &generate, print_bytes, NULL, &drawn);
-        printf("\n");
-        log_info("%lld tokens, %.0f tokens/s, step %lld of %s", (long long)drawn, (double)drawn / (clock_seconds() - start),
-                 (long long)saved.step, saved.folder);
-    }
+    error = error == NULL ? write_text(options, &saved, &prompt) : error;
     saved_run_close(&saved);
     buffer_free(&prompt);
     return error;

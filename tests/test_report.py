@@ -139,6 +139,51 @@ class Report(unittest.TestCase):
         self.assertIn(" at 0.", text)
         self.assertIn(" at 199.", text)
 
+    def test_bands_are_whole(self):
+        """Whatever the spikes, every step of a band lies inside the drawing, or a triangle at the edge carries its value."""
+        for loss, norm in (({}, {}), ({30: 12.5, 41: 0.3}, {20: 9.0}), ({30: 900.0, 41: 0.001}, {20: 1e6, 50: 1e-7}), ({59: 31.0}, {3: 0.0})):
+            steps = [record(s) | ({"loss": loss[s]} if s in loss else {}) | ({"grad_norm": norm[s]} if s in norm else {}) for s in range(1, 61)]
+            self.write("metrics.jsonl", steps)
+            text, _ = self.page()
+            for chart, wild in (("loss", loss), ("loss-narrow", loss), ("norm", norm)):
+                drawing = re.search(rf'<clipPath id="{chart}"><rect x="\S+" y="(\S+)" width="\S+" height="(\S+)"/>(.*?)</svg>', text, re.S)
+                top, height, body = float(drawing[1]), float(drawing[2]), drawing[3]
+                band = re.search(r'faint" clip-path="[^"]*" d="([^"]*)"', body)[1]
+                heights = [float(y) for pair in re.findall(r"[ML]\S+? (\S+?)(?:V(\S+?))?(?=[ML]|$)", band) for y in pair if y]
+                out = sum(not top + 3 <= y <= top + height + 0.6 for y in heights)
+                told = [float(v) for v in re.findall(r"<title>step \d+: (\S+), beyond the drawing", body)]
+                self.assertLessEqual(out, 2 * len(told), f"{chart}: {wild}")
+                self.assertTrue(set(told) <= set(wild.values()), f"{chart}: {told}")
+                self.assertEqual(chart != "norm" and 900.0 in told, wild == {30: 900.0, 41: 0.001}, f"{chart}: {told} of {wild}")
+
+    def test_colours(self):
+        """No two parts of the memory picture, and no two sets, look alike."""
+        for count in (1, 7, 8, 9, 30):
+            self.write("metrics.jsonl", [record(1)] + [valid(1, f"set_{i}", 3 + i) for i in range(count)])
+            self.write("run.json", [{"memory_plan": [{"name": f"part {i}", "bytes": 1000 + i} for i in range(count)]}])
+            text, _ = self.page()
+            parts = re.findall(r'<rect class="(b\d)"[^>]*><title>', text)
+            self.assertEqual(len(parts), min(count, 8))
+            self.assertEqual(len(set(parts)), len(parts))
+            self.assertEqual(re.findall(r'<i class="key (b\d)">', text), parts)
+            for i in range(count):
+                self.assertRegex(text, rf"part {i}\b")
+            keys = re.findall(r'<svg class="key"[^>]*><path class="([^"]*)"', text)
+            self.assertEqual(len(set(keys)), count)
+            drawn = re.findall(r'<path class="(s\d d\d)" clip-path="url\(#sets\)"', text)
+            self.assertEqual(drawn, keys)
+
+    def test_names_stay_whole(self):
+        """On a narrow screen a set's name is broken between its words only."""
+        self.write("metrics.jsonl", [record(1), valid(1, "Wiki_pedia/en <b>", 3.0), valid(1, "YoutubeSubtitles", 3.0)])
+        text, _ = self.page()
+        self.assertIn("Wiki_<wbr/>pedia/<wbr/>en &lt;b&gt;</td>", text)
+        self.assertIn("YoutubeSubtitles</td>", text)
+        rules = re.findall(r"([^{}]*)\{([^{}]*)\}", re.search(r"<style>(.*)</style>", text, re.S)[1])
+        for selector, rule in rules:
+            if re.search(r"\bt[dh]\b", selector):
+                self.assertNotRegex(rule, "anywhere|break-all")
+
     def test_out_flag_and_errors(self):
         out = pathlib.Path(self.scratch.name) / "other.html"
         done = self.report(expect=1)

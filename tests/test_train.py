@@ -466,12 +466,32 @@ def test_bad_input():
     run("train", "one.yaml", "data.corpus=changed", "train.steps=70", code=1, part="another corpus")
 
 
+def test_other_orders():
+    """A run goes on in the order in which it began, or not at all: nothing that decides it may be another."""
+    base = ["order.yaml", "train.steps=5", "schedule.warmup_steps=0", "validation.every=0", "samples.every=0"]
+    more = ["order.yaml", "train.steps=9", "schedule.warmup_steps=0", "validation.every=0", "samples.every=0"]
+    write("order.yaml", CONFIG.format(folder="order"))
+    begun = {"plain": [], "mixed": ["data.mixture={C: 1, Headers: 1}"], "epochs": ["data.epochs={C: 2}"]}
+    others = [*begun.values(), ["data.mixture={C: 2, Headers: 1}"], ["data.mixture={C: 1}"], ["data.epochs={Headers: 3}"],
+              ["data.mixture={C: 1, Headers: 1.01}"]]
+    for name, keys in begun.items():
+        run("train", *base, f"folder=order-{name}", *keys)
+        before = weights(f"order-{name}")
+        for other in others:
+            if other != keys:
+                run("train", *more, f"folder=order-{name}", *other, code=1, part="mixture")
+        check(weights(f"order-{name}") == before and newest_step(f"order-{name}") == 5, f"{name}: a refused run is left as it was")
+        # The same by other words.
+        run("train", *more, f"folder=order-{name}", *[k.replace("{C: 1, Headers: 1}", "{Headers: 2, C: 2}") for k in keys])
+        check(newest_step(f"order-{name}") == 9, f"{name}: it goes on")
+
+
 def main():
     folder = tempfile.mkdtemp(prefix="athanor-train-")
     os.chdir(folder)
     try:
         make_corpus()
-        for test in (test_ranks, test_ranks_of_two_runs, test_kills, test_stop, test_memory, test_damage, test_late_damage, test_lost_model, test_changes, test_full_disk, test_use, test_bad_input):
+        for test in (test_ranks, test_ranks_of_two_runs, test_kills, test_stop, test_memory, test_damage, test_late_damage, test_lost_model, test_changes, test_full_disk, test_use, test_bad_input, test_other_orders):
             before = failures
             start = time.time()
             test()

@@ -5,6 +5,7 @@ same to the bit, and what can go wrong with a card is one line.
 With ATHANOR_TEST_DEVICE=cuda the first real card instead (one rank).
 """
 import json
+import math
 import os
 import subprocess
 import sys
@@ -110,6 +111,34 @@ def test_other_types():
         check(worst("steady", name) < 5e-3, f"{name}: losses are off by {worst('steady', name):.2e}")
 
 
+def test_records():
+    """The results of a step come back while the next one runs; what is on record beside them is that step's own."""
+    run("train", configure("rates", kind="fp32"), "train.steps=30", "schedule.warmup_steps=7", "schedule.floor=0.5")
+    for i, r in enumerate(records("rates")):
+        rate = 3e-3 * ((i + 1) / 7 if i < 7 else 0.5 + 0.25 * (1 + math.cos(math.pi * (i - 7) / (30 - 1 - 7))))
+        check(abs(r["lr"] - rate) < 1e-6 * rate and r["step"] == i + 1 and r["tokens"] == 128 * (i + 1), f"step {i + 1}: rate {r['lr']}, not {rate}")
+        check(abs(r["tokens_per_second"] * r["step_seconds"] - 128) < 1e-3 and 0 <= r["data_wait"] <= 1, f"step {i + 1}: {r}")
+
+
+def test_loss_scale():
+    """A stopped run goes on with all that it had: after overflows too, when the loss scale is not what it began with."""
+    def state(folder, step):
+        return {k: v for k, v in json.load(open(f"{folder}/checkpoints/step-{step:08d}/manifest.json"))["state"].items() if k not in ("metrics", "samples")}
+
+    # Gradients grow on their way to a small embedding, so that the first steps overflow.
+    more = ["schedule.kind=constant", "model.embedding_scale=0.03", "model.norm_epsilon=1e-12", "checkpoint.every=0"]
+    run("train", configure("scaled", kind="fp16"), *more)
+    for stops in ((4,), (2, 6)):
+        name = f"scaled-{len(stops)}"
+        for steps in (*stops, 8):
+            run("train", configure(name, kind="fp16"), *more, f"train.steps={steps}")
+            if steps == 4:
+                middle = state(name, steps)
+                check(1 < middle["loss_scale"] < 65536 and middle["good_steps"] > 0 and middle["skipped"] > 0, f"overflows, then good steps: {middle}")
+        check(state(name, 8) == state("scaled", 8), f"{name}: {state(name, 8)}, undisturbed {state('scaled', 8)}")
+        check(course(name) == course("scaled") and weights(name) == weights("scaled"), f"{name}: the same course and weights")
+
+
 def test_choices():
     """The record of kernels: kept, added to, obeyed unless a body is forced; what is damaged is one line."""
     def record():
@@ -165,7 +194,7 @@ def main():
         if "has no simulated card" in told.stderr or "has no CUDA" in told.stderr:
             print("skipped: this build has no such card")
             sys.exit(77)
-        for test in (test_types, test_again, test_masters, test_ranks, test_other_types, test_choices, test_errors):
+        for test in (test_types, test_again, test_masters, test_ranks, test_other_types, test_records, test_loss_scale, test_choices, test_errors):
             start = time.time()
             test()
             print(f"{test.__name__:20} {'ok' if test_train.failures == 0 else 'FAILED'}  {time.time() - start:.1f} s")

@@ -5,6 +5,7 @@
 #include "data/tokens/batch.h"
 
 #include <math.h>
+#include <stdio.h>
 
 // The bytes of text each id stands for; an end-of-text token stands for none.
 static float *token_bytes(const Tokenizer *tokenizer, int64_t vocabulary) {
@@ -17,14 +18,35 @@ static float *token_bytes(const Tokenizer *tokenizer, int64_t vocabulary) {
     return bytes;
 }
 
-static void add_scores(const Batch *batch, const float *losses, const float *bytes, int64_t vocabulary, SetScore *score) {
+// Adds a batch's losses to the score of its set; batch->loss_weights says which count. Returns the first of these that is not
+// finite, -1 where all are.
+static int64_t add_scores(const Batch *batch, const float *losses, const float *bytes, int64_t vocabulary, SetScore *score) {
     for (int64_t i = 0; i < batch->sequences * batch->length; i++) {
         if (batch->loss_weights[i] > 0) {
+            if (!isfinite(losses[i])) {
+                return i;
+            }
             score->loss_sum += (double)losses[i];
             score->tokens += 1;
             score->bytes += batch->targets[i] < vocabulary ? (double)bytes[batch->targets[i]] : 0;
         }
     }
+    return -1;
+}
+
+// A loss that is not finite: of token `token` of sequence `sequence` of the batch, whose first token is the set's number
+// `place`.
+static Error *not_finite(Model *model, const Batch *batch, int64_t sequence, int64_t token, const Corpus *corpus,
+                         const char *set, int64_t place) {
+    char *why = model_not_finite(model, batch, sequence, token);
+    // The target is the token behind.
+    Error *error =
+        error_new(ERROR_NOT_FINITE,
+                  "corpus %s, set '%s': the model's loss of token %lld is not finite: %s; an earlier checkpoint of the "
+                  "run may be sound",
+                  corpus->path, set, (long long)(place + token + 2), why);
+    free(why);
+    return error;
 }
 
 // An id that the model has no row for must not reach the kernels.
@@ -41,59 +63,110 @@ static Error *check_batch(const Batch *batch, int64_t vocabulary, const Corpus *
     return NULL;
 }
 
-Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *tokenizer, bool documents_apart,
-                       int64_t most_samples, Comm *comm, bool show_progress, SetScore *scores) {
-    int64_t length = model->options.length, sequences = model->options.sequences, vocabulary = model->config.vocabulary;
+// How many sequences of a set there are, and how many of them are scored.
+static int64_t sequences_of(const CorpusSet *set, int64_t length) {
+    return set->tokens > 1 ? (set->tokens - 1 + length - 1) / length : 0;
+}
+
+static int64_t scored_of(const CorpusSet *set, int64_t length, int64_t most) {
+    int64_t whole = sequences_of(set, length);
+    return most > 0 && whole > most ? most : whole;
+}
+
+// The first token of the scored sequence `j`: they are spread evenly.
+static int64_t place_of(const CorpusSet *set, int64_t length, int64_t most, int64_t j) {
+    int64_t whole = sequences_of(set, length), samples = scored_of(set, length, most);
+    return (samples == whole ? j : (int64_t)((double)j * (double)whole / (double)samples)) * length;
+}
+
+// What one rank's evaluation holds.
+typedef struct Evaluation {
+    Model *model;
+    const Corpus *corpus;
+    bool documents_apart;
+    int64_t most;
+    const Comm *comm;
+    Progress *progress;  // NULL: not shown
     Batch batch;
-    batch_allocate(&batch, sequences, length);
-    float *losses = memory_new((size_t)(sequences * length), sizeof *losses), *bytes = token_bytes(tokenizer, vocabulary);
-    int64_t all = 0;
-    for (int d = 0; d < corpus->set_count; d++) {
-        int64_t samples = (corpus->sets[d].tokens - 1 + length - 1) / length;
-        all += most_samples > 0 && samples > most_samples ? most_samples : samples;
-    }
-    Progress progress;
-    progress_begin(&progress, "evaluate", "sequences", (double)all);
-    Error *error = NULL;
-    for (int d = 0; d < corpus->set_count && error == NULL; d++) {
-        const CorpusSet *set = &corpus->sets[d];
-        scores[d] = (SetScore){.name = set->name};
-        int64_t whole = set->tokens > 1 ? (set->tokens - 1 + length - 1) / length : 0;
-        int64_t samples = most_samples > 0 && whole > most_samples ? most_samples : whole;
-        // Rank r scores every comm->size-th group of sequences.
-        for (int64_t j = (int64_t)comm->rank * sequences; j < samples && error == NULL; j += (int64_t)comm->size * sequences) {
-            for (int64_t b = 0; b < sequences; b++) {
-                if (j + b < samples) {
-                    int64_t place = samples == whole ? j + b : (int64_t)((double)(j + b) * (double)whole / (double)samples);
-                    batch_fill(&batch, b, &set->file, place * length, corpus->end_of_text, documents_apart);
-                } else {
-                    batch_fill_empty(&batch, b);
-                }
-            }
-            error = check_batch(&batch, vocabulary, corpus, set->name);
-            if (error == NULL) {
-                model_evaluate(model, &batch, losses);
-                file_release(&set->file.bin);
-                add_scores(&batch, losses, bytes, vocabulary, &scores[d]);
-                if (show_progress) {
-                    progress_add(&progress, sequences * comm->size);
-                }
+    float *losses, *bytes;
+} Evaluation;
+
+// This rank's part of a set: it scores every comm->size-th group of sequences.
+static Error *score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
+    Batch *batch = &e->batch;
+    int64_t sequences = batch->sequences, length = batch->length, vocabulary = e->model->config.vocabulary;
+    int64_t samples = scored_of(set, length, e->most), stride = (int64_t)e->comm->size * sequences;
+    for (int64_t j = (int64_t)e->comm->rank * sequences; j < samples; j += stride) {
+        for (int64_t b = 0; b < sequences; b++) {
+            if (j + b < samples) {
+                batch_fill(batch, b, &set->file, place_of(set, length, e->most, j + b), e->corpus->end_of_text,
+                           e->documents_apart);
+            } else {
+                batch_fill_empty(batch, b);
             }
         }
+        TRY(check_batch(batch, vocabulary, e->corpus, set->name));
+        model_evaluate(e->model, batch, e->losses);
+        file_release(&set->file.bin);
+        int64_t lost = add_scores(batch, e->losses, e->bytes, vocabulary, score);
+        if (lost >= 0) {
+            int64_t b = lost / length;
+            return not_finite(e->model, batch, b, lost % length, e->corpus, set->name, place_of(set, length, e->most, j + b));
+        }
+        if (e->progress != NULL) {
+            progress_add(e->progress, stride);
+        }
     }
-    progress_end(&progress);
-    batch_free(&batch);
-    free(losses);
-    free(bytes);
-    TRY(comm_agree(comm, error));
+    return NULL;
+}
+
+static Error *add_ranks(const Corpus *corpus, Comm *comm, SetScore *scores) {
+    double scored = 0;
     for (int d = 0; d < corpus->set_count; d++) {
         double sums[3] = {scores[d].loss_sum, scores[d].tokens, scores[d].bytes};
         TRY(comm_all_reduce_doubles(comm, sums, 3, COMM_SUM));
         scores[d].loss_sum = sums[0];
         scores[d].tokens = sums[1];
         scores[d].bytes = sums[2];
+        scored += sums[1];
+    }
+    if (scored == 0) {
+        return failure(
+            "corpus %s has no token to score (the first token of a document or of a set is not foretold); evaluate on "
+            "more text",
+            corpus->path);
     }
     return NULL;
+}
+
+Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *tokenizer, bool documents_apart,
+                       int64_t most_samples, Comm *comm, bool show_progress, SetScore *scores) {
+    int64_t length = model->options.length, sequences = model->options.sequences, all = 0;
+    for (int d = 0; d < corpus->set_count; d++) {
+        scores[d] = (SetScore){.name = corpus->sets[d].name};
+        all += scored_of(&corpus->sets[d], length, most_samples);
+    }
+    Progress progress;
+    progress_begin(&progress, "evaluate", "sequences", (double)all);
+    Evaluation e = {.model = model,
+                    .corpus = corpus,
+                    .documents_apart = documents_apart,
+                    .most = most_samples,
+                    .comm = comm,
+                    .progress = show_progress ? &progress : NULL,
+                    .losses = memory_new((size_t)(sequences * length), sizeof *e.losses),
+                    .bytes = token_bytes(tokenizer, model->config.vocabulary)};
+    batch_allocate(&e.batch, sequences, length);
+    Error *error = NULL;
+    for (int d = 0; d < corpus->set_count && error == NULL; d++) {
+        error = score_set(&e, &corpus->sets[d], &scores[d]);
+    }
+    progress_end(&progress);
+    batch_free(&e.batch);
+    free(e.losses);
+    free(e.bytes);
+    TRY(comm_agree(comm, error));
+    return add_ranks(corpus, comm, scores);
 }
 
 double score_loss(const SetScore *score) {
@@ -102,6 +175,18 @@ double score_loss(const SetScore *score) {
 
 double score_bits_per_byte(const SetScore *score) {
     return score->bytes > 0 ? score->loss_sum / score->bytes / 0.69314718055994530942 : NAN;
+}
+
+const char *score_perplexity_text(char text[PERPLEXITY_TEXT], const SetScore *score) {
+    double perplexity = exp(score_loss(score));
+    if (perplexity < 1e7) {
+        snprintf(text, PERPLEXITY_TEXT, "%.3f", perplexity);
+    } else if (isfinite(perplexity)) {
+        snprintf(text, PERPLEXITY_TEXT, "%.4g", perplexity);
+    } else {
+        snprintf(text, PERPLEXITY_TEXT, "%s", score->tokens > 0 ? "over 1e308" : "unknown");
+    }
+    return text;
 }
 
 SetScore score_total(const SetScore *scores, int count) {

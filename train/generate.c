@@ -1,6 +1,7 @@
 // Text from a model: see generate.h.
 #include "train/generate.h"
 
+#include "core/log.h"
 #include "core/text.h"
 
 // The prompt's tokens behind the token that opens a document, where there is one.
@@ -27,15 +28,32 @@ static Error *encode_prompt(const Model *model, const Tokenizer *tokenizer, cons
     return NULL;
 }
 
+// The logits behind the last `held` of `tokens`, the first `prompt` of which were given, are not finite.
+static Error *not_finite(Decoder *decoder, const Tokens *tokens, int64_t held, size_t prompt) {
+    char *why = decoder_not_finite(decoder, tokens->ids + tokens->count - held, held);
+    Error *error = error_new(ERROR_NOT_FINITE,
+                             "the model's logits for token %zu of the text (the prompt has %zu) are not finite: %s; an earlier "
+                             "checkpoint of the run may be sound",
+                             tokens->count + 1, prompt, why);
+    free(why);
+    return error;
+}
+
 Error *generate_text(const Model *model, const Tokenizer *tokenizer, const char *prompt, size_t prompt_size,
                      const GenerateOptions *options, GenerateSink sink, void *context, int64_t *drawn) {
     Tokens tokens = {0};
     Decoder *decoder = NULL;
     int64_t count = 0, capacity;
     int32_t end = tokenizer_end_of_text(tokenizer);
+    size_t given;
     Error *error;
     TRY_GOTO(error, out, encode_prompt(model, tokenizer, prompt, prompt_size, &tokens));
-    capacity = (int64_t)tokens.count + options->tokens;
+    given = tokens.count;
+    if ((int64_t)given > model->config.context) {
+        log_warning("the prompt has %zu tokens, the model's context is %lld: only its last %lld are read", given,
+                    (long long)model->config.context, (long long)model->config.context);
+    }
+    capacity = (int64_t)given + options->tokens;
     capacity = capacity < model->config.context ? capacity : model->config.context;
     TRY_GOTO(error, out, decoder_create(model, 1, capacity, &decoder));
     for (; count < options->tokens; count++) {
@@ -49,6 +67,10 @@ Error *generate_text(const Model *model, const Tokenizer *tokenizer, const char 
         }
         int32_t id;
         decoder_draw(decoder, &options->sampling, tokenizer_vocabulary(tokenizer), &count, &id);
+        if (id < 0) {
+            error = not_finite(decoder, &tokens, decoder_length(decoder, 0), given);
+            break;
+        }
         if (id == end) {
             break;
         }

@@ -5,7 +5,6 @@
 #include "train/evaluate.h"
 #include "train/generate.h"
 
-#include <math.h>
 #include <stdio.h>
 
 // ---- On the way: validation, samples, checkpoints
@@ -20,12 +19,12 @@ static Error *validate(Trainer *t) {
                                    t->config->validation.samples, t->world, false, scores);
     if (error == NULL && t->world->rank == 0) {
         SetScore total = score_total(scores, t->validation.set_count);
-        char bits[48] = "";
+        char bits[48] = "", perplexity[PERPLEXITY_TEXT];
         if (total.bytes > 0) {
             snprintf(bits, sizeof bits, ", %.3f bits per byte", score_bits_per_byte(&total));
         }
-        log_info("step %lld: held-out loss %.4f, perplexity %.2f%s", (long long)t->step, score_loss(&total),
-                 exp(score_loss(&total)), bits);
+        log_info("step %lld: held-out loss %.4f, perplexity %s%s", (long long)t->step, score_loss(&total),
+                 score_perplexity_text(perplexity, &total), bits);
         for (int d = 0; d < t->validation.set_count && error == NULL && t->validation.set_count > 1; d++) {
             if (scores[d].tokens > 0) {
                 error =
@@ -39,8 +38,21 @@ static Error *validate(Trainer *t) {
     return error;
 }
 
+// A model whose numbers are lost on one text may learn on others (fp16), and one that is lost altogether is ended by its
+// skipped steps: on the way this is a warning. Before the first step and behind the last it is the error that it is.
+static Error *tolerate(const Trainer *t, bool edge, Error *error) {
+    if (edge || error == NULL || error->kind != ERROR_NOT_FINITE) {
+        return error;
+    }
+    if (t->world->rank == 0) {
+        log_warning("step %lld: %s", (long long)t->step, error->message);
+    }
+    error_free(error);
+    return NULL;
+}
+
 // Rank 0 writes sample texts; the others meet it at the next collective.
-static Error *write_samples(Trainer *t) {
+static Error *write_samples(Trainer *t, bool edge) {
     const RunConfig *config = t->config;
     if (config->samples.every == 0 || t->tokenizer == NULL || t->world->rank != 0) {
         return NULL;
@@ -53,7 +65,7 @@ static Error *write_samples(Trainer *t) {
     for (size_t i = 0; i < config->samples.prompts.count; i++) {
         Buffer text = {0};
         const char *prompt = config->samples.prompts.items[i];
-        Error *error = generate_to_buffer(t->model, t->tokenizer, prompt, &options, &text);
+        Error *error = tolerate(t, edge, generate_to_buffer(t->model, t->tokenizer, prompt, &options, &text));
         if (error == NULL) {
             error = metrics_sample(t->metrics, t->step, prompt, text.data ? text.data : "", text.size);
         }
@@ -73,10 +85,11 @@ bool trainer_looks(const Trainer *t) {
 
 Error *trainer_look(Trainer *t, bool edge) {
     if (edge || trainer_due(t->config->validation.every, t->step)) {
-        TRY(validate(t));
+        TRY(tolerate(t, edge, validate(t)));
+        TRY(comm_agree(t->world, NULL));  // nobody fails: what was tolerated is over
     }
     if (edge || trainer_due(t->config->samples.every, t->step)) {
-        TRY(write_samples(t));
+        TRY(write_samples(t, edge));
     }
     return NULL;
 }

@@ -82,7 +82,7 @@ static void find_x_range(const Chart *chart, Axis *x) {
     }
 }
 
-// The range of y over the lines that are not faint and the first bin of those that are. False where there is nothing.
+// The range of y over the lines that are not bands and the first bin of those that are. False where there is nothing.
 static bool find_y_range(const Chart *chart, const Axis *x, Axis *y) {
     double settled = x->low + chart->settle * (x->high - x->low);
     *y = (Axis){.low = INFINITY, .high = -INFINITY, .logarithmic = chart->logarithmic};
@@ -100,6 +100,25 @@ static bool find_y_range(const Chart *chart, const Axis *x, Axis *y) {
     return y->low <= y->high;
 }
 
+// Widens the range to hold the bands too, by as much as it is itself (of a logarithmic axis by two decades) to each side: one
+// wild value must not flatten the rest.
+static void reach_for_bands(const Chart *chart, Axis *y) {
+    double low = y->low, high = y->high, reach = fmax(high - low, chart->logarithmic ? 2 : 0);
+    bool flat = !(high - low > 1e-9 * fmax(fabs(low), fabs(high)));
+    for (int l = 0; l < chart->line_count; l++) {
+        const Series *series = chart->lines[l].series;
+        for (int64_t i = 0; i < series->count && chart->lines[l].style == LINE_FAINT; i++) {
+            double least = series->bins[i].least, most = series->bins[i].most;
+            if (!chart->logarithmic || least > 0) {
+                least = chart->logarithmic ? log10(least) : least;
+                most = chart->logarithmic ? log10(most) : most;
+                y->low = fmin(y->low, flat ? least : fmax(least, low - reach));
+                y->high = fmax(y->high, flat ? most : fmin(most, high + reach));
+            }
+        }
+    }
+}
+
 static bool set_axes(const Chart *chart, Axis *x, Axis *y) {
     find_x_range(chart, x);
     if (!find_y_range(chart, x, y)) {
@@ -115,13 +134,15 @@ static bool set_axes(const Chart *chart, Axis *x, Axis *y) {
     if (chart->logarithmic) {
         y->low = log10(y->low);
         y->high = log10(y->high);
+        reach_for_bands(chart, y);
         give_air(&y->low, &y->high, 0.06);
         set_log_ticks(y);
     } else {
-        bool positive = y->low >= 0;
         if (chart->from_zero) {
             y->low = fmin(y->low, 0);
         }
+        reach_for_bands(chart, y);
+        bool positive = y->low >= 0;
         give_air(&y->low, &y->high, 0.06);
         if (positive && (chart->from_zero || y->low < 0)) {
             y->low = 0;
@@ -162,6 +183,15 @@ static int compare_labels(const void *a, const void *b) {
     return (x->wanted > y->wanted) - (x->wanted < y->wanted);
 }
 
+// How much of a name fits: whole words where the cut would leave half of a last one.
+static size_t label_bytes(const char *name, size_t most) {
+    size_t cut = strlen(name) <= most ? 0 : most;
+    while (cut > most / 3 && name[cut] != ' ') {
+        cut--;
+    }
+    return cut > most / 3 ? cut : most;
+}
+
 static int make_labels(const Chart *chart, Label *labels) {
     int count = 0;
     for (int l = 0; l < chart->line_count && count < MOST_LABELS; l++) {
@@ -172,7 +202,7 @@ static int make_labels(const Chart *chart, Label *labels) {
         Label *label = &labels[count++];
         *label = (Label){.colour = line->colour, .wanted = bin_y(&line->series->bins[line->series->count - 1])};
         size_t size = strlen(line->label), limit = chart->width < 600 ? LABEL_BYTES / 3 : LABEL_BYTES;
-        markup_text(&label->text, line->label, size, limit);
+        markup_text(&label->text, line->label, size, label_bytes(line->label, limit));
         buffer_byte(&label->text, ' ');
         if (chart->percent) {
             buffer_printf(&label->text, "%.1f%%", 100 * label->wanted);
@@ -286,6 +316,34 @@ static double place_kept(const Axis *y, double value) {
     return fmin(fmax(at, y->to - height), y->from + height);
 }
 
+// Whether a value lies above (-1) or below (1) the drawing.
+static int beyond(const Axis *y, double value) {
+    double at = place_kept(y, value);
+    return at < y->to - 0.5 ? -1 : at > y->from + 0.5 || (y->logarithmic && value <= 0) ? 1 : 0;
+}
+
+// Marks at the upper or the lower edge what a band has beyond it: the wildest value of every few pixels.
+static void draw_beyond(const Chart *chart, const ChartLine *line, const Series *series, const Axis *x, const Axis *y,
+                        bool above, Buffer *out) {
+    enum { APART = 8 };
+    const Bin *worst = NULL;
+    for (int64_t i = 0; i <= series->count; i++) {
+        const Bin *bin = i < series->count ? &series->bins[i] : NULL;
+        if (worst != NULL && (bin == NULL || place(x, bin_x(bin)) - place(x, bin_x(worst)) >= APART)) {
+            buffer_printf(
+                out,
+                "<path class=\"b%d\" d=\"M%.1f %.1fl-3.5 %dh7z\"><title>%s %.0f: %.4g, beyond the drawing</title></path>\n",
+                line->colour % 8, place(x, bin_x(worst)), above ? y->to - 6 : y->from + 6, above ? 6 : -6, chart->x_unit,
+                bin_x(worst), above ? worst->most : worst->least);
+            worst = NULL;
+        }
+        if (bin != NULL && (above ? beyond(y, bin->most) < 0 : beyond(y, bin->least) > 0) &&
+            (worst == NULL || (above ? bin->most > worst->most : bin->least < worst->least))) {
+            worst = bin;
+        }
+    }
+}
+
 static void draw_band(const Chart *chart, const ChartLine *line, const Series *series, const Axis *x, const Axis *y,
                       Buffer *out) {
     buffer_printf(out, "<path class=\"s%d faint\" clip-path=\"url(#%s)\" d=\"", line->colour % 8, chart->id);
@@ -298,11 +356,13 @@ static void draw_band(const Chart *chart, const ChartLine *line, const Series *s
         }
     }
     buffer_text(out, "\"/>\n");
+    draw_beyond(chart, line, series, x, y, true, out);
+    draw_beyond(chart, line, series, x, y, false, out);
 }
 
 static void draw_line(const Chart *chart, const ChartLine *line, const Series *series, const Axis *x, const Axis *y,
                       Buffer *out) {
-    buffer_printf(out, "<path class=\"s%d%s\" clip-path=\"url(#%s)\" d=\"", line->colour % 8, line->colour >= 8 ? " dash" : "",
+    buffer_printf(out, "<path class=\"s%d d%d\" clip-path=\"url(#%s)\" d=\"", line->colour % 8, line->colour / 8 % 8,
                   chart->id);
     for (int64_t i = 0; i < series->count; i++) {
         const Bin *bin = &series->bins[i];
@@ -322,6 +382,12 @@ static void draw_line(const Chart *chart, const ChartLine *line, const Series *s
         }
         buffer_printf(out, "%s %.0f: %.4g</title></circle>\n", chart->x_unit, bin_x(bin), bin_y(bin));
     }
+}
+
+void chart_key(int colour, Buffer *out) {
+    buffer_printf(out,
+                  "<svg class=\"key\" viewBox=\"0 0 26 10\" aria-hidden=\"true\"><path class=\"s%d d%d\" d=\"M2 5H24\"/></svg>",
+                  colour % 8, colour / 8 % 8);
 }
 
 void chart_svg(const Chart *chart, const char *class_name, Buffer *out) {

@@ -1,8 +1,8 @@
 // Line charts as inline SVG.
 //
 // Colours come from the page's style sheet by class: s0 .. s7 for lines, t0 .. t7 for their labels, so that one drawing serves
-// light, dark and paper. The vertical range follows the lines; a faint line is clipped to it, so one wild value does not
-// flatten the rest.
+// light, dark and paper. The vertical range follows the lines and holds the bands up to three times that range, so one wild
+// value does not flatten the rest: what a band has beyond is marked at the edge, with its value as a title.
 #pragma once
 
 #include "core/page/series.h"
@@ -17,7 +17,7 @@ typedef struct ChartLine {
     const Series *series;
     const char *label;  // written at the line's end with its last value; NULL: none
     LineStyle style;
-    int colour;  // from 8 on: the same colours, dashed
+    int colour;  // 64 of them: from 8 on the same colours, dashed in seven ways
 } ChartLine;
 
 typedef struct Chart {
@@ -36,6 +36,9 @@ typedef struct Chart {
     const char *mark_title;  // what they are: "resumed at"
     const char *id;          // unique in the page
 } Chart;
+
+// Appends a piece of the line of that colour, for a table beside a chart.
+void chart_key(int colour, Buffer *out);
 
 // Appends <svg class="`class_name`">...</svg>, or a sentence where no line has a point.
 void chart_svg(const Chart *chart, const char *class_name, Buffer *out);

@@ -106,3 +106,15 @@ void markup_number(Buffer *out, double value, double step) {
     }
     buffer_printf(out, "%.*s%s", length, text, suffixes[suffix]);
 }
+
+void markup_name(Buffer *out, const char *name, size_t limit) {
+    size_t size = strlen(name), begin = 0;
+    for (size_t i = 0; i + 1 < size && i < limit; i++) {
+        if (strchr("_/.", name[i]) != NULL) {
+            markup_text(out, name + begin, i + 1 - begin, SIZE_MAX);
+            buffer_text(out, "<wbr/>");
+            begin = i + 1;
+        }
+    }
+    markup_text(out, name + begin, size - begin, limit - begin);
+}

@@ -14,3 +14,6 @@ void markup_string(Buffer *out, const char *text);
 // A number for a tick or a label, with the digits that `step` (0: three significant ones) can tell apart: "0.25", "1.5k",
 // "3e-4".
 void markup_number(Buffer *out, double value, double step);
+
+// A name for a narrow column: text that may be broken behind _ / and . too, not inside of words.
+void markup_name(Buffer *out, const char *name, size_t limit);

@@ -28,7 +28,10 @@ static int heavier_first(const void *a, const void *b) {
 static int32_t draw(const Sample *a, const float *logits, int64_t index, Candidate *candidates) {
     int64_t usable = a->usable < a->vocabulary ? a->usable : a->vocabulary;
     int32_t best = 0;
-    for (int32_t i = 1; i < usable; i++) {
+    for (int32_t i = 0; i < usable; i++) {
+        if (!isfinite(logits[i])) {
+            return -1;
+        }
         best = logits[i] > logits[best] ? i : best;
     }
     if (a->temperature <= 0) {
@@ -37,7 +40,7 @@ static int32_t draw(const Sample *a, const float *logits, int64_t index, Candida
     double total = 0;
     for (int32_t i = 0; i < usable; i++) {
         float weight = (float)exp(((double)logits[i] - (double)logits[best]) / a->temperature);
-        candidates[i] = (Candidate){weight >= 0 ? weight : 0, i};  // a NaN is never drawn
+        candidates[i] = (Candidate){weight, i};
         total += (double)candidates[i].weight;
     }
     int64_t count = usable;

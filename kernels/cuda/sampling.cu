@@ -61,15 +61,17 @@ __device__ __forceinline__ bool likelier(float a, int a_id, float b, int b_id) {
     return a > b || (a == b && a_id < b_id);
 }
 
-// The id of the largest logit, the lowest among equals. A NaN is no largest one, but in front it hides the others.
+// The id of the largest logit, the lowest among equals; -1 where one is not finite, which is likelier than all that are.
 __device__ static int find_best(const float *logits, int count, Shared *shared) {
     float best = -INFINITY;
     int id = INT32_MAX;
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        float x = logits[i];
-        if (x == x && likelier(x, i, best, id)) {
+        bool finite = fabsf(logits[i]) < INFINITY;
+        float x = finite ? logits[i] : INFINITY;
+        int candidate = finite ? i : -1;
+        if (likelier(x, candidate, best, id)) {
             best = x;
-            id = i;
+            id = candidate;
         }
     }
     for (int offset = 16; offset > 0; offset /= 2) {
@@ -93,14 +95,13 @@ __device__ static int find_best(const float *logits, int count, Shared *shared) 
             id = shared->ids[w];
         }
     }
-    return id == INT32_MAX || logits[0] != logits[0] ? 0 : id;
+    return id;
 }
 
 __device__ static void fill_weights(const float *logits, float *weights, int count, int best, double temperature) {
     double largest = (double)logits[best];
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        float weight = (float)exp(((double)logits[i] - largest) / temperature);
-        weights[i] = weight >= 0 ? weight : 0;  // a NaN is never drawn
+        weights[i] = (float)exp(((double)logits[i] - largest) / temperature);
     }
     __syncthreads();
 }
@@ -318,7 +319,7 @@ static __global__ void __launch_bounds__(THREADS) sample_rows(Sample a, int usab
     const float *logits = a.logits + blockIdx.x * a.vocabulary;
     Row row = {weights + blockIdx.x * a.vocabulary, usable, shared};
     int token = find_best(logits, usable, shared);
-    if (a.temperature > 0) {
+    if (token >= 0 && a.temperature > 0) {
         fill_weights(logits, weights + blockIdx.x * a.vocabulary, usable, token, a.temperature);
         double point = (double)(philox_u64(a.seed, a.stream, (uint64_t)a.index[blockIdx.x]) >> 11) * 0x1p-53;
         bool limited = (a.top_k > 0 && a.top_k < usable) || a.top_p < 1;

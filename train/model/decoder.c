@@ -177,3 +177,18 @@ void decoder_draw(Decoder *d, const Sampling *sampling, int64_t usable, const in
 void decoder_logits(const Decoder *d, float *logits) {
     device_download(d->model->device, logits, d->logits, (size_t)(d->rows * d->model->config.vocabulary) * sizeof *logits);
 }
+
+char *decoder_not_finite(Decoder *d, const int32_t *tokens, int64_t count) {
+    ensure(count >= 1 && count <= d->cache.capacity, "%lld tokens in a decoder of %lld", (long long)count,
+           (long long)d->cache.capacity);
+    int32_t *positions = memory_new((size_t)count, sizeof *positions);
+    for (int64_t i = 0; i < count; i++) {
+        positions[i] = (int32_t)i;
+    }
+    device_upload(d->model->device, d->positions, positions, (size_t)count * sizeof *positions);
+    device_upload(d->model->device, d->tokens, tokens, (size_t)count * sizeof *tokens);
+    free(positions);
+    Batch batch = {.sequences = 1, .length = count, .tokens = d->tokens, .positions = d->positions};
+    Pass pass = pass_looking(d->model, &d->workspace, &batch);
+    return pass_not_finite(&pass, (Range){0, count}, count - 1, d->logits);
+}

@@ -41,7 +41,12 @@ typedef struct Sampling {
 
 // Draws a token from each row of logits into tokens[r] of the host: one of the ids below `usable` (the tokenizer's, where the
 // vocabulary is padded). index[r] is the token's number in its text, from which and the seed chance is drawn. Waits.
+// A row with a logit below `usable` that is not finite draws -1, and nothing can go on from it: decoder_not_finite says why.
 void decoder_draw(Decoder *decoder, const Sampling *sampling, int64_t usable, const int64_t *index, int32_t *tokens);
 
 // The rows of logits [rows, V], to host memory. Waits.
 void decoder_logits(const Decoder *decoder, float *logits);
+
+// Why the logits behind these tokens (a sequence's, at most the capacity) are not finite: see pass_not_finite. The sequences
+// stay as they are, the logits do not. Waits. The caller frees the text.
+char *decoder_not_finite(Decoder *decoder, const int32_t *tokens, int64_t count);

@@ -212,3 +212,19 @@ void model_logits(Model *model, const Batch *batch, float *logits) {
     device_download(model->device, logits, memory, bytes);
     device_release(model->device, memory, bytes);
 }
+
+char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64_t token) {
+    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    Pass pass = pass_looking(model, &model->workspace, &there);
+    void *logits;
+    size_t bytes = (size_t)model->config.vocabulary * sizeof(float);
+    Error *error = device_allocate(model->device, bytes, &logits);
+    if (error != NULL) {
+        error_free(error);
+        return memory_string("there is no memory to look for the layer");
+    }
+    Range rows = {sequence * batch->length, (sequence + 1) * batch->length};
+    char *where = pass_not_finite(&pass, rows, rows.begin + token, logits);
+    device_release(model->device, logits, bytes);
+    return where;
+}

@@ -122,3 +122,7 @@ void model_evaluate(Model *model, const Batch *batch, float *losses);
 
 // Logits [B,T,V] without dropout, to host memory, all at once: for tests and small batches. targets and weights are not used.
 void model_logits(Model *model, const Batch *batch, float *logits);
+
+// Why the loss or the logits of token `token` of sequence `sequence` are not finite: see pass_not_finite. Waits. The caller
+// frees the text.
+char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64_t token);

@@ -68,3 +68,10 @@ void pass_loss_backward(const Pass *pass);
 
 // The final norm and the head's logits, in fp32, of rows [begin, begin + count): logits[count, V].
 void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits);
+
+// Where the numbers of a forward pass stop being finite, for the message of whoever met a loss or a logit that is not: runs the
+// pass once more (of pass_looking, without a cache) and names the first layer that leaves such a number in these rows of the
+// stream, and its tensor that holds one: "it begins in layers.1, whose layers.1.mlp.up.weight holds nan". The rows are those of
+// a sequence: attention spreads such a number to those before it too (zero times it is none). `row`: the one of whose logits it
+// is known, which need `logits` [V] in device memory. Waits. The caller frees the text.
+char *pass_not_finite(const Pass *pass, Range rows, int64_t row, float *logits);

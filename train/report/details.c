@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-enum { MOST_PLAN_ROWS = 256, SHOWN_PLAN_ROWS = 12 };
+enum { MOST_PLAN_ROWS = 256, SHOWN_PLAN_ROWS = 8 };
 
 // ---- Memory
 
@@ -21,8 +21,9 @@ static int compare_rows(const void *a, const void *b) {
     return (x->bytes < y->bytes) - (x->bytes > y->bytes);
 }
 
-// The rows of the plan, largest first; what is too small to see is summed up.
-static int read_plan(const RunData *data, PlanRow *rows) {
+// The rows of the plan, largest first, as many as there are colours: the smallest ones are one row, whose name lists them in
+// `rest`.
+static int read_plan(const RunData *data, PlanRow *rows, Buffer *rest) {
     const json_t *plan = json_object_get(data->run, "memory_plan"), *item;
     size_t index;
     int count = 0;
@@ -34,22 +35,30 @@ static int read_plan(const RunData *data, PlanRow *rows) {
         }
     }
     qsort(rows, (size_t)count, sizeof *rows, compare_rows);
-    while (count > SHOWN_PLAN_ROWS) {
+    if (count > SHOWN_PLAN_ROWS) {
         PlanRow *last = &rows[SHOWN_PLAN_ROWS - 1];
-        *last = (PlanRow){"everything else", last->bytes + rows[--count].bytes};
+        buffer_printf(rest, "everything else: %s", last->name);
+        for (int i = SHOWN_PLAN_ROWS; i < count; i++) {
+            last->bytes += rows[i].bytes;
+            buffer_printf(rest, ", %s", rows[i].name);
+        }
+        last->name = rest->data;
+        count = SHOWN_PLAN_ROWS;
     }
     return count;
 }
 
 void details_memory(const RunData *data, Buffer *out) {
     PlanRow rows[MOST_PLAN_ROWS];
-    int count = read_plan(data, rows);
+    Buffer rest = {0};
+    int count = read_plan(data, rows, &rest);
     double planned = 0, peak = run_data_number(data, "memory_peak"), stated = run_data_number(data, "memory_planned");
     for (int i = 0; i < count; i++) {
         planned += rows[i].bytes;
     }
     planned = stated > 0 ? fmax(stated, planned) : planned;
     if (!(planned > 0)) {
+        buffer_free(&rest);
         return;
     }
     char text[32];
@@ -69,9 +78,9 @@ void details_memory(const RunData *data, Buffer *out) {
                   peak > 0 ? 56 : 34, peak > 0 ? 56 : 34, peak > 0 ? ", above the measured peak" : "");
     for (int i = 0; i < count; i++) {
         double width = rows[i].bytes / full * 1000;
-        buffer_printf(out, "<rect class=\"b%d\" x=\"%.2f\" y=\"0\" width=\"%.2f\" height=\"34\"><title>", i % 8, x,
+        buffer_printf(out, "<rect class=\"b%d\" x=\"%.2f\" y=\"0\" width=\"%.2f\" height=\"34\"><title>", i, x,
                       fmax(width - 1, 0.5));
-        markup_text(out, rows[i].name, strlen(rows[i].name), 120);
+        markup_text(out, rows[i].name, strlen(rows[i].name), 400);
         buffer_printf(out, ": %s</title></rect>\n", text_bytes(text, rows[i].bytes));
         x += width;
     }
@@ -82,13 +91,14 @@ void details_memory(const RunData *data, Buffer *out) {
     }
     buffer_text(out, "</svg>\n<div class=\"scroll\" style=\"margin-top:12px\"><table><tbody>\n");
     for (int i = 0; i < count; i++) {
-        buffer_printf(out, "<tr><td><i class=\"key b%d\"></i>", i % 8);
-        markup_text(out, rows[i].name, strlen(rows[i].name), 120);
+        buffer_printf(out, "<tr><td><i class=\"key b%d\"></i>", i);
+        markup_text(out, rows[i].name, strlen(rows[i].name), 400);
         buffer_printf(out, "</td><td>%s</td><td>%.1f%%</td></tr>\n", text_bytes(text, rows[i].bytes),
                       100 * rows[i].bytes / planned);
     }
     buffer_text(out, "</tbody></table></div>\n");
     page_figure_end(out);
+    buffer_free(&rest);
 }
 
 // ---- Configuration and machine

@@ -160,10 +160,11 @@ static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
         {&even, "train", LINE_PLAIN, 0},
         {set != NULL ? &set->loss : &none, "held-out", LINE_DOTS, 1},
     };
-    page_section("Loss",
-                 "Cross-entropy of the next token. The faint band is every training step, the line through it its running "
-                 "mean; points are measured on text the model never trains on.",
-                 out);
+    page_section(
+        "Loss",
+        "Cross-entropy of the next token. The faint band is every training step, the line through it its running "
+        "mean, a triangle at an edge a step beyond the drawing; points are measured on text the model never trains on.",
+        out);
     page_figure(NULL, NULL, out);
     page_chart((Chart){.title = "Training and held-out loss over steps",
                        .unit = "loss, nats per token",
@@ -187,12 +188,12 @@ static void add_loss(const RunData *data, const Marks *marks, Buffer *out) {
 static void add_set_row(const SetHistory *set, int colour, Buffer *out) {
     buffer_printf(out, "<tr%s><td>", is_total(set) ? " class=\"all\"" : "");
     if (colour >= 0) {
-        buffer_printf(out, "<i class=\"key b%d\"></i>", colour % 8);
+        chart_key(colour, out);
     }
     if (is_total(set)) {
         buffer_text(out, "all sets");
     } else {
-        markup_text(out, set->name, strlen(set->name), 120);
+        markup_name(out, set->name, 120);
     }
     double values[] = {first_of(&set->loss), last_of(&set->loss), set->last_perplexity, set->last_bits_per_byte};
     buffer_text(out, "</td>");
@@ -272,7 +273,8 @@ static void add_course(const RunData *data, const Marks *marks, Buffer *out) {
     ChartLine wait_lines[] = {{&waits[0], "data", LINE_PLAIN, 5}, {&waits[1], "ranks", LINE_PLAIN, 6}};
     Chart base = {.marks = marks->steps, .mark_count = marks->count, .mark_title = RESUMED};
     Chart chart;
-    page_section("How it ran", "Bands are single steps, lines running means.", out);
+    page_section("How it ran",
+                 "Bands are single steps, lines running means, triangles at an edge single steps beyond the drawing.", out);
     buffer_text(out, "<div class=\"pair\">\n");
     chart = base;
     chart.unit = "";
