@@ -171,6 +171,26 @@ class Walk(unittest.TestCase):
         for pattern, why in NOT_HERE.items():
             self.assertTrue(any(re.fullmatch(pattern, line) for line in lines), f"{pattern} ({why}) is nowhere")
 
+    def test_no_card(self):
+        """Where bench/gpu lacks something it says in one line what, before it compiles; --build needs no card."""
+        if pathlib.Path("/dev/nvidia0").exists():
+            self.skipTest("there is a card")
+        card, no_nvcc = self.folder / "card", self.folder / "no-nvcc"
+        write(card / "nvidia-smi", "#!/bin/sh\necho 'GPU 0: NVIDIA of some kind'\n", 0o755)
+        write(no_nvcc / "nvcc", "#!/bin/sh\nexit 1\n", 0o755)
+        for path, flag, part in ((no_nvcc, "", "no NVIDIA card here; --build"), (f"{card}:{no_nvcc}", "", "no nvcc here"),
+                                 (no_nvcc, "--build", "no nvcc here"), (card, "--biuld", "unknown option --biuld")):
+            told = self.run_line(f"PATH={path}:$PATH; timeout 60 bench/gpu {flag}; test $? = 1", self.tree)
+            self.assertRegex(told, rf"^bench/gpu: .*{re.escape(part)}.*\n$")
+        self.assertFalse((self.tree / "build-bench-gpu").exists())
+
+    def test_mistaken_scripts(self):
+        """What a script cannot do is one line that names the script, with exit code 2, at once."""
+        for line in ("launch/test --preset", "launch/test --preset relaese", "launch/quickstart now", "tests/planted/try --some",
+                     "tests/planted/try --some x", "tests/planted/try --all", "tests/planted/try no_such_mistake"):
+            told = self.run_line(f"timeout 10 {line}; test $? = 2", self.tree)
+            self.assertRegex(told, rf"^{line.split()[0]}: .*\n$")
+
     def test_scripts_explain_themselves(self):
         for script in ("launch/quickstart", "launch/test", "bench/gpu", "tests/planted/try"):
             self.assertIn(script, self.run_line(f"{script} --help", self.tree), script)
