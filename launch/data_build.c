@@ -78,7 +78,9 @@ const Command command_data_build = {
     .details = "Writes one token file per set in Megatron's .bin/.idx format, a manifest, and a copy of the tokenizer. Every\n"
                "document ends with the tokenizer's end-of-text id. A run that was killed continues with the shards it had not\n"
                "finished when the same command is given again.",
-    .example = "  athanor data build --input 'texts-packed/train/*.jsonl.zst' --tokenizer tokenizer.json --out corpus",
+    .example =
+        "  # after launch/quickstart, in the folder of the clone:\n"
+        "  athanor data build --input 'packed/train/*.jsonl.zst' --tokenizer quickstart/tokenizer.json --out corpora/train",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

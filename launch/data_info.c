@@ -29,7 +29,8 @@ const Command command_data_info = {
     .summary = "tell what is in a corpus",
     .details = "CORPUS is a folder made by 'athanor data build', or a token file (PREFIX.bin and PREFIX.idx) of Megatron's or\n"
                "GPT-NeoX's making.",
-    .example = "  athanor data info corpus",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor data info corpora/train\n  athanor data info quickstart/corpus --verify",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

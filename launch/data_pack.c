@@ -74,8 +74,9 @@ const Command command_data_pack = {
         "Writes OUT/train/00.jsonl.zst ..., OUT/val.jsonl.zst and OUT/test.jsonl.zst. Each file is one document. Files that\n"
         "are gzip or zstd are unpacked; files that are not UTF-8 are skipped and counted. The same files, seed and number\n"
         "of shards give the same bytes.",
-    .example =
-        "  athanor data pack --set \"Perl docs=texts/perl/**/*.pod\" --set \"Manuals=texts/man/*.gz\" --out texts-packed",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor data pack --set \"Perl docs=quickstart/texts/perl/**/*\" --set \"Vim "
+               "help=quickstart/texts/vim/**/*\" --out packed",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

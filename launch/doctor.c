@@ -1,6 +1,7 @@
 // athanor doctor: what this build has, what this machine offers, and what stands in the way.
 //
 // Facts are gathered in one list of (section, name, value), notes in another; both are then printed as a page or as JSON.
+#include "core/clock.h"
 #include "core/json.h"
 #include "core/text.h"
 #include "core/threads.h"
@@ -12,12 +13,15 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <hdf5.h>
 #include <jansson.h>
+#include <netdb.h>
 #include <pcre2.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <utf8proc.h>
 #include <xxhash.h>
@@ -168,6 +172,70 @@ static bool in_path(const char *program) {
     return false;
 }
 
+// Looks the own host name up as MPI does when a rank starts, in a process of its own that is ended after NAME_BOUND_MS. The
+// seconds that it took; *found is whether there was an answer, and a name.
+#define NAME_BOUND_MS 3000
+#define NAME_SLOW_SECONDS 1.0
+static double look_up(const char *name, bool *found) {
+    double began = clock_seconds();
+    int status = 0;
+    pid_t done = 0, child = fork();
+    if (child == 0) {
+        struct addrinfo *answer;
+        _exit(getaddrinfo(name, NULL, NULL, &answer) == 0 ? 0 : 1);
+    }
+    while (child > 0 && done == 0 && clock_seconds() - began < NAME_BOUND_MS / 1e3) {
+        done = waitpid(child, &status, WNOHANG);
+        usleep(done == 0 ? 1000 : 0);
+    }
+    double seconds = clock_seconds() - began;
+    if (child > 0 && done == 0) {
+        kill(child, SIGKILL);
+        waitpid(child, &status, 0);
+    }
+    *found = done == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return seconds;
+}
+
+static void find_name(Findings *all) {
+    char name[256] = "";
+    bool found;
+    if (gethostname(name, sizeof name - 1) != 0) {
+        return;
+    }
+    double seconds = look_up(name, &found);
+    fact(all, "ranks", "own name", "%s: %s %.0f ms", name, found ? "found in" : "not found in", seconds * 1e3);
+    if (seconds >= NAME_SLOW_SECONDS) {
+        char *note =
+            memory_format("this host looks for its own name (%s) for %s%.0f s, which every start of MPI waits for, without a "
+                          "word: as root, echo '127.0.1.1 %s' >> /etc/hosts",
+                          name, found ? "" : "more than ", seconds, name);
+        strings_add(&all->notes, note);
+        free(note);
+    }
+}
+
+// Open MPI gives each rank a file of 4 MiB in /dev/shm; containers often have 64 MiB there.
+static void find_shared_memory(Findings *all) {
+    char left[32];
+    struct statvfs shared;
+    if (statvfs("/dev/shm", &shared) != 0) {
+        return;
+    }
+    double room = (double)shared.f_bavail * (double)shared.f_frsize;
+    int ranks = (int)(room / (5 << 20));
+    fact(all, "ranks", "/dev/shm", "%s free", text_bytes(left, room));
+    if (ranks < threads_available()) {
+        int enough = 64 + 5 * threads_available();
+        char *note =
+            memory_format("/dev/shm has room for what %d of %d ranks share, and the others will be slow: start the container "
+                          "with --shm-size=%dm, or as root mount -o remount,size=%dm /dev/shm",
+                          ranks, threads_available(), enough, enough);
+        strings_add(&all->notes, note);
+        free(note);
+    }
+}
+
 static void find_ranks(Findings *all) {
     bool mpi = strcmp(comm_library(), "none") != 0;
     fact(all, "ranks", "MPI", "%s", mpi ? comm_library() : "not built");
@@ -180,7 +248,11 @@ static void find_ranks(Findings *all) {
     } else if (geteuid() == 0 && getenv("OMPI_ALLOW_RUN_AS_ROOT") == NULL && !comm_started_by_launcher() &&
                strstr(comm_library(), "Open MPI") != NULL) {
         strings_add(&all->notes, "root may use Open MPI's mpirun only with OMPI_ALLOW_RUN_AS_ROOT=1 and "
-                                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment");
+                                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 in the environment, or with --allow-run-as-root behind it");
+    }
+    if (mpi) {
+        find_name(all);
+        find_shared_memory(all);
     }
 }
 

@@ -77,7 +77,8 @@ const Command command_eval = {
     .name = "eval",
     .arguments = "",
     .summary = "score a trained model on a corpus: loss, perplexity, bits per byte for each set",
-    .example = "  athanor eval --checkpoint runs/tiny --corpus corpora/held-out",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor eval --checkpoint runs/tiny --corpus quickstart/held-out",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

@@ -105,7 +105,8 @@ const Command command_generate = {
     .name = "generate",
     .arguments = "",
     .summary = "write text with a trained model",
-    .example = "  athanor generate --checkpoint runs/tiny --prompt \"The file is\" --max-tokens 100 --temperature 0.7",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor generate --checkpoint runs/tiny --prompt \"The file is\" --max-tokens 100 --temperature 0.7",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

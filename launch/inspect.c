@@ -61,7 +61,8 @@ const Command command_inspect = {
     .name = "inspect",
     .arguments = "FILE-OR-FOLDER",
     .summary = "tell what a run, checkpoint, corpus, token file or tokenizer holds, and whether it is whole",
-    .example = "  athanor inspect runs/tiny\n  athanor inspect corpora/train",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor inspect runs/tiny\n  athanor inspect quickstart/corpus",
     .least_arguments = 1,
     .most_arguments = 1,
     .run = run,

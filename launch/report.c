@@ -32,7 +32,8 @@ const Command command_report = {
     .summary = "draw a run's losses, speed and samples as one HTML page",
     .details = "Reads the run folder that 'athanor train' writes, also while it trains, and prints a summary. The page\n"
                "needs no network and no scripts: open it in any browser, mail it, print it.",
-    .example = "  athanor report runs/tiny\n  athanor report runs/tiny --out /tmp/tiny.html",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor report runs/tiny\n  athanor report runs/tiny --out tiny.html",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

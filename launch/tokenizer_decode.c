@@ -84,7 +84,8 @@ const Command command_tokenizer_decode = {
     .arguments = "",
     .summary = "turn token ids back into text",
     .details = "Reads ids separated by blanks or line ends from standard input and writes their bytes to standard output.",
-    .example = "  athanor tokenizer decode --tokenizer tokenizer.json < ids.txt",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor tokenizer decode --tokenizer quickstart/tokenizer.json < ids.txt",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

@@ -114,8 +114,9 @@ const Command command_tokenizer_encode = {
     .arguments = "",
     .summary = "turn text into token ids",
     .details = "Reads UTF-8 text from standard input and writes its ids, separated by blanks, to standard output.",
-    .example = "  athanor tokenizer encode --tokenizer tokenizer.json < book.txt > ids.txt\n"
-               "  athanor tokenizer encode --tokenizer tokenizer.json --count < book.txt",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor tokenizer encode --tokenizer quickstart/tokenizer.json < README.md > ids.txt\n"
+               "  athanor tokenizer encode --tokenizer quickstart/tokenizer.json --count < README.md",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

@@ -19,7 +19,8 @@ const Command command_tokenizer_info = {
     .name = "tokenizer info",
     .arguments = "FILE",
     .summary = "tell what a tokenizer file holds",
-    .example = "  athanor tokenizer info tokenizer.json",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor tokenizer info quickstart/tokenizer.json",
     .least_arguments = 1,
     .most_arguments = 1,
     .run = run,

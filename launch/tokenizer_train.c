@@ -155,7 +155,8 @@ const Command command_tokenizer_train = {
     .details =
         "Ids 0 to 255 are the bytes, then come the merges in the order learned, then <|endoftext|>. The same input gives the\n"
         "same file on any number of threads. Hugging Face's tokenizers library reads the file.",
-    .example = "  athanor tokenizer train --input 'texts-packed/train/*.jsonl.zst' --vocab-size 8192 --out tokenizer.json",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor tokenizer train --input 'quickstart/shards/train/*.jsonl.zst' --vocab-size 8192 --out tokenizer.json",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),

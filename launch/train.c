@@ -75,8 +75,9 @@ const Command command_train = {
     .arguments = "CONFIG.yaml [key.path=value ...]",
     .summary = "train a model; alone, or on several ranks under mpirun or srun",
     .details = "Continues where the run folder's newest checkpoint stands. docs/configuration.md lists all keys.",
-    .example = "  athanor train configs/runs/tiny.yaml train.steps=100\n"
-               "  mpirun -n 2 athanor train configs/runs/tiny.yaml folder=/tmp/tiny",
+    .example = "  # after launch/quickstart, in the folder of the clone:\n"
+               "  athanor train configs/runs/tiny.yaml train.steps=100\n"
+               "  mpirun -n 2 --bind-to none --oversubscribe --allow-run-as-root athanor train configs/runs/tiny.yaml",
     .flags = flags,
     .flag_count = 1,
     .options_size = sizeof(Options),

@@ -191,6 +191,44 @@ Error *run_config_read(RunConfig *config, const char *path, char *const *overrid
     return check(config, path);
 }
 
+int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks) {
+    if (batch_tokens % length != 0) {
+        return 0;
+    }
+    int64_t sequences = batch_tokens / length;
+    while (sequences % *ranks != 0) {
+        --*ranks;
+    }
+    int64_t share = sequences / *ranks, fits = share < at_most ? share : at_most;
+    while (share % fits != 0) {
+        fits--;
+    }
+    return fits;
+}
+
+// The step of train.batch_tokens is no multiple of `round`, what the ranks take at once. A run that exists keeps its step: what
+// lets ranks share it comes first.
+static Error *uneven_batch(const RunConfig *config, int64_t round, int ranks, const char *where) {
+    int64_t batch = config->train.batch_tokens, below = batch / round * round;
+    int fewer = ranks;
+    int64_t fits = run_config_micro_batch(batch, config->data.sequence_length, config->train.micro_batch, &fewer);
+    char same[128] = "", less[32] = "", on[32] = "";
+    if (fits > 0) {
+        if (fewer < ranks) {
+            snprintf(on, sizeof on, " on %d %s", fewer, fewer == 1 ? "rank" : "ranks");
+        }
+        snprintf(same, sizeof same, "train.micro_batch=%lld%s would do; for a new run also ", (long long)fits, on);
+    }
+    if (below > 0) {
+        snprintf(less, sizeof less, "%lld or ", (long long)below);
+    }
+    return failure("%s: train.batch_tokens is %lld, no multiple of %d %s x %lld sequences x %lld tokens = %lld; "
+                   "%strain.batch_tokens=%s%lld%s",
+                   where, (long long)batch, ranks, ranks == 1 ? "rank" : "ranks", (long long)config->train.micro_batch,
+                   (long long)config->data.sequence_length, (long long)round, same, less, (long long)(below + round),
+                   same[0] == 0 ? " would do" : "");
+}
+
 Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) {
     TRY(model_config_resolve(&config->model, config->model_seen, corpus_vocabulary, where));
     int64_t *length = &config->data.sequence_length, context = config->model.context;
@@ -205,16 +243,7 @@ Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data
     }
     *batch = *batch > 0 ? *batch : round;
     if (*batch % round != 0) {
-        int64_t below = *batch / round * round;
-        char less[32] = "";
-        if (below > 0) {
-            snprintf(less, sizeof less, "%lld or ", (long long)below);
-        }
-        return failure("%s: train.batch_tokens is %lld, no multiple of %d %s x %lld sequences x %lld tokens = %lld; %s%lld "
-                       "would do, or a smaller train.micro_batch",
-                       where, (long long)*batch, data_ranks, data_ranks == 1 ? "rank" : "ranks",
-                       (long long)config->train.micro_batch, (long long)*length, (long long)round, less,
-                       (long long)(below + round));
+        return uneven_batch(config, round, data_ranks, where);
     }
     if (config->train.steps == 0) {
         config->train.steps = (config->train.tokens + *batch - 1) / *batch;

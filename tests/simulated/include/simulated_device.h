@@ -4,11 +4,27 @@
 #include <simulated_math.h>
 #include <simulated_types.h>
 
-#include <source_location>
-
 namespace simulator {
 
-typedef std::source_location Where;  // the line of the kernel, for messages
+// The line of the kernel, for messages: std::source_location, which clang 14 does not have.
+class Where {
+    const char *file = "";
+    unsigned at = 0;
+
+  public:
+    static constexpr Where current(const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+        Where where;
+        where.file = file;
+        where.at = line;
+        return where;
+    }
+    constexpr const char *file_name() const {
+        return file;
+    }
+    constexpr unsigned line() const {
+        return at;
+    }
+};
 
 // Shared memory: a SHARED has one slot, which is each block's own memory in turn.
 struct SharedSlot {

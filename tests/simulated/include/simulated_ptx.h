@@ -5,8 +5,8 @@
 
 namespace BACKEND {
 
-template <typename T> constexpr simulator::Half HALF_FORMAT = simulator::Half::FP16;
-template <> constexpr simulator::Half HALF_FORMAT<bf16> = simulator::Half::BF16;
+template <typename T> inline constexpr simulator::Half HALF_FORMAT = simulator::Half::FP16;
+template <> inline constexpr simulator::Half HALF_FORMAT<bf16> = simulator::Half::BF16;
 
 inline uint32_t shared_address(const void *pointer) {
     return simulator::shared_address(pointer);
