@@ -2,9 +2,11 @@
 #include "core/clock.h"
 #include "core/durable.h"
 #include "core/hash.h"
+#include "core/philox.h"
 #include "tests/support/check.h"
 #include "tests/support/checkpoints.h"
 #include "train/checkpoint/manifest.h"
+#include "train/checkpoint/retention.h"
 #include "train/checkpoint/steps.h"
 
 #define H5_USE_110_API
@@ -29,9 +31,9 @@ static void save_steps(const char *run, ToySplit split, int ranks, int kinds, co
     toy_close(&toy);
 }
 
-static int64_t found_step(const char *run, Strings *skipped) {
+static int64_t found_of(const char *run, int64_t before, uint64_t identity, Strings *skipped) {
     char *path;
-    Error *error = checkpoint_find(run, INT64_MAX, 0, &path, skipped);
+    Error *error = checkpoint_find(run, before, identity, &path, skipped);
     if (error != NULL) {
         int kind = error->kind == ERROR_MISSING ? -1 : -2;
         error_free(error);
@@ -40,6 +42,10 @@ static int64_t found_step(const char *run, Strings *skipped) {
     int64_t step = strtoll(strrchr(path, '-') + 1, NULL, 10);
     free(path);
     return step;
+}
+
+static int64_t found_step(const char *run, Strings *skipped) {
+    return found_of(run, INT64_MAX, 0, skipped);
 }
 
 static void check_layout(const char *run, ToySplit split, int ranks, int kinds) {
@@ -104,6 +110,21 @@ static void test_find(void) {
     free(partial);
 }
 
+// Exactly these steps (ended by -1) are committed.
+static void check_steps(const char *run, const int64_t *expected) {
+    char *folder = steps_folder(run);
+    int64_t *steps;
+    int count;
+    CHECK_OK(steps_list(folder, &steps, &count));
+    int i = 0;
+    for (; expected[i] >= 0; i++) {
+        CHECK_I64(i < count ? steps[i] : -1, expected[i]);
+    }
+    CHECK_I64(count, i);
+    free(steps);
+    free(folder);
+}
+
 static void test_retention(void) {
     const char *run = check_folder();
     Toy toy;
@@ -112,16 +133,7 @@ static void test_retention(void) {
         CHECK(toy_save(&toy, step) == CHECKPOINT_COMMITTED);
     }
     toy_close(&toy);
-    static const int64_t expected[] = {4, 8, 9, 10};
-    char *folder = steps_folder(run);
-    int64_t *steps;
-    int count;
-    CHECK_OK(steps_list(folder, &steps, &count));
-    CHECK_I64(count, 4);
-    for (int i = 0; i < count && i < 4; i++) {
-        CHECK_I64(steps[i], expected[i]);
-    }
-    free(steps);
+    check_steps(run, (int64_t[]){4, 8, 9, 10, -1});
 
     // Back in time: what is saved again replaces what was there, and later steps are left alone.
     char *nine = step_path(run, 9);
@@ -133,18 +145,132 @@ static void test_retention(void) {
     CHECK_I64(checkpoint_info(c)->ranks, 1);
     checkpoint_close(c);
     CHECK(toy_matches(nine, 3, 1));
-    CHECK_OK(steps_list(folder, &steps, &count));
-    CHECK(count == 2 && steps[0] == 9 && steps[1] == 10);
-    free(steps);
+    check_steps(run, (int64_t[]){9, 10, -1});
     free(nine);
-    free(folder);
+}
+
+// ---- retention, over all positions of what can be wrong ----
+
+typedef enum State { WHOLE, LOST, FLIPPED, CUT, NO_FILE, NO_MANIFEST, OTHER_RUN, STATES } State;
+enum { POSITIONS = 6, COURSES = 400 };
+
+// Runs to take checkpoints from: whole ones, lost ones, of another run.
+static const char *make_source(bool lost, uint64_t identity) {
+    const char *run = check_folder();
+    Toy toy;
+    CHECK_OK(toy_open(&toy, run, TOY_RANGES, 1, 1, POSITIONS + 2, 0));
+    toy.lost = lost;
+    toy.run = identity;
+    for (int64_t step = 1; step <= POSITIONS + 2; step++) {
+        CHECK(toy_save(&toy, step) == CHECKPOINT_COMMITTED);
+    }
+    toy_close(&toy);
+    return run;
+}
+
+// The step of a source in `run`, its files linked or, where they are damaged, copied.
+static void place_step(const char *source, const char *run, int64_t step, State state) {
+    char *from = step_path(source, step), *to = step_path(run, step);
+    Strings names = {0};
+    CHECK_OK(folder_create(to));
+    CHECK_OK(folder_list(from, &names));
+    for (size_t i = 0; i < names.count; i++) {
+        char *old = path_join(from, names.items[i]), *new = path_join(to, names.items[i]);
+        bool manifest = strcmp(names.items[i], MANIFEST_NAME) == 0, numbers = strcmp(names.items[i], "rank-00000.h5") == 0;
+        if (numbers && (state == FLIPPED || state == CUT)) {
+            Buffer bytes = {0};
+            CHECK_OK(file_read(old, 1 << 20, &bytes));
+            bytes.data[bytes.size - 1] ^= state == FLIPPED;
+            FILE *copy = fopen(new, "w");  // not made durable: there are many
+            CHECK(copy != NULL && fwrite(bytes.data, 1, bytes.size - (state == CUT), copy) > 0 && fclose(copy) == 0);
+            buffer_free(&bytes);
+        } else if (!(numbers && state == NO_FILE) && !(manifest && state == NO_MANIFEST)) {
+            CHECK(link(old, new) == 0);
+        }
+        free(old);
+        free(new);
+    }
+    strings_free(&names);
+    free(from);
+    free(to);
+}
+
+// What must be there afterwards, said another way than retention.c says it.
+static bool stays(const State *states, int newest, int at, int keep_last, int64_t keep_every) {
+    int newer_good = 0;
+    for (int i = at + 1; i <= newest; i++) {
+        newer_good += states[i] == WHOLE;
+    }
+    if (at >= newest || states[at] == OTHER_RUN || (keep_every > 0 && at % keep_every == 0)) {
+        return true;
+    }
+    return states[at] != LOST && newer_good < keep_last;
+}
+
+static void test_retention_of_damaged(void) {
+    const char *whole = make_source(false, TOY_RUN), *lost = make_source(true, TOY_RUN), *other = make_source(false, 77);
+    uint64_t draw = 0;
+    for (int course = 0; course < COURSES; course++) {
+        const char *run = check_folder();
+        State states[POSITIONS + 3];
+        int keep_last = 1 + course % 3, newest = POSITIONS + 1;
+        int64_t keep_every = course % 5 == 0 ? 3 : 0;
+        for (int step = 1; step <= POSITIONS + 2; step++) {
+            states[step] = (State)(philox_u64(3, philox_stream(RANDOM_TEST, 1), draw++) % (STATES + 2));
+            states[step] = states[step] >= STATES ? WHOLE : states[step];  // good ones are likelier
+            states[newest] = course % 4 == 0 ? LOST : WHOLE;
+            place_step(states[step] == LOST ? lost : states[step] == OTHER_RUN ? other : whole, run, step, states[step]);
+        }
+        Retention rule = {.keep_last = keep_last, .keep_every = keep_every, .run = TOY_RUN, .learned = toy_learned};
+        char *folder = steps_folder(run);
+        CHECK_OK(retention_apply(folder, &rule, newest));
+        for (int step = 1; step <= POSITIONS + 2; step++) {
+            char *path = steps_path(folder, step);
+            if (!CHECK(path_exists(path) == stays(states, newest, step, keep_last, keep_every))) {
+                fprintf(stderr, "course %d: step %d of state %d\n", course, step, (int)states[step]);
+            }
+            free(path);
+        }
+        CHECK_OK(folder_remove(run));
+        free(folder);
+    }
+}
+
+// Through the writer: a lost model is saved over and over, and the last one that learned stays.
+static void test_retention_of_lost(void) {
+    const char *run = check_folder();
+    Toy toy;
+    CHECK_OK(toy_open_wanting(&toy, run, TOY_RANGES, 2, 2, &(CheckpointPlan){.keep_last = 2, .learned = toy_learned}));
+    for (int64_t step = 1; step <= 9; step++) {
+        toy.lost = step > 4;
+        CHECK(toy_save(&toy, step) == CHECKPOINT_COMMITTED);
+    }
+    check_steps(run, (int64_t[]){3, 4, 9, -1});
+    // Damage of what was proven before shows where its size is another.
+    char *four = step_path(run, 4), *file = path_join(four, "metrics.jsonl");
+    CHECK_OK(file_write(file, "", 0));
+    toy.lost = false;
+    CHECK(toy_save(&toy, 10) == CHECKPOINT_COMMITTED);
+    check_steps(run, (int64_t[]){3, 4, 10, -1});
+    CHECK(toy_save(&toy, 11) == CHECKPOINT_COMMITTED);
+    check_steps(run, (int64_t[]){10, 11, -1});
+    toy_close(&toy);
+    free(file);
+    free(four);
 }
 
 static void test_one_run_a_folder(void) {
     const char *run = check_folder();
     Toy first, second;
+    char host[256] = "", *holder;
+    gethostname(host, sizeof host - 1);
+    holder = memory_format("(host %s, process %d, since 2", host, (int)getpid());
     CHECK_OK(toy_open(&first, run, TOY_RANGES, 1, 1, 1, 0));
     CHECK_FAILS(toy_open(&second, run, TOY_RANGES, 1, 1, 1, 0), "another run writes to");
+    second.ranks = 0;
+    toy_close(&second);
+    CHECK_FAILS(toy_open(&second, run, TOY_RANGES, 1, 1, 1, 0), holder);
+    free(holder);
     second.ranks = 0;
     toy_close(&second);
     toy_close(&first);
@@ -298,6 +424,237 @@ static void test_damage(void) {
     free(first);
     free(second);
     free(newest);
+}
+
+// Of which course of training a checkpoint is, and where the search goes on.
+static void test_find_run(void) {
+    const char *run = check_folder(), *other = make_source(false, 77);
+    save_steps(run, TOY_RANGES, 1, 1, (int64_t[]){1, 2, 4, -1});
+    place_step(other, run, 3, WHOLE);
+    place_step(other, run, 5, WHOLE);
+    Strings skipped = {0};
+    CHECK_I64(found_of(run, INT64_MAX, TOY_RUN, &skipped), 4);
+    CHECK(skipped.count == 1 && strstr(skipped.items[0], "step-00000005 is of another run and was skipped: its run is "
+                                                         "000000000000004d, this folder's 0000000000abcdef") != NULL);
+    CHECK_I64(found_of(run, 4, TOY_RUN, &skipped), 2);
+    CHECK_I64(skipped.count, 2);
+    CHECK_I64(found_of(run, 2, TOY_RUN, NULL), 1);
+    CHECK_I64(found_of(run, 1, TOY_RUN, NULL), -2);  // not "there is none": a new run would begin
+    CHECK_I64(found_of(run, INT64_MAX, 77, NULL), 5);
+    CHECK_I64(found_of(run, INT64_MAX, 0, NULL), 5);
+    CHECK_I64(found_of(run, INT64_MAX, 78, NULL), -2);
+    strings_free(&skipped);
+    // Exchanged folders.
+    char *one = step_path(run, 1), *four = step_path(run, 4), *aside = path_join(run, "aside");
+    CHECK(rename(one, aside) == 0 && rename(four, one) == 0 && rename(aside, four) == 0);
+    CHECK_I64(found_of(run, INT64_MAX, TOY_RUN, NULL), 2);
+    // Its own folder is taken as it is asked for.
+    char *path = NULL, *five = step_path(run, 5);
+    CHECK_OK(checkpoint_find(five, 1, TOY_RUN, &path, NULL));
+    free(path);
+    // What the run's record says.
+    uint64_t identity = 1;
+    char *record = path_join(run, "run.json");
+    CHECK_OK(checkpoint_run_of(run, &identity));
+    CHECK(identity == 0);
+    CHECK_OK(file_write(record, "{\"id\": \"000000000000004d\"}", 26));
+    CHECK_OK(checkpoint_run_of(run, &identity));
+    CHECK(identity == 77);
+    Buffer text = {0};
+    CHECK_FAILS(checkpoint_describe(run, true, &text), "not all of its checkpoints are whole");
+    CHECK(strstr(text.data, "step-00000002  OF ANOTHER RUN: 0000000000abcdef; this folder's is 000000000000004d") != NULL);
+    CHECK(strstr(text.data, "step        5\n") != NULL);
+    buffer_free(&text);
+    CHECK_OK(file_write(record, "{\"id\": \"4d\"}", 12));
+    CHECK_OK(checkpoint_run_of(run, &identity));
+    CHECK(identity == 0);
+    free(record);
+    free(aside);
+    free(one);
+    free(four);
+    free(five);
+}
+
+// Version 1 does not say its run.
+static void test_find_version1(void) {
+    const char *run = check_folder();
+    char *golden = memory_format("%s/tests/golden/checkpoint/version1", getenv("ATHANOR_SOURCE")), *three = step_path(run, 3);
+    char *command = memory_format("mkdir -p %s/checkpoints && cp -r %s %s", run, golden, three);
+    CHECK(system(command) == 0);
+    Strings skipped = {0};
+    CHECK_I64(found_of(run, INT64_MAX, TOY_RUN, &skipped), 3);
+    save_steps(run, TOY_RANGES, 1, 1, (int64_t[]){5, -1});
+    CHECK_I64(found_of(run, 5, TOY_RUN, &skipped), 3);
+    CHECK_I64(skipped.count, 0);
+    save_steps(run, TOY_RANGES, 1, 1, (int64_t[]){2, -1});
+    CHECK_I64(found_of(run, 5, TOY_RUN, &skipped), 2);
+    CHECK(skipped.count == 1 && strstr(skipped.items[0], "it is of version 1, but older ones are of this run") != NULL);
+    CHECK_I64(found_of(run, 5, 0, NULL), 3);
+    strings_free(&skipped);
+    free(command);
+    free(three);
+    free(golden);
+}
+
+// ---- every field and every byte of a manifest ----
+
+// Changes in place what a JSON value says; false where there is nothing to change.
+static bool change_value(json_t *value) {
+    if (json_is_integer(value)) {
+        return json_integer_set(value, json_integer_value(value) + 1) == 0;
+    }
+    if (json_is_real(value)) {
+        return json_real_set(value, json_real_value(value) * 1.0000000000000002 + 1e-300) == 0;
+    }
+    if (json_is_string(value)) {
+        char *text = memory_string(json_string_value(value));
+        size_t size = strlen(text);
+        if (size > 0) {
+            text[size - 1] = text[size - 1] == '0' ? '1' : '0';
+        }
+        bool done = json_string_set(value, size > 0 ? text : "0") == 0;
+        free(text);
+        return done;
+    }
+    return false;
+}
+
+typedef struct Changes {
+    json_t *root;
+    int tried, refused;
+    Strings taken;  // where a change was not refused
+} Changes;
+
+static void try_change(Changes *c, const char *where) {
+    Manifest m;
+    Error *error = manifest_from_json("m", json_deep_copy(c->root), &m);
+    c->tried++;
+    if (error != NULL && error->kind == ERROR_DAMAGED) {
+        c->refused++;
+    } else {
+        strings_add(&c->taken, where);
+        if (error == NULL) {
+            manifest_free(&m);
+        }
+    }
+    error_free(error);
+}
+
+// Every value below `value` is changed, left out, renamed or doubled, one at a time.
+static void change_all(Changes *c, json_t *value, const char *where) {
+    json_t *kept = json_deep_copy(value);
+    if (change_value(value)) {
+        try_change(c, where);
+        if (json_is_string(value)) {
+            json_string_set(value, json_string_value(kept));
+        } else if (json_is_integer(value)) {
+            json_integer_set(value, json_integer_value(kept));
+        } else {
+            json_real_set(value, json_real_value(kept));
+        }
+    }
+    const char *key;
+    json_t *child;
+    Strings keys = {0};
+    json_object_foreach(value, key, child) {
+        strings_add(&keys, key);
+    }
+    for (size_t i = 0; i < keys.count; i++) {
+        const char *name = keys.items[i];
+        char *there = memory_format("%s.%s", where, name), *other = memory_format("%s_", name);
+        child = json_incref(json_object_get(value, name));
+        change_all(c, child, there);
+        json_object_del(value, name);
+        try_change(c, there);
+        json_object_set(value, other, child);
+        try_change(c, there);
+        json_object_del(value, other);
+        json_object_set_new(value, name, child);
+        free(there);
+        free(other);
+    }
+    strings_free(&keys);
+    for (size_t i = 0; json_is_array(value) && i < json_array_size(value); i++) {
+        char *there = memory_format("%s[]", where);
+        child = json_incref(json_array_get(value, i));
+        change_all(c, child, there);
+        json_array_remove(value, i);
+        try_change(c, there);
+        json_array_insert(value, i, child);
+        json_array_insert(value, i, child);
+        try_change(c, there);
+        json_array_remove(value, i);
+        json_decref(child);
+        free(there);
+    }
+    json_decref(kept);
+}
+
+static void test_fields(void) {
+    const char *run = check_folder();
+    save_steps(run, TOY_FUSED, 2, 2, (int64_t[]){1, -1});
+    char *folder = step_path(run, 1), *path = path_join(folder, MANIFEST_NAME);
+    Changes c = {0};
+    CHECK_OK(json_read_file(path, 1 << 20, &c.root));
+    change_all(&c, c.root, "");
+    CHECK(c.tried > 800);
+    CHECK_I64(c.refused, c.tried);
+    json_decref(c.root);
+    free(path);
+    free(folder);
+
+    // Version 1 has no checksum. What may be changed there without being seen in the manifest alone stands in
+    // docs/checkpoints.md; of these the folder's name, the files and the datasets' attributes hold the step, the sums and the
+    // shapes.
+    static const char *const unprotected[] = {".step", ".ranks", ".layout",  ".created",         ".model",
+                                              ".seed", ".state", ".files[]", ".tensors[].shape", ".slices[]"};
+    char *old = memory_format("%s/tests/golden/checkpoint/version1/manifest.json", getenv("ATHANOR_SOURCE"));
+    c = (Changes){0};
+    CHECK_OK(json_read_file(old, 1 << 20, &c.root));
+    change_all(&c, c.root, "");
+    for (size_t i = 0; i < c.taken.count; i++) {
+        bool known = false;
+        for (size_t k = 0; k < sizeof unprotected / sizeof *unprotected; k++) {
+            size_t size = strlen(unprotected[k]);
+            bool below = strcmp(unprotected[k], ".state") == 0 || strcmp(unprotected[k], ".files[]") == 0 ||
+                         strcmp(unprotected[k], ".tensors[].shape") == 0;
+            known = known || (strncmp(c.taken.items[i], unprotected[k], size) == 0 && (below || c.taken.items[i][size] == 0));
+        }
+        if (!CHECK(known)) {
+            fprintf(stderr, "a change of %s was taken\n", c.taken.items[i]);
+        }
+    }
+    CHECK(c.refused > 300);
+    strings_free(&c.taken);
+    json_decref(c.root);
+    free(old);
+}
+
+// Any byte by any other: refused, or it says the very same.
+static void test_bytes(void) {
+    const char *run = check_folder();
+    save_steps(run, TOY_COLUMNS, 1, 2, (int64_t[]){1, -1});
+    char *folder = step_path(run, 1), *path = path_join(folder, MANIFEST_NAME);
+    Buffer text = {0};
+    json_t *right;
+    CHECK_OK(file_read(path, 1 << 20, &text));
+    CHECK_OK(json_read_bytes(path, text.data, text.size, &right));
+    for (size_t i = 0; i < text.size; i++) {
+        char kept = text.data[i];
+        text.data[i] = (char)(kept ^ (1 + philox_u64(4, philox_stream(RANDOM_TEST, 2), i) % 255));
+        Manifest m = {0};
+        Error *error = manifest_parse(path, text.data, text.size, &m);
+        if (!CHECK(error != NULL ? error->kind == ERROR_DAMAGED : json_equal(m.document, right))) {
+            fprintf(stderr, "byte %zu\n", i);
+        }
+        manifest_free(&m);
+        error_free(error);
+        text.data[i] = kept;
+    }
+    json_decref(right);
+    buffer_free(&text);
+    free(path);
+    free(folder);
 }
 
 // Every digit of the manifest in turn: a number, a time, a checksum, a digest, part of a name.
@@ -708,10 +1065,16 @@ int main(void) {
     RUN(test_layouts);
     RUN(test_find);
     RUN(test_retention);
+    RUN(test_retention_of_damaged);
+    RUN(test_retention_of_lost);
     RUN(test_one_run_a_folder);
     RUN(test_failures);
     RUN(test_damage);
+    RUN(test_find_run);
+    RUN(test_find_version1);
     RUN(test_digits);
+    RUN(test_fields);
+    RUN(test_bytes);
     RUN(test_manifest_version1);
     RUN(test_manifest);
     RUN(test_checksum);

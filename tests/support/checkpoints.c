@@ -94,7 +94,15 @@ static void toy_fetch(void *context, const CheckpointPart *part, void *to, float
 }
 
 Error *toy_open(Toy *toy, const char *run, ToySplit split, int ranks, int kinds, int keep_last, int64_t keep_every) {
-    *toy = (Toy){.ranks = ranks, .kinds = kinds};
+    return toy_open_wanting(toy, run, split, ranks, kinds, &(CheckpointPlan){.keep_last = keep_last, .keep_every = keep_every});
+}
+
+bool toy_learned(const json_t *state) {
+    return !json_is_true(json_object_get(state, "lost"));
+}
+
+Error *toy_open_wanting(Toy *toy, const char *run, ToySplit split, int ranks, int kinds, const CheckpointPlan *wanted) {
+    *toy = (Toy){.ranks = ranks, .kinds = kinds, .run = TOY_RUN};
     int64_t total = toy_offset(TOY_TENSORS);
     for (int k = 0; k < TOY_KINDS; k++) {
         toy->flat[k] = memory_zeroed((size_t)total, sizeof(float));
@@ -112,8 +120,10 @@ Error *toy_open(Toy *toy, const char *run, ToySplit split, int ranks, int kinds,
         CheckpointPlan plan = {.run_folder = run,
                                .rank = r,
                                .ranks = ranks,
-                               .keep_last = keep_last,
-                               .keep_every = keep_every,
+                               .keep_last = wanted->keep_last,
+                               .keep_every = wanted->keep_every,
+                               .learned = wanted->learned,
+                               .total_bytes = wanted->total_bytes,
                                .layout = "data",
                                .model = 0x1234,
                                .seed = UINT64_MAX,
@@ -166,9 +176,9 @@ CheckpointEvent toy_save(Toy *toy, int64_t step) {
     }
     char history[64];
     CheckpointBlob blob = {"metrics.jsonl", history, (size_t)snprintf(history, sizeof history, "up to %lld", (long long)step)};
-    json_t *state = json_pack("{s:I}", "step", (json_int_t)step);
+    json_t *state = json_pack("{s:I, s:b}", "step", (json_int_t)step, "lost", toy->lost);
     for (int r = 0; r < toy->ranks; r++) {
-        checkpoint_writer_begin(toy->writers[r], TOY_RUN, step, state, &blob, 1);
+        checkpoint_writer_begin(toy->writers[r], toy->run, step, state, &blob, 1);
     }
     json_decref(state);
     // The snapshot is taken: training may go on and change everything.

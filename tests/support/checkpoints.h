@@ -25,6 +25,8 @@ typedef struct Toy {
     int ranks, kinds;  // kinds: 3 for all, 2 without second moments
     float *flat[TOY_KINDS];
     CheckpointWriter *writers[TOY_MOST_RANKS];
+    uint64_t run;  // saves are of this one; TOY_RUN at first
+    bool lost;     // and say that they learned nothing: state {"step": step, "lost": true}
 } Toy;
 
 // The boxes of a tensor that a rank has under a split, at most 3 or those of a range; 0 where it has none.
@@ -32,11 +34,15 @@ int toy_boxes(ToySplit split, int ranks, int rank, int tensor, Box *out);
 
 // Opens the writers of a run. keep_last and keep_every as in CheckpointPlan.
 Error *toy_open(Toy *toy, const char *run, ToySplit split, int ranks, int kinds, int keep_last, int64_t keep_every) MUST_CHECK;
+// The same with what `wanted` says of retention and room.
+Error *toy_open_wanting(Toy *toy, const char *run, ToySplit split, int ranks, int kinds,
+                        const CheckpointPlan *wanted) MUST_CHECK;
 void toy_close(Toy *toy);
+bool toy_learned(const json_t *state);  // for CheckpointPlan
 
 enum { TOY_RUN = 0xABCDEF };  // the run's identity
 
-// Saves what toy_value says of that step, with a blob "metrics.jsonl" and a state {"step": step}, and waits for the end.
+// Saves what toy_value says of that step, with a blob "metrics.jsonl" and a state, and waits for the end.
 CheckpointEvent toy_save(Toy *toy, int64_t step);
 
 // Whether a checkpoint holds exactly the values of its step, read in `parts` parts per tensor.

@@ -317,7 +317,23 @@ static bool has_extents(hid_t space, const H5Dataset *dataset) {
     return same;
 }
 
-// Why a dataset is not one that h5_create makes; NULL if it is.
+// The attribute "shape", where there is one, is the tensor's: the dataset's own extents need not tell.
+static bool has_shape(hid_t handle, const H5Dataset *dataset) {
+    int64_t shape[BOX_MOST_DIMS];
+    if (dataset->shape == NULL || dataset->shape_dims == 0 || H5Aexists(handle, "shape") <= 0) {
+        return true;
+    }
+    hid_t attribute = H5Aopen(handle, "shape", H5P_DEFAULT), space = H5Aget_space(attribute), type = H5Aget_type(attribute);
+    bool same = H5Tequal(type, H5T_STD_I64LE) > 0 && H5Sget_simple_extent_npoints(space) == dataset->shape_dims &&
+                H5Aread(attribute, H5T_NATIVE_INT64, shape) >= 0 &&
+                memcmp(shape, dataset->shape, (size_t)dataset->shape_dims * sizeof *shape) == 0;
+    close_with(H5Tclose, type);
+    close_with(H5Sclose, space);
+    close_with(H5Aclose, attribute);
+    return same;
+}
+
+// Why a dataset is not one that h5_lay_out makes; NULL if it is.
 static const char *strange(hid_t handle, const H5Dataset *dataset) {
     hid_t type = H5Dget_type(handle), space = H5Dget_space(handle), creation = H5Dget_create_plist(handle);
     hid_t wanted = type_of(dataset->type);
@@ -332,6 +348,8 @@ static const char *strange(hid_t handle, const H5Dataset *dataset) {
         problem = "it has filters";
     } else if (H5Pget_external_count(creation) != 0) {
         problem = "its numbers lie in another file";
+    } else if (!has_shape(handle, dataset)) {
+        problem = "it is of a tensor of another shape than in the manifest";
     }
     close_with(H5Pclose, creation);
     close_with(H5Sclose, space);

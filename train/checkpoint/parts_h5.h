@@ -52,6 +52,7 @@ Error *h5_lay_out(const char *scratch, H5Dataset *datasets, int count, H5Layout 
 void h5_layout_free(H5Layout *layout);
 
 // Finds these datasets in an existing file, which may be hostile, and fills in the offsets. Each must be what h5_lay_out
-// makes: reached by hard links, of that type and these extents, contiguous, no filters, no external files, and inside the
-// file. ERROR_DAMAGED where it is not; what the system refused is none (core/error.h).
+// makes: reached by hard links, of that type and these extents and, if it says so, of a tensor of that shape, contiguous, no
+// filters, no external files, and inside the file. ERROR_DAMAGED where it is not; what the system refused is none
+// (core/error.h).
 Error *h5_locate(const char *file, H5Dataset *datasets, int count) MUST_CHECK;
