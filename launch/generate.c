@@ -16,9 +16,9 @@ typedef struct Options {
 
 #define AT(member) offsetof(Options, member)
 static const Key flags[] = {
-    {"checkpoint", KEY_TEXT, AT(checkpoint), .help = "A run folder, or one of its checkpoints."},
+    {"checkpoint", KEY_PATH, AT(checkpoint), .help = "Another way to give RUN: a run folder, or one of its checkpoints."},
     {"prompt", KEY_TEXT, AT(prompt), .help = "The text to continue. Without a prompt the model starts a new document."},
-    {"prompt-file", KEY_TEXT, AT(prompt_file), .help = "A file that holds the text to continue."},
+    {"prompt-file", KEY_PATH, AT(prompt_file), .help = "A file that holds the text to continue."},
     {"max-tokens", KEY_INT, AT(max_tokens), "200", 1, 1e9, .help = "Most tokens to write; a model may end its text earlier."},
     {"temperature", KEY_FLOAT, AT(temperature), "0.8", 0, 100, .help = "0 takes the most likely token."},
     {"top-k", KEY_INT, AT(top_k), "0", 0, 1e9, .help = "Draw among the K most likely tokens; 0: all."},
@@ -45,15 +45,14 @@ static Error *read_prompt(const Options *options, Buffer *prompt) {
 
 static Error *run(const void *given, int count, char **arguments) {
     const Options *options = given;
-    if (options->checkpoint == NULL) {
-        return usage_error("--checkpoint is missing: a run folder");
-    }
+    const char *path;
+    TRY(command_run(options->checkpoint, count, arguments, &path));
     Buffer prompt = {0};
     SavedRun saved = {0};
     Error *error = read_prompt(options, &prompt);
-    error = error == NULL ? saved_run_open(options->checkpoint, 1, (int)options->threads, &saved) : error;
+    error = error == NULL ? saved_run_open(path, 1, (int)options->threads, &saved) : error;
     if (error == NULL && saved.tokenizer == NULL) {
-        error = failure("%s has no tokenizer: it was trained on a token file of unknown origin", options->checkpoint);
+        error = failure("%s has no tokenizer: it was trained on a token file of unknown origin", path);
     }
     if (error == NULL) {
         GenerateOptions generate = {.tokens = options->max_tokens,
@@ -76,11 +75,12 @@ static Error *run(const void *given, int count, char **arguments) {
 
 const Command command_generate = {
     .name = "generate",
-    .arguments = "",
+    .arguments = "RUN",
     .summary = "write text with a trained model",
-    .example = "  athanor generate --checkpoint runs/tiny --prompt \"The file is\" --max-tokens 100 --temperature 0.7",
+    .example = "  athanor generate runs/tiny --prompt \"The file is\" --max-tokens 100 --temperature 0.7",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),
+    .most_arguments = 1,
     .run = run,
 };
