@@ -34,6 +34,22 @@ char *path_folder(const char *path) {
     return memory_format("%.*s", (int)(slash - path), path);
 }
 
+Error *path_home(const char *path, char **out) {
+    if (path[0] != '~') {
+        *out = memory_string(path);
+        return NULL;
+    }
+    const char *home = getenv("HOME");
+    if (path[1] != 0 && path[1] != '/') {
+        return failure("'%s' begins with another's home, which is not looked up; write the whole path, or ./%s", path, path);
+    }
+    if (home == NULL || *home == 0) {
+        return failure("'%s' begins with the home folder, but HOME is not set; write the whole path", path);
+    }
+    *out = memory_format("%s%s", home, path + 1);
+    return NULL;
+}
+
 bool path_exists(const char *path) {
     return access(path, F_OK) == 0;
 }
@@ -370,7 +386,7 @@ static void glob_below(const char *folder, const char *pattern, Strings *files) 
     free(part);
 }
 
-Error *path_glob(const char *pattern, Strings *files) {
+static Error *glob_files(const char *pattern, Strings *files) {
     size_t before = files->count;
     if (strpbrk(pattern, "*?[") == NULL) {
         if (!path_exists(pattern)) {
@@ -408,4 +424,12 @@ Error *path_glob(const char *pattern, Strings *files) {
         return error_new(ERROR_MISSING, "no file matches %s", pattern);
     }
     return NULL;
+}
+
+Error *path_glob(const char *pattern, Strings *files) {
+    char *path;
+    TRY(path_home(pattern, &path));
+    Error *error = glob_files(path, files);
+    free(path);
+    return error;
 }

@@ -15,6 +15,8 @@
 char *path_join(const char *folder, const char *name);
 const char *path_name(const char *path);  // the part after the last '/'
 char *path_folder(const char *path);      // the part before it ("." where there is none), owned by the caller
+// The path that a user means, owned by the caller: ~ and ~/x begin in the home folder. Another's home (~name) is an error.
+Error *path_home(const char *path, char **out) MUST_CHECK;
 bool path_exists(const char *path);
 bool path_is_folder(const char *path);
 
@@ -58,5 +60,5 @@ Error *folder_remove(const char *path) MUST_CHECK;                // with conten
 Error *folder_list(const char *path, Strings *names) MUST_CHECK;  // sorted, without . and ..
 
 // Expands a pattern with * ? [ ] and ** (any depth of folders) to the sorted files it matches. No match is an error that
-// names the pattern. A pattern without wildcards must be an existing file.
+// names the pattern. ~ at its beginning is the home folder. A pattern without wildcards must be an existing file.
 Error *path_glob(const char *pattern, Strings *files) MUST_CHECK;

@@ -8,9 +8,10 @@
 
 typedef enum KeyType {
     KEY_BOOL,         // bool
-    KEY_INT,          // int64_t; 10k, 4M, 64Ki are accepted
+    KEY_INT,          // int64_t; 1e6, 10k, 4M, 64Ki are accepted
     KEY_FLOAT,        // double
     KEY_TEXT,         // char *, owned; NULL where not given and no default
+    KEY_PATH,         // the same, of a file or folder: ~ at its beginning is the home folder, and it is never empty
     KEY_CHOICE,       // int: index into `choices`
     KEY_LIST,         // Strings: a YAML list, or a repeated flag
     KEY_PROPORTIONS,  // Proportions: a YAML map from name to number, or a repeated flag NAME=NUMBER
@@ -26,7 +27,7 @@ typedef struct Key {
     const char *name;  // "optimizer.learning_rate", "max-tokens"
     KeyType type;
     size_t offset;               // in the struct
-    const char *default_value;   // NULL: KEY_TEXT stays NULL, lists stay empty; everything else needs one
+    const char *default_value;   // NULL: KEY_TEXT and KEY_PATH stay NULL, lists stay empty; everything else needs one
     double least, most;          // inclusive, KEY_INT and KEY_FLOAT (and each value of KEY_PROPORTIONS); both 0: no limit
     const char *const *choices;  // KEY_CHOICE: NULL-terminated
     const char *unit;            // "tokens", "seconds"; NULL: none
@@ -37,6 +38,7 @@ typedef struct Key {
     const char *neutral;
     // Whether ranks of one run may have different values: what is of a host and not of the run.
     bool per_rank;
+    const char *also;  // the words that other programs have for it, separated by blanks, for suggestions; NULL: none
 } Key;
 
 // Sets every value of `base` to its default. `base` must be zeroed.
@@ -66,6 +68,15 @@ uint64_t keys_identity(const Key *keys, int count, const void *base);
 // Whether the value is the key's neutral one.
 bool key_neutral(const Key *key, const void *base);
 
-// An "unknown key" error that suggests the nearest name. `what` is "key" or "flag", `prefix` "" or "--".
+// The keys that a mistaken `name` may mean, in `out` (room for KEYS_MEANT), and how many; 0 where it may be anything. Sections,
+// dots, underscores and capitals do not count, so that learningRate is optimizer.learning_rate; else the last word decides, as
+// a key's own, as one of its `also`, or with a slip of the pen. Where several keys are meant equally, the section chooses.
+enum { KEYS_MEANT = 4 };
+int keys_meant(const Key *keys, int count, const char *name, const Key *out[KEYS_MEANT]);
+
+// Appends "; did you mean KEY?" for what keys_meant finds, or nothing.
+void keys_suggest(const Key *keys, int count, const char *name, const char *prefix, Buffer *out);
+
+// An "unknown key" error with suggestions. `what` is "key" or "flag", `prefix` "" or "--".
 Error *keys_unknown(const Key *keys, int count, const char *name, const char *where, const char *what,
                     const char *prefix) MUST_CHECK;

@@ -64,8 +64,9 @@ Error *options_parse(const Key *keys, int count, void *base, int argc, char **ar
 }
 
 void options_help(const Key *keys, int count, Buffer *out) {
-    static const char *const words[] = {[KEY_BOOL] = "",      [KEY_INT] = " N",     [KEY_FLOAT] = " X",
-                                        [KEY_TEXT] = " TEXT", [KEY_LIST] = " TEXT", [KEY_PROPORTIONS] = " NAME=X"};
+    static const char *const words[] = {
+        [KEY_BOOL] = "",      [KEY_INT] = " N",     [KEY_FLOAT] = " X",           [KEY_TEXT] = " TEXT",
+        [KEY_PATH] = " PATH", [KEY_LIST] = " TEXT", [KEY_PROPORTIONS] = " NAME=X"};
     for (int i = 0; i < count; i++) {
         const Key *key = &keys[i];
         buffer_printf(out, "  --%s", key->name);

@@ -1,7 +1,9 @@
 // Words and numbers for people: see text.h.
 #include "core/text.h"
 
+#include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,44 +26,107 @@ static int64_t suffix_factor(const char *suffix) {
     return 0;
 }
 
-bool text_to_i64(const char *text, int64_t *out) {
-    char digits[32];
-    size_t n = 0;
-    const char *p = text;
-    if (*p == '-' || *p == '+') {
-        digits[n++] = *p++;
-    }
-    if (*p < '0' || *p > '9') {
-        return false;
-    }
-    while ((*p >= '0' && *p <= '9') || (*p == '_' && p[1] >= '0' && p[1] <= '9')) {
-        if (n + 1 >= sizeof digits) {
+// A decimal number in parts: value = sign * digits * 10^exponent * factor.
+typedef struct Decimal {
+    char digits[64];  // without sign, point and underscores, no zeros in front
+    bool negative;
+    int exponent;
+    int64_t factor;
+} Decimal;
+
+// Appends the digits at *p, with single underscores between them, leading zeros of the number left out. False: too many.
+static bool take_digits(const char **p, Decimal *out, size_t *count, int *taken) {
+    for (*taken = 0; isdigit((unsigned char)**p) || (**p == '_' && *taken > 0 && isdigit((unsigned char)(*p)[1])); (*p)++) {
+        if (**p == '_') {
+            continue;
+        }
+        (*taken)++;
+        if (*count + 1 >= sizeof out->digits) {
             return false;
         }
-        if (*p != '_') {
-            digits[n++] = *p;
+        if (*count > 0 || **p != '0') {
+            out->digits[(*count)++] = **p;
         }
-        p++;
     }
-    digits[n] = 0;
-    errno = 0;
-    int64_t value = strtoll(digits, NULL, 10), factor = suffix_factor(p);
-    return errno == 0 && factor != 0 && !__builtin_mul_overflow(value, factor, out);
+    return true;
+}
+
+// Splits [+-]digits[.digits][e[+-]digits][suffix]. A zero in front of other digits is refused: YAML 1.1 reads 017 as octal, 1.2
+// does not.
+static bool split_decimal(const char *text, Decimal *out) {
+    *out = (Decimal){.negative = *text == '-'};
+    const char *p = text + (*text == '-' || *text == '+');
+    bool octal = p[0] == '0' && (isdigit((unsigned char)p[1]) || p[1] == '_');
+    size_t count = 0;
+    int whole, fraction = 0;
+    if (octal || !take_digits(&p, out, &count, &whole)) {
+        return false;
+    }
+    if (*p == '.') {
+        p++;
+        if (!take_digits(&p, out, &count, &fraction)) {
+            return false;
+        }
+    }
+    if (whole + fraction == 0) {
+        return false;
+    }
+    if ((*p == 'e' || *p == 'E') && isdigit((unsigned char)p[1 + (p[1] == '-' || p[1] == '+')])) {
+        char *end;
+        long exponent = strtol(p + 1, &end, 10);
+        out->exponent = exponent > 9999 ? 9999 : exponent < -9999 ? -9999 : (int)exponent;
+        p = end;
+    }
+    out->digits[count] = 0;
+    out->exponent -= fraction;
+    out->factor = suffix_factor(p);
+    return out->factor != 0;
+}
+
+bool text_to_i64(const char *text, int64_t *out) {
+    Decimal d;
+    if (!split_decimal(text, &d)) {
+        return false;
+    }
+    // The digits times the factor, then tens: exact, or no whole number.
+    __int128 value = 0, limit = (__int128)1 << 120;
+    for (const char *p = d.digits; *p != 0; p++) {
+        value = value * 10 + (*p - '0');
+        if (value > limit / 16) {
+            return false;
+        }
+    }
+    if (__builtin_mul_overflow(value, (__int128)d.factor, &value)) {
+        return false;
+    }
+    for (; d.exponent > 0 && value != 0; d.exponent--) {
+        value *= 10;
+        if (value > limit) {
+            return false;
+        }
+    }
+    for (; d.exponent < 0 && value != 0; d.exponent++) {
+        if (value % 10 != 0) {
+            return false;
+        }
+        value /= 10;
+    }
+    value = d.negative ? -value : value;
+    *out = (int64_t)value;
+    return value >= INT64_MIN && value <= INT64_MAX;
 }
 
 bool text_to_f64(const char *text, double *out) {
-    char *end;
-    if (*text == 0 || *text == ' ') {
+    Decimal d;
+    if (!split_decimal(text, &d)) {
         return false;
     }
+    char number[sizeof d.digits + 16];
+    snprintf(number, sizeof number, "%se%d", *d.digits ? d.digits : "0", d.exponent);
     errno = 0;
-    double value = strtod(text, &end);
-    if (end == text || errno == ERANGE) {
-        return false;
-    }
-    int64_t factor = suffix_factor(end);
-    *out = value * (double)factor;
-    return factor != 0 && isfinite(*out);
+    double value = strtod(number, NULL) * (double)d.factor;
+    *out = d.negative && value > 0 ? -value : value;  // no negative zero
+    return errno != ERANGE && isfinite(value);
 }
 
 bool text_to_bool(const char *text, bool *out) {
@@ -101,12 +166,14 @@ const char *text_count(char *out, double count) {
 const char *text_duration(char *out, double seconds) {
     if (!(seconds >= 0) || seconds > 1e9) {
         snprintf(out, 32, "unknown");
-    } else if (seconds < 1) {
+    } else if (seconds < 0.0005) {
+        snprintf(out, 32, "0 s");
+    } else if (seconds < 0.9995) {
         snprintf(out, 32, "%.0f ms", seconds * 1e3);
-    } else if (seconds < 60) {
+    } else if (seconds < 59.95) {
         snprintf(out, 32, "%.1f s", seconds);
     } else {
-        int64_t whole = (int64_t)seconds;
+        int64_t whole = (int64_t)(seconds + 0.05);
         if (whole < 3600) {
             snprintf(out, 32, "%d min %02d s", (int)(whole / 60), (int)(whole % 60));
         } else if (whole < 86400) {
@@ -118,37 +185,59 @@ const char *text_duration(char *out, double seconds) {
     return out;
 }
 
-// Levenshtein distance; words longer than the table are far from everything.
-static int edit_distance(const char *a, const char *b) {
+const char *text_number_of(char *out, int64_t count, const char *one) {
+    size_t length = strlen(one);
+    bool hisses =
+        text_ends_with(one, "ch") || text_ends_with(one, "sh") || text_ends_with(one, "s") || text_ends_with(one, "x");
+    bool entry = length > 1 && one[length - 1] == 'y' && strchr("aeiou", one[length - 2]) == NULL;
+    const char *ending = count == 1 ? "" : entry ? "ies" : hisses ? "es" : "s";
+    snprintf(out, 64, "%" PRId64 " %.*s%s", count, (int)length - (entry && count != 1), one, ending);
+    return out;
+}
+
+int text_distance(const char *a, const char *b) {
     enum { MOST = 64 };
     size_t n = strlen(a), m = strlen(b);
     if (n >= MOST || m >= MOST) {
         return MOST;
     }
-    int row[MOST + 1];
+    int rows[3][MOST + 1];  // before the last, the last, this one
+    int *before = rows[0], *last = rows[1], *row = rows[2];
     for (size_t j = 0; j <= m; j++) {
         row[j] = (int)j;
     }
     for (size_t i = 1; i <= n; i++) {
-        int diagonal = row[0];
+        int *oldest = before;
+        before = last;
+        last = row;
+        row = oldest;
         row[0] = (int)i;
         for (size_t j = 1; j <= m; j++) {
-            int change = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            int shift = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            int change = last[j - 1] + (a[i - 1] != b[j - 1]);
+            int shift = (last[j] < row[j - 1] ? last[j] : row[j - 1]) + 1;
             row[j] = change < shift ? change : shift;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < row[j]) {
+                row[j] = before[j - 2] + 1;
+            }
         }
     }
     return row[m];
 }
 
+int text_slips(const char *word) {
+    size_t length = strlen(word);
+    return length < 3 ? 0 : length < 8 ? 1 : 2;
+}
+
 int text_nearest(const char *word, const char *const *names, int count) {
-    int best = -1, best_distance = (int)(strlen(word) / 3) + 2;
+    int best = -1, best_distance = text_slips(word) + 1;
     for (int i = 0; i < count; i++) {
-        int distance = edit_distance(word, names[i]);
+        int distance = text_distance(word, names[i]);
         if (distance < best_distance) {
             best = i;
             best_distance = distance;
+        } else if (distance == best_distance && best >= 0 && strcmp(names[best], names[i]) != 0) {
+            best = -1;  // two are as near: it may be either; a nearer one may follow
         }
     }
     return best;

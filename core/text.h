@@ -5,8 +5,9 @@
 
 #include <stdint.h>
 
-// Parse the whole of `text`. Integers accept 1_000_000, 10k, 4M, 2G (decimal) and 64Ki, 1Mi, 1Gi. False if it is no such
-// number.
+// Parse the whole of `text`: 1000, 1_000_000, 1e6, 2.5e-4, and with 10k, 4M, 2G (decimal) or 64Ki, 1Mi, 1Gi behind it. An
+// integer may be written in any of these ways if its value is whole (1e6, 1.5k). False if it is no such number: hexadecimal and
+// octal forms, a zero in front (017), infinities and nan are none.
 bool text_to_i64(const char *text, int64_t *out);
 bool text_to_f64(const char *text, double *out);
 bool text_to_bool(const char *text, bool *out);  // true/false, yes/no, on/off
@@ -16,7 +17,16 @@ const char *text_bytes(char *out, double bytes);
 const char *text_count(char *out, double count);
 const char *text_duration(char *out, double seconds);
 
-// The index of the name nearest to `word` by edit distance, or -1 where none is near enough to suggest.
+// "1 rank", "2 ranks", "3 micro-batches", "0 entries", into `out` (at least 64 bytes). `one` is the English singular, of at
+// most 40 bytes.
+const char *text_number_of(char *out, int64_t count, const char *one);
+
+// How many letters must be changed, dropped, added or swapped with their neighbour to make one word of the other. Words of 64
+// letters and more are far from everything.
+int text_distance(const char *a, const char *b);
+// How many such slips a word of this length may hold and still be recognised.
+int text_slips(const char *word);
+// The index of the one name nearest to `word`, or -1 where none is near enough to suggest, or two are equally near.
 int text_nearest(const char *word, const char *const *names, int count);
 
 bool text_ends_with(const char *text, const char *suffix);

@@ -13,6 +13,7 @@
     COMMAND(tokenizer_encode) \
     COMMAND(tokenizer_decode) \
     COMMAND(tokenizer_info) \
+    COMMAND(configs) \
     COMMAND(train) \
     COMMAND(generate) \
     COMMAND(eval) \

@@ -17,8 +17,8 @@ typedef struct Options {
 static const Key flags[] = {
     {"input", KEY_LIST, offsetof(Options, inputs), NULL,
      .help = "Shards (.jsonl.zst, .jsonl.gz, .jsonl), a file or a pattern in quotes."},
-    {"tokenizer", KEY_TEXT, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
-    {"out", KEY_TEXT, offsetof(Options, out), NULL, .help = "The folder to make; it must not exist."},
+    {"tokenizer", KEY_PATH, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
+    {"out", KEY_PATH, offsetof(Options, out), NULL, .help = "The folder to make; it must not exist."},
     {"workers", KEY_INT, offsetof(Options, workers), "0", 0, 4096, .unit = "threads", .help = "0 is one per core."},
     {"max-bad-lines", KEY_INT, offsetof(Options, bad_lines), "1000", 0, 9e15, .unit = "lines",
      .help = "Lines that cannot be used are skipped and counted up to this number; one more is an error."},

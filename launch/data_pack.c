@@ -16,7 +16,7 @@ typedef struct Options {
 static const Key flags[] = {
     {"set", KEY_LIST, offsetof(Options, sets), NULL,
      .help = "NAME=PATTERN: a set and its files, one document each (** is any depth of folders); give one --set per set."},
-    {"out", KEY_TEXT, offsetof(Options, out), NULL, .help = "The folder to make; it must not exist."},
+    {"out", KEY_PATH, offsetof(Options, out), NULL, .help = "The folder to make; it must not exist."},
     {"shards", KEY_INT, offsetof(Options, shards), "30", 1, 100000, .unit = "files", .help = "Train shards to write."},
     {"valid", KEY_FLOAT, offsetof(Options, valid), "0.01", 0, 0.4,
      .help = "Share of each set's documents that is held out for val, and again for test."},

@@ -13,8 +13,8 @@ typedef struct Options {
 
 #define AT(member) offsetof(Options, member)
 static const Key flags[] = {
-    {"checkpoint", KEY_TEXT, AT(checkpoint), .help = "A run folder, or one of its checkpoints."},
-    {"corpus", KEY_TEXT, AT(corpus), .help = "A corpus built with the run's tokenizer."},
+    {"checkpoint", KEY_PATH, AT(checkpoint), .help = "Another way to give RUN: a run folder, or one of its checkpoints."},
+    {"corpus", KEY_PATH, AT(corpus), .help = "A corpus built with the run's tokenizer."},
     {"samples", KEY_INT, AT(samples), "0", 0, 1e12, .unit = "sequences",
      .help = "Most sequences of each set, spread evenly; 0: every token."},
     {"batch", KEY_INT, AT(batch), "8", 1, 1 << 20, .unit = "sequences", .help = "How many to compute at a time."},
@@ -58,13 +58,15 @@ static Error *evaluate(const Options *options, SavedRun *saved, Corpus *corpus) 
 
 static Error *run(const void *given, int count, char **arguments) {
     const Options *options = given;
-    if (options->checkpoint == NULL || options->corpus == NULL) {
-        return usage_error("--checkpoint and --corpus are both needed");
+    const char *path;
+    TRY(command_run(options->checkpoint, count, arguments, &path));
+    if (options->corpus == NULL) {
+        return usage_error("--corpus is missing: what to score on");
     }
     SavedRun saved = {0};
     Corpus corpus = {0};
     TRY(corpus_open(options->corpus, &corpus));
-    Error *error = saved_run_open(options->checkpoint, options->batch, (int)options->threads, &saved);
+    Error *error = saved_run_open(path, options->batch, (int)options->threads, &saved);
     if (error == NULL) {
         error = evaluate(options, &saved, &corpus);
         saved_run_close(&saved);
@@ -75,12 +77,13 @@ static Error *run(const void *given, int count, char **arguments) {
 
 const Command command_eval = {
     .name = "eval",
-    .arguments = "",
+    .arguments = "RUN",
     .summary = "score a trained model on a corpus: loss, perplexity, bits per byte for each set",
     .example = "  # after launch/quickstart, in the folder of the clone:\n"
-               "  athanor eval --checkpoint runs/tiny --corpus quickstart/held-out",
+               "  athanor eval runs/tiny --corpus quickstart/held-out",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),
+    .most_arguments = 1,
     .run = run,
 };

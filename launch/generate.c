@@ -16,11 +16,11 @@ typedef struct Options {
 
 #define AT(member) offsetof(Options, member)
 static const Key flags[] = {
-    {"checkpoint", KEY_TEXT, AT(checkpoint), .help = "A run folder, or one of its checkpoints."},
+    {"checkpoint", KEY_PATH, AT(checkpoint), .help = "Another way to give RUN: a run folder, or one of its checkpoints."},
     {"prompt", KEY_TEXT, AT(prompt),
      .help = "The text to continue, of which the model reads as much as its context holds, from the end. Without a prompt it "
              "starts a new document."},
-    {"prompt-file", KEY_TEXT, AT(prompt_file), .help = "A file that holds the text to continue."},
+    {"prompt-file", KEY_PATH, AT(prompt_file), .help = "A file that holds the text to continue."},
     {"max-tokens", KEY_INT, AT(max_tokens), "200", 1, 1e9, .help = "Most tokens to write; a model may end its text earlier."},
     {"temperature", KEY_FLOAT, AT(temperature), "0.8", 0, 100, .help = "0 takes the most likely token."},
     {"top-k", KEY_INT, AT(top_k), "0", 0, 1e9, .help = "Draw among the K most likely tokens; 0: all."},
@@ -85,15 +85,14 @@ static Error *read_prompt(const Options *options, Buffer *prompt) {
 
 static Error *run(const void *given, int count, char **arguments) {
     const Options *options = given;
-    if (options->checkpoint == NULL) {
-        return usage_error("--checkpoint is missing: a run folder");
-    }
+    const char *path;
+    TRY(command_run(options->checkpoint, count, arguments, &path));
     Buffer prompt = {0};
     SavedRun saved = {0};
     Error *error = read_prompt(options, &prompt);
-    error = error == NULL ? saved_run_open(options->checkpoint, 1, (int)options->threads, &saved) : error;
+    error = error == NULL ? saved_run_open(path, 1, (int)options->threads, &saved) : error;
     if (error == NULL && saved.tokenizer == NULL) {
-        error = failure("%s has no tokenizer: it was trained on a token file of unknown origin", options->checkpoint);
+        error = failure("%s has no tokenizer: it was trained on a token file of unknown origin", path);
     }
     error = error == NULL ? write_text(options, &saved, &prompt) : error;
     saved_run_close(&saved);
@@ -103,12 +102,13 @@ static Error *run(const void *given, int count, char **arguments) {
 
 const Command command_generate = {
     .name = "generate",
-    .arguments = "",
+    .arguments = "RUN",
     .summary = "write text with a trained model",
     .example = "  # after launch/quickstart, in the folder of the clone:\n"
-               "  athanor generate --checkpoint runs/tiny --prompt \"The file is\" --max-tokens 100 --temperature 0.7",
+               "  athanor generate runs/tiny --prompt \"The file is\" --max-tokens 100 --temperature 0.7",
     .flags = flags,
     .flag_count = sizeof flags / sizeof *flags,
     .options_size = sizeof(Options),
+    .most_arguments = 1,
     .run = run,
 };

@@ -33,7 +33,7 @@ static Error *describe(const char *path, Buffer *out) {
         Error *error =
             path_exists(idx) || path_exists(path)
                 ? token_file_describe(path, true, out)
-                : error_new(ERROR_MISSING, "there is no %s, neither as a file or folder nor as a token file %s", path, idx);
+                : error_new(ERROR_MISSING, "there is no %s, neither a file nor a folder nor the prefix of a token file", path);
         free(prefix);
         free(idx);
         return error;

@@ -10,7 +10,7 @@ typedef struct Options {
 } Options;
 
 static const Key flags[] = {
-    {"out", KEY_TEXT, offsetof(Options, out), NULL, 0, 0, NULL, NULL, "The file to write. Default: RUN/report.html."},
+    {"out", KEY_PATH, offsetof(Options, out), NULL, 0, 0, NULL, NULL, "The file to write. Default: RUN/report.html."},
 };
 
 static Error *run(const void *options, int count, char **arguments) {

@@ -11,7 +11,7 @@ typedef struct Options {
 } Options;
 
 static const Key flags[] = {
-    {"tokenizer", KEY_TEXT, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
+    {"tokenizer", KEY_PATH, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
     {"special", KEY_BOOL, offsetof(Options, special), "true", .help = "Write special tokens such as <|endoftext|> too."},
 };
 

@@ -16,7 +16,7 @@ typedef struct Options {
 } Options;
 
 static const Key flags[] = {
-    {"tokenizer", KEY_TEXT, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
+    {"tokenizer", KEY_PATH, offsetof(Options, tokenizer), NULL, .help = "A tokenizer.json or .tiktoken file."},
     {"count", KEY_BOOL, offsetof(Options, count), "false", .help = "Print the number of ids instead of the ids."},
     {"special", KEY_BOOL, offsetof(Options, special), "false",
      .help = "Recognise special tokens such as <|endoftext|> in the text; otherwise they are text like any other."},

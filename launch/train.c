@@ -1,6 +1,7 @@
 // athanor train: a run from a configuration, alone or as one of many ranks.
 #include "core/log.h"
 #include "launch/commands.h"
+#include "launch/presets.h"
 #include "train/trainer.h"
 
 #include <signal.h>
@@ -30,10 +31,12 @@ static void catch_signals(void) {
 static Error *train(Comm *world, int count, char **arguments) {
     RunConfig config = {0};
     bool stopped = false;
-    Error *error = comm_agree(world, run_config_read(&config, arguments[0], arguments + 1, count - 1));
+    char *path;
+    Error *error = preset_find(arguments[0], &path);
+    error = comm_agree(world, error == NULL ? run_config_read(&config, path, arguments + 1, count - 1) : error);
     if (error == NULL) {
         catch_signals();
-        error = train_run(&config, arguments[0], world, &stopped);
+        error = train_run(&config, path, world, &stopped);
     }
     if (error == NULL && stopped) {
         Error *told = world->rank == 0
@@ -42,6 +45,7 @@ static Error *train(Comm *world, int count, char **arguments) {
         error = comm_agree(world, told);
     }
     run_config_free(&config);
+    free(path);
     return error;
 }
 
@@ -54,7 +58,7 @@ static Error *run(const void *options, int count, char **arguments) {
         return NULL;
     }
     if (count == 0) {
-        return usage_error("a configuration is missing; usage: athanor train CONFIG.yaml [key.path=value ...]");
+        return usage_error("a configuration is missing; usage: athanor train CONFIG [key.path=value ...]");
     }
     Comm *world;
     TRY(comm_open_world(&world));
@@ -72,9 +76,11 @@ static Error *run(const void *options, int count, char **arguments) {
 
 const Command command_train = {
     .name = "train",
-    .arguments = "CONFIG.yaml [key.path=value ...]",
+    .arguments = "CONFIG [key.path=value ...]",
     .summary = "train a model; alone, or on several ranks under mpirun or srun",
-    .details = "Continues where the run folder's newest checkpoint stands. docs/configuration.md lists all keys.",
+    .details = "CONFIG is a YAML file or the name of a preset ('athanor configs' lists them). Continues where the run folder's "
+               "newest\n"
+               "checkpoint stands. docs/configuration.md lists all keys, as --keys does.",
     .example = "  # after launch/quickstart, in the folder of the clone:\n"
                "  athanor train configs/runs/tiny.yaml train.steps=100\n"
                "  mpirun -n 2 --bind-to none --oversubscribe --allow-run-as-root athanor train configs/runs/tiny.yaml",
@@ -83,5 +89,6 @@ const Command command_train = {
     .options_size = sizeof(Options),
     .least_arguments = 0,
     .most_arguments = -1,
+    .settings = run_config_keys,
     .run = run,
 };

@@ -74,6 +74,7 @@ static void change(const Key *key, RunConfig *config) {
         *(int *)at = *(int *)at == 0;
         break;
     case KEY_TEXT:
+    case KEY_PATH:
         CHECK_OK(key_parse(key, config, "other", "test"));
         break;
     case KEY_LIST:

@@ -19,12 +19,12 @@ MISSING_FILE = {
     "tokenizer decode": ["--tokenizer", f"{ABSENT}/t.json"],
     "tokenizer info": [ABSENT],
     "train": [f"{ABSENT}/run.yaml"],
-    "generate": ["--checkpoint", ABSENT],
-    "eval": ["--checkpoint", ABSENT, "--corpus", ABSENT],
+    "generate": [ABSENT],
+    "eval": [ABSENT, "--corpus", ABSENT],
     "inspect": [ABSENT],
     "report": [ABSENT],
 }
-READS_NO_FILE = {"doctor"}
+READS_NO_FILE = {"configs", "doctor"}
 
 
 def athanor(*arguments):
@@ -60,7 +60,14 @@ class CommandLine(unittest.TestCase):
     def test_unknown_commands(self):
         self.one_line(athanor("doctr"), 2, "did you mean 'athanor doctor'?")
         self.one_line(athanor("data", "pak"), 2, "did you mean 'athanor data pack'?")
-        self.one_line(athanor("data"), 2, "athanor")
+        for group in {c.split()[0] for c in commands() if " " in c}:
+            members = [c for c in commands() if c.startswith(group + " ")]
+            self.one_line(athanor(group), 2, ", ".join(members))
+            self.one_line(athanor(group, "xyzzy"), 2, ", ".join(members))
+            for done in (athanor("help", group), athanor(group, "--help")):
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertEqual(re.findall(r"^  ([a-z]+ [a-z]+)  ", done.stdout, re.MULTILINE), members)
+        self.one_line(athanor("help", "trian"), 2, "did you mean 'athanor train'?")
         self.one_line(athanor("xyzzyxyzzy"), 2, "athanor --help")
         self.one_line(athanor(""), 2)
         self.one_line(athanor("--frobnicate"), 2)
@@ -73,7 +80,8 @@ class CommandLine(unittest.TestCase):
                 self.assertIn(f"usage: athanor {command}", done.stdout)
                 self.assertRegex(done.stdout, rf"\nexample:\n(?:.*\n)*?.*athanor {command}\b")
                 self.assertLessEqual(max(map(len, done.stdout.splitlines())), 200)
-                self.assertEqual(athanor(*command.split(), "-h").stdout, done.stdout)
+                for same in ([*command.split(), "-h"], ["help", *command.split()], ["help", *command.split(), "--help"]):
+                    self.assertEqual(athanor(*same).stdout, done.stdout)
 
     def test_wrong_flags_of_each(self):
         for command in commands():
@@ -81,8 +89,8 @@ class CommandLine(unittest.TestCase):
                 self.one_line(athanor(*command.split(), "--qqqqqqqqqqqqq"), 2, "--qqqqqqqqqqqqq")
                 flags = re.findall(r"^  --([a-z][a-z-]+)(.*)$", athanor(*command.split(), "--help").stdout, re.MULTILINE)
                 for flag, rest in flags:
-                    wrong = flag[:-2] + flag[-1] + flag[-2] + "x"  # two letters swapped and one too many
-                    self.one_line(athanor(*command.split(), f"--{wrong}"), 2, f"unknown flag --{wrong}", "did you mean --")
+                    for wrong in {flag + "x", flag[:-2] + flag[-1] + flag[-2], flag.replace("-", "_") + "y"} - {flag}:
+                        self.one_line(athanor(*command.split(), f"--{wrong}"), 2, f"unknown flag --{wrong}", "did you mean --")
                     if rest.startswith(" N") and not rest.startswith(" NAME"):
                         self.one_line(athanor(*command.split(), f"--{flag}", "many"), 2, flag, "whole number")
                     if rest:
@@ -96,8 +104,17 @@ class CommandLine(unittest.TestCase):
 
     def test_missing_names(self):
         """What is not there is named as it was given."""
+        for absent in ("runs/absent", "absent.json", "a/b/absent.tiktoken", "absent.bin", "absent.idx", ABSENT, "./absent"):
+            for command in ("inspect", "data info", "tokenizer info", "generate", "report", "train"):
+                done = athanor(*command.split(), absent)
+                self.one_line(done, 1, absent)
+                for ending in (".idx", ".bin", ".json", "config.yaml", "manifest"):
+                    if not absent.endswith((".bin", ".idx", ".json")):
+                        self.assertNotIn(absent + ending, done.stderr)
         self.one_line(athanor("inspect", "runs/absent"), 1, "there is no runs/absent,")
+        self.one_line(athanor("generate", "runs/absent"), 1, "runs/absent is no run folder: it does not exist")
         self.one_line(athanor("generate", "--checkpoint", "runs/absent"), 1, "runs/absent is no run folder: it does not exist")
+        self.one_line(athanor("generate", "--checkpoint", "runs/absent", "runs/absent"), 2, "not both")
 
     def test_missing_arguments_of_each(self):
         for command in commands():

@@ -26,12 +26,57 @@ static void test_numbers(void) {
     CHECK(text_to_i64("64Ki", &i) && i == 65536);
     CHECK(text_to_i64("-5", &i) && i == -5);
     CHECK(!text_to_i64("", &i) && !text_to_i64("1.5", &i) && !text_to_i64("9223372036854775808", &i));
+    CHECK(text_to_i64("1e6", &i) && i == 1000000);
+    CHECK(text_to_i64("1.5k", &i) && i == 1500);
+    CHECK(text_to_i64("9223372036854775807", &i) && i == INT64_MAX);
+    CHECK(text_to_i64("-9.223372036854775808e18", &i) && i == INT64_MIN);
+    CHECK(text_to_i64("0e9999", &i) && i == 0);
+    static const char *const not_whole[] = {"1e-1", "1.5",  "1e19",  "1e9999", "0x10", "0o17", "017", "0_1", "1__0", "_1",
+                                            ".",    "e5",   "1e",    "1e+",    "--1",  "+-1",  "1 ",  " 1",  "inf",  ".inf",
+                                            "nan",  "1:30", "1,000", "1k5",    "1kk",  "10%",  "1d",  "0b1", "0x1p3"};
+    for (size_t n = 0; n < sizeof not_whole / sizeof *not_whole; n++) {
+        if (text_to_i64(not_whole[n], &i)) {
+            CHECK_TEXT(not_whole[n], "refused");
+        }
+        bool number = text_to_f64(not_whole[n], &d);
+        CHECK(number ==
+              (strcmp(not_whole[n], "1e-1") == 0 || strcmp(not_whole[n], "1.5") == 0 || strcmp(not_whole[n], "1e19") == 0));
+    }
+    CHECK(text_to_f64("-0", &d) && !signbit(d));
+    CHECK(text_to_f64("1_000.5", &d) && d == 1000.5);
+    CHECK(text_to_f64(".5", &d) && d == 0.5 && text_to_f64("5.", &d) && d == 5 && text_to_f64("1.5M", &d) && d == 1.5e6);
+    for (int64_t k = 1; k < 4000; k++) {  // what is printed is read back, to the bit
+        char text[40];
+        double value = ldexp((double)(k * 2654435761 % 1000003) + 1, (int)(k % 200) - 100);
+        snprintf(text, sizeof text, "%.17g", value);
+        if (!text_to_f64(text, &d) || d != value) {
+            CHECK_TEXT(text, "the same");
+        }
+    }
     CHECK(!text_to_i64("9223372036854775807k", &i) && !text_to_i64("1_", &i) && !text_to_i64("-", &i));
     CHECK(text_to_f64("3e-4", &d) && d == 3e-4);
     CHECK(!text_to_f64("nan", &d) && !text_to_f64("inf", &d) && !text_to_f64(" 1", &d) && !text_to_f64("1x", &d));
     char out[32];
     CHECK_TEXT(text_bytes(out, 1536), "1.50 KiB");
     CHECK_TEXT(text_duration(out, 3723), "1 h 02 min");
+    CHECK_TEXT(text_duration(out, 0), "0 s");
+    CHECK_TEXT(text_duration(out, 0.9997), "1.0 s");
+    CHECK_TEXT(text_duration(out, 59.97), "1 min 00 s");
+    static const struct {
+        int64_t count;
+        const char *one, *told;
+    } numbers[] = {{1, "rank", "1 rank"},
+                   {0, "rank", "0 ranks"},
+                   {2, "micro-batch", "2 micro-batches"},
+                   {3, "entry", "3 entries"},
+                   {1, "entry", "1 entry"},
+                   {4, "day", "4 days"},
+                   {5, "suffix", "5 suffixes"},
+                   {1, "micro-batch", "1 micro-batch"}};
+    for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++) {
+        char text[64];
+        CHECK_TEXT(text_number_of(text, numbers[n].count, numbers[n].one), numbers[n].told);
+    }
 }
 
 static void test_utf8(void) {
@@ -95,7 +140,7 @@ static void test_config(void) {
     buffer_free(&out);
     keys_free(settings_keys, SETTINGS, &s);
 
-    bad_settings("modle: {flag: no}", "unknown key modle");
+    bad_settings("modle: {flag: no}", "x.yaml:1: unknown section modle; did you mean model?");
     bad_settings("model: {nmae: x}", "did you mean model.name?");
     bad_settings("\n\ncount: 0", "x.yaml:3: count is 0, it must be between 1 and 100 steps");
     bad_settings("count: many", "count is 'many'");

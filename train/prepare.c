@@ -88,6 +88,9 @@ Error *trainer_prepare(Trainer *t) {
     TRY(open_corpora(t));
     TRY(run_config_resolve(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->mesh->size[MESH_DATA],
                            t->config_path));
+    if (t->world->rank == 0) {
+        run_config_remark(config);
+    }
     TRY(order_create(&t->corpus, config->data.sequence_length, &config->data.mixture, &config->data.epochs,
                      (uint64_t)config->seed, &t->order));
     t->micro_batches =

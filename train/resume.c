@@ -83,38 +83,9 @@ static json_t *make_state(const Trainer *t) {
                      (double)control->loss_scale, "good_steps", control->good_steps);
 }
 
-<<<<<<< HEAD
 // Takes what the checkpoint says of the course so far, which must agree with itself.
 static Error *take_state(Trainer *t, const CheckpointInfo *info, const char *path) {
     int64_t batch_tokens, length, samples, skipped, in_a_row, good, updates;
-=======
-// The run's steps were of other sizes than the configuration's: says what makes these ranks take the same.
-static Error *other_step(const Trainer *t, const char *path, int64_t batch_tokens, int64_t length) {
-    const RunConfig *config = t->config;
-    int ranks = t->mesh->size[MESH_DATA];
-    int64_t fits = run_config_micro_batch(batch_tokens, length, config->train.micro_batch, &ranks);
-    char share[64] = "", fewer[32] = "";
-    if (fits > 0 && fits != config->train.micro_batch) {
-        snprintf(share, sizeof share, " train.micro_batch=%lld", (long long)fits);
-    }
-    if (ranks != t->mesh->size[MESH_DATA]) {
-        snprintf(fewer, sizeof fewer, " on %d %s", ranks, ranks == 1 ? "rank" : "ranks");
-    }
-    return failure(
-        "%s was trained with data.sequence_length=%lld and train.batch_tokens=%lld; here they are %lld and %lld: give "
-        "it data.sequence_length=%lld train.batch_tokens=%lld%s%s, or choose another folder",
-        path, (long long)length, (long long)batch_tokens, (long long)config->data.sequence_length,
-        (long long)config->train.batch_tokens, (long long)length, (long long)batch_tokens, share, fewer);
-}
-
-// The run goes on only where everything that decides its course is the same.
-static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *path) {
-    int64_t batch_tokens, length;
-    uint64_t corpus, order;
-    TRY(json_field_i64(info->state, path, "batch_tokens", 1, INT64_MAX, &batch_tokens));
-    TRY(json_field_i64(info->state, path, "sequence_length", 1, INT64_MAX, &length));
-    int64_t skipped, in_a_row, good;
->>>>>>> 278b5215cc41f3af7789fd0f391581c5f742249b
     double loss_scale;
     TRY(json_field_i64(info->state, path, "batch_tokens", 1, (int64_t)1e12, &batch_tokens));
     TRY(json_field_i64(info->state, path, "sequence_length", 1, 1 << 24, &length));
@@ -147,6 +118,25 @@ static Error *check_state(Trainer *t, const CheckpointInfo *info, const char *pa
     t->told = t->step;
     t->run = info->run;
     return NULL;
+}
+
+// The run's steps were of other sizes than the configuration's: says what makes these ranks take the same.
+static Error *other_step(const Trainer *t, const char *path, int64_t batch_tokens, int64_t length) {
+    const RunConfig *config = t->config;
+    int ranks = t->mesh->size[MESH_DATA];
+    int64_t fits = run_config_micro_batch(batch_tokens, length, config->train.micro_batch, &ranks);
+    char share[64] = "", fewer[32] = "";
+    if (fits > 0 && fits != config->train.micro_batch) {
+        snprintf(share, sizeof share, " train.micro_batch=%lld", (long long)fits);
+    }
+    if (ranks != t->mesh->size[MESH_DATA]) {
+        snprintf(fewer, sizeof fewer, " on %d %s", ranks, ranks == 1 ? "rank" : "ranks");
+    }
+    return failure(
+        "%s was trained with data.sequence_length=%lld and train.batch_tokens=%lld; here they are %lld and %lld: give "
+        "it data.sequence_length=%lld train.batch_tokens=%lld%s%s, or choose another folder",
+        path, (long long)length, (long long)batch_tokens, (long long)config->data.sequence_length,
+        (long long)config->train.batch_tokens, (long long)length, (long long)batch_tokens, share, fewer);
 }
 
 // The run goes on only where everything that decides its course is the same. The state was taken: its fields are there.

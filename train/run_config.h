@@ -13,6 +13,8 @@ typedef enum RunDevice { RUN_DEVICE_AUTO, RUN_DEVICE_CPU, RUN_DEVICE_CUDA, RUN_D
 typedef enum RunType { RUN_TYPE_AUTO, RUN_TYPE_FP32, RUN_TYPE_BF16, RUN_TYPE_FP16 } RunType;
 extern const char *const run_device_names[], *const run_type_names[], *const run_products_names[];
 
+enum { RUN_KEYS_MOST = 128 };
+
 typedef struct RunConfig {
     char *folder;
     int64_t seed;
@@ -23,7 +25,8 @@ typedef struct RunConfig {
     int products;  // of run_products_names, the first is auto
 
     ModelConfig model;
-    bool model_seen[64];  // which of model_keys were given
+    bool model_seen[64];             // which of model_keys were given
+    bool overridden[RUN_KEYS_MOST];  // which of run_config_keys were given on the command line
 
     struct {
         char *corpus, *validation;
@@ -81,20 +84,24 @@ typedef struct RunConfig {
     } parallel;
 } RunConfig;
 
-// How ranks share a step of batch_tokens in sequences of `length` tokens: the largest train.micro_batch up to `at_most` for *ranks
-// of them, or else for the largest smaller number, which *ranks is set to. 0 where one rank cannot take it either.
+// How ranks share a step of batch_tokens in sequences of `length` tokens: the largest train.micro_batch up to `at_most` for
+// *ranks of them, or else for the largest smaller number, which *ranks is set to. 0 where one rank cannot take it either.
 int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks);
 
 // The whole table, the model's keys under "model." included.
 const Key *run_config_keys(int *count);
 
 // Reads a configuration with overrides "key.path=value" and checks what can be checked without the corpus. `config` must be
-// zeroed; free it in any case.
+// zeroed; free it in any case. What is wrong because of an override is ERROR_USAGE, here and in run_config_resolve.
 Error *run_config_read(RunConfig *config, const char *path, char *const *overrides, int override_count) MUST_CHECK;
 
 // Fills in what follows from the rest: the model's family defaults and vocabulary (corpus_vocabulary: 0 if unknown), the
 // sequence length, batch_tokens, steps. Sizes that do not divide are errors that name sizes that do.
 Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) MUST_CHECK;
+
+// Logs what a resolved configuration asks for that will not come to pass: a warm-up or decay that is longer than the run, which
+// is a warning since short trials of long recipes are common, and what is due less often than once.
+void run_config_remark(const RunConfig *config);
 void run_config_free(RunConfig *config);
 
 // Appends the resolved configuration as YAML.

@@ -200,7 +200,7 @@ Error *corpus_open(const char *path, Corpus *out) {
         char *prefix = token_file_prefix(path), *idx = memory_format("%s.idx", prefix);
         error = path_exists(idx)
                     ? open_foreign(out)
-                    : error_new(ERROR_MISSING, "there is no corpus %s, neither as a folder nor as a token file %s", path, idx);
+                    : error_new(ERROR_MISSING, "there is no corpus %s, neither a folder nor the prefix of a token file", path);
         free(prefix);
         free(idx);
     }
