@@ -154,8 +154,10 @@ static Error *load_checkpoint(Trainer *t, const char *path) {
     if (error == NULL && t->world->rank == 0) {
         error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);
         error = error == NULL ? checkpoint_blob(checkpoint, "samples.jsonl", &samples) : error;
-        error = error == NULL ? metrics_open(t->config->folder, &history, &samples, &t->metrics) : error;
-        error = error == NULL ? metrics_resume(t->metrics, t->step) : error;
+        if (error == NULL) {
+            t->metrics = metrics_create(t->config->folder, &history, &samples);
+            metrics_resume(t->metrics, t->step);
+        }
     }
     buffer_free(&history);
     buffer_free(&samples);
@@ -201,7 +203,7 @@ Error *trainer_resume(Trainer *t) {
     } else {
         model_initialise(t->model, (uint64_t)t->config->seed);
         if (t->world->rank == 0) {
-            error = metrics_open(t->config->folder, NULL, NULL, &t->metrics);
+            t->metrics = metrics_create(t->config->folder, NULL, NULL);
         }
     }
     t->run = t->run != 0 ? t->run : draw_run(t);
