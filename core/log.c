@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/text.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -11,10 +12,28 @@
 
 static int own_rank = 0;
 static int all_ranks = 1;
+static int wait_ms = -1;  // for a reader; -1: without end
+
+enum { READER_MS = 1000 };
 
 void log_set_rank(int rank, int ranks) {
     own_rank = rank;
     all_ranks = ranks;
+}
+
+void log_never_wait(void) {
+    wait_ms = READER_MS;
+}
+
+// A pipe that nobody reads is full at some time.
+static bool reader_takes(void) {
+    struct pollfd reader = {.fd = STDERR_FILENO, .events = POLLOUT};
+    if (wait_ms < 0) {
+        return true;
+    }
+    bool takes = poll(&reader, 1, wait_ms) != 0;
+    wait_ms = takes ? READER_MS : 0;
+    return takes;
 }
 
 static void print_line(const char *label, const char *format, va_list arguments) {
@@ -26,8 +45,9 @@ static void print_line(const char *label, const char *format, va_list arguments)
     }
     n += snprintf(line + n, sizeof line - (size_t)n, "%s", label);
     vsnprintf(line + n, sizeof line - (size_t)n, format, arguments);
-    // One call, so that lines of several ranks do not mix.
-    fprintf(stderr, "%s\n", line);
+    if (reader_takes()) {
+        fprintf(stderr, "%s\n", line);  // one call, so that lines of several ranks do not mix
+    }
 }
 
 void log_info(const char *format, ...) {

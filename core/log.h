@@ -9,6 +9,9 @@
 #include <stdint.h>
 
 void log_set_rank(int rank, int ranks);
+// From here on messages hold up nothing: one that nobody takes within a second is dropped, and those after it while that lasts.
+// For work that goes on without a reader. Messages that cannot be written are always dropped.
+void log_never_wait(void);
 void log_info(const char *format, ...) PRINTF_LIKE(1, 2);     // rank 0 only
 void log_warning(const char *format, ...) PRINTF_LIKE(1, 2);  // every rank
 void log_error(const char *format, ...) PRINTF_LIKE(1, 2);    // every rank

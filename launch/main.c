@@ -5,6 +5,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/options.h"
+#include "core/process.h"
 #include "core/text.h"
 #include "core/version.h"
 #include "launch/commands.h"
@@ -166,7 +167,7 @@ static Error *run_command(const Command *command, int argc, char **argv) {
     if (error == NULL) {
         error = command->run(options, count, rest);
     }
-    if (fflush(stdout) != 0 && error == NULL) {
+    if ((fflush(stdout) != 0 || ferror(stdout)) && error == NULL) {
         error = failure("standard output cannot be written");
     }
     keys_free(command->flags, command->flag_count, options);
@@ -196,6 +197,7 @@ static bool help(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    process_begin();
     if (argc < 2) {
         print_overview(stderr);
         return 2;

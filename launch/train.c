@@ -6,6 +6,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 typedef struct Options {
     bool keys;
@@ -16,16 +17,34 @@ static const Key flags[] = {
      .help = "Print the reference of all configuration keys as Markdown and stop."},
 };
 
-static void on_signal(int number) {
-    train_request_stop();
+// Whoever asks twice by Ctrl-C or SIGTERM does not want to wait: the second kills. The launcher is not who asks twice: it
+// passes on what a batch system may have sent to every process before.
+static void on_signal(int number, siginfo_t *from, void *context) {
+    static volatile sig_atomic_t asked[NSIG];
+    bool impatient = asked[number] && (number == SIGINT || number == SIGTERM);
+    if (impatient && !(comm_started_by_launcher() && from->si_pid == getppid())) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    asked[number] = 1;
+    train_request_stop(number);
 }
 
-// SIGTERM (a batch system's limit), SIGINT (Ctrl-C) and SIGUSR1 save and stop; a second SIGINT or SIGTERM kills.
+// Everything that the world outside sends to end a run, or before it ends one, saves it first: SIGTERM and SIGXCPU (limits),
+// SIGINT (Ctrl-C), SIGHUP (the terminal is gone), SIGPWR, and what batch systems are told to send before the limit. Where
+// SIGINT or SIGHUP was ignored from the start (nohup), it stays so. A reader of the log that is gone, or reads no more, is no
+// reason to stop.
 static void catch_signals(void) {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
+    static const int stops[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGXCPU, SIGPWR};
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART}, before;
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) {
+        sigaction(stops[i], NULL, &before);
+        if (before.sa_handler != SIG_IGN || (stops[i] != SIGINT && stops[i] != SIGHUP)) {
+            sigaction(stops[i], &action, NULL);
+        }
+    }
+    signal(SIGPIPE, SIG_IGN);
+    log_never_wait();
 }
 
 static Error *train(Comm *world, int count, char **arguments) {
@@ -63,8 +82,9 @@ static Error *run(const void *options, int count, char **arguments) {
     Comm *world;
     TRY(comm_open_world(&world));
     Error *error = train(world, count, arguments);
-    if (error != NULL && world->size > 1) {
-        // The others may wait for this rank for ever. Rank 0 reports what all agreed on; a rank alone reports its own.
+    if (error != NULL && (world->size > 1 || comm_started_by_launcher())) {
+        // The others may wait for this rank for ever. Rank 0 reports what all agreed on; a rank alone reports its own. It does
+        // so before MPI is taken down, for which a launcher that is about to kill may leave no time.
         if (*error->message != 0) {
             log_error("%s", error->message);
         }
@@ -80,7 +100,8 @@ const Command command_train = {
     .summary = "train a model; alone, or on several ranks under mpirun or srun",
     .details = "CONFIG is a YAML file or the name of a preset ('athanor configs' lists them). Continues where the run folder's "
                "newest\n"
-               "checkpoint stands. docs/configuration.md lists all keys, as --keys does.",
+               "checkpoint stands. docs/configuration.md lists all keys, as --keys does.\n"
+               "Ctrl-C, SIGTERM and SIGUSR1 save and stop (a second Ctrl-C kills); docs/stopping.md tells what mpirun needs.",
     .example = "  # after launch/quickstart, in the folder of the clone:\n"
                "  athanor train configs/runs/tiny.yaml train.steps=100\n"
                "  mpirun -n 2 --bind-to none --oversubscribe --allow-run-as-root athanor train configs/runs/tiny.yaml",

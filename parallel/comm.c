@@ -6,7 +6,10 @@
 #include "parallel/comm_backend.h"
 
 #include <limits.h>
+#include <math.h>
+#include <pthread.h>
 #include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 int64_t comm_chunk_elements = 1 << 28;
@@ -39,7 +42,61 @@ bool comm_started_by_launcher(void) {
     return find_launcher(&ranks) != NULL;
 }
 
+// Open MPI's mpirun: SIGCONT at once, after its sigkill timeout SIGTERM, and after as long again SIGKILL.
+double comm_stop_seconds(void) {
+    int64_t seconds = 1;
+    const char *given = getenv("OMPI_MCA_odls_base_sigkill_timeout");
+    if (getenv("OMPI_COMM_WORLD_SIZE") == NULL || getenv("OMPI_MCA_ess_base_jobid") == NULL) {
+        return INFINITY;  // not its mpirun
+    }
+    return given != NULL && text_to_i64(given, &seconds) && seconds >= 0 ? (double)seconds : 1;
+}
+
 #ifdef ATHANOR_HAVE_MPI
+// Watches MPI start, and speaks up while it is slow: once a host.
+typedef struct Patience {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool started;
+} Patience;
+
+enum { PATIENCE_SECONDS = 5 };
+
+static void *watch_start(void *context) {
+    Patience *patience = context;
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PATIENCE_SECONDS;
+    pthread_mutex_lock(&patience->lock);
+    while (!patience->started && pthread_cond_timedwait(&patience->changed, &patience->lock, &until) == 0) {
+    }
+    if (!patience->started) {
+        char host[64] = "?";
+        gethostname(host, sizeof host - 1);
+        log_warning("MPI on %s has not started after %d s; the usual cause is a host that cannot look up its own name: `getent "
+                    "hosts %s` must answer at once, else add a line with its address and '%s' to /etc/hosts",
+                    host, PATIENCE_SECONDS, host, host);
+    }
+    pthread_mutex_unlock(&patience->lock);
+    return NULL;
+}
+
+static Error *open_mpi(int ranks, Comm **out) {
+    Patience patience = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    pthread_t watcher;
+    bool watched = (local == NULL || strcmp(local, "0") == 0) && pthread_create(&watcher, NULL, watch_start, &patience) == 0;
+    Error *error = comm_mpi_open(ranks, out);
+    if (watched) {
+        pthread_mutex_lock(&patience.lock);
+        patience.started = true;
+        pthread_cond_signal(&patience.changed);
+        pthread_mutex_unlock(&patience.lock);
+        pthread_join(watcher, NULL);
+    }
+    return error;
+}
+
 const char *comm_library(void) {
     return comm_mpi_library();
 }
@@ -58,7 +115,7 @@ Error *comm_open_world(Comm **out) {
         *out = comm_open_self();
     } else {
 #ifdef ATHANOR_HAVE_MPI
-        TRY(comm_mpi_open(ranks, out));
+        TRY(open_mpi(ranks, out));
 #else
         if (ranks != 1) {
             return failure("%s started several ranks, but this athanor was built without MPI: install libopenmpi-dev and "
@@ -158,6 +215,7 @@ Error *comm_split(Comm *comm, int colour, int key, Comm **out) {
 
 Error *comm_agree(Comm *comm, Error *own) {
     if (comm->size == 1) {
+        comm->agreed = own != NULL;
         return own;
     }
     double worst = own != NULL ? comm->size - comm->rank : 0;

@@ -27,7 +27,8 @@ struct Comm {
 
 // Opens the group of all ranks. MPI is initialised only where mpirun, mpiexec or srun started the process with several ranks or
 // with one (their environment variables tell); else the world is this process alone. Started with several ranks but built
-// without MPI is an error. Sets the rank for log messages. At most once in a process.
+// without MPI is an error. Sets the rank for log messages. Where MPI takes more than a few seconds
+// to start, a warning says so and what may be the cause. At most once in a process.
 Error *comm_open_world(Comm **out) MUST_CHECK;
 
 // A group of this process alone; costs nothing.
@@ -42,8 +43,12 @@ void comm_close(Comm *comm);
 // comm_agree, which all ranks share, it waits until every rank has come here, so that rank 0's report is not cut off.
 _Noreturn void comm_abort(Comm *comm, int code);
 
-// True where the environment says that an MPI launcher started this process.
+// True where the environment says that an MPI launcher started this process. Safe in a signal handler.
 bool comm_started_by_launcher(void);
+
+// How long the launcher leaves its ranks, after it handed a signal on to them that asks to stop, before it kills them. Infinity
+// where nothing is known of such a limit.
+double comm_stop_seconds(void);
 
 // Whether this build has MPI, and its version for `athanor doctor`: "Open MPI v4.1.4" or "none".
 const char *comm_library(void);

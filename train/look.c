@@ -25,14 +25,12 @@ static Error *validate(Trainer *t) {
         }
         log_info("step %lld: held-out loss %.4f, perplexity %s%s", (long long)t->step, score_loss(&total),
                  score_perplexity_text(perplexity, &total), bits);
-        for (int d = 0; d < t->validation.set_count && error == NULL && t->validation.set_count > 1; d++) {
+        for (int d = 0; d < t->validation.set_count && t->validation.set_count > 1; d++) {
             if (scores[d].tokens > 0) {
-                error =
-                    metrics_valid(t->metrics, t->step, scores[d].name, score_loss(&scores[d]), score_bits_per_byte(&scores[d]));
+                metrics_valid(t->metrics, t->step, scores[d].name, score_loss(&scores[d]), score_bits_per_byte(&scores[d]));
             }
         }
-        error =
-            error == NULL ? metrics_valid(t->metrics, t->step, "all", score_loss(&total), score_bits_per_byte(&total)) : error;
+        metrics_valid(t->metrics, t->step, "all", score_loss(&total), score_bits_per_byte(&total));
     }
     free(scores);
     return error;
@@ -67,7 +65,7 @@ static Error *write_samples(Trainer *t, bool edge) {
         const char *prompt = config->samples.prompts.items[i];
         Error *error = tolerate(t, edge, generate_to_buffer(t->model, t->tokenizer, prompt, &options, &text));
         if (error == NULL) {
-            error = metrics_sample(t->metrics, t->step, prompt, text.data ? text.data : "", text.size);
+            metrics_sample(t->metrics, t->step, prompt, text.data ? text.data : "", text.size);
         }
         buffer_free(&text);
         TRY(error);

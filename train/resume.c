@@ -190,8 +190,10 @@ static Error *open_metrics(Trainer *t, Checkpoint *checkpoint) {
     Buffer history = {0}, samples = {0};
     Error *error = checkpoint_blob(checkpoint, "metrics.jsonl", &history);
     error = error == NULL ? checkpoint_blob(checkpoint, "samples.jsonl", &samples) : error;
-    error = error == NULL ? metrics_open(t->config->folder, &history, &samples, &t->metrics) : error;
-    error = error == NULL ? metrics_resume(t->metrics, t->step) : error;
+    if (error == NULL) {
+        t->metrics = metrics_create(t->config->folder, &history, &samples);
+        metrics_resume(t->metrics, t->step);
+    }
     buffer_free(&history);
     buffer_free(&samples);
     return error;
@@ -328,10 +330,12 @@ Error *trainer_resume(Trainer *t) {
         tell_changes(t);
     } else {
         model_initialise(t->model, (uint64_t)t->config->seed);
+        if (t->world->rank == 0) {
+            t->metrics = metrics_create(t->config->folder, NULL, NULL);
+        }
     }
     t->run = t->run != 0 ? t->run : draw_run(t);
-    return found ? NULL
-                 : comm_agree(t->world, t->world->rank == 0 ? metrics_open(t->config->folder, NULL, NULL, &t->metrics) : NULL);
+    return NULL;
 }
 
 Error *trainer_write_files(Trainer *t) {

@@ -54,8 +54,25 @@ static Error *gather_hosts(Comm *world, json_t *hosts) {
     return error;
 }
 
+// What the file says of the run's earlier starts goes on in the new document. One that cannot be read says nothing.
+static void keep_start(RunRecord *record) {
+    json_t *before = NULL, *started = NULL, *id = NULL;
+    error_free(json_read_file(record->path, 1 << 24, &before));
+    id = json_object_get(before, "id");
+    int64_t times = json_integer_value(json_object_get(before, "resumed"));
+    if (id == NULL || json_equal(id, json_object_get(record->document, "id"))) {
+        started = json_object_get(before, "started");
+    }
+    json_object_set_new(record->document, "resumed", json_integer(started != NULL && times < INT32_MAX ? times + 1 : 1));
+    json_object_set(record->document, "continued", json_object_get(record->document, "started"));
+    if (json_is_string(started)) {
+        json_object_set(record->document, "started", started);
+    }
+    json_decref(before);
+}
+
 Error *run_record_create(RunRecord *record, const RunConfig *config, const Model *model, const MemoryPlan *planned,
-                         uint64_t run, Comm *world) {
+                         uint64_t run, bool resumed, Comm *world) {
     json_t *hosts = json_array(), *plan = json_array();
     Error *error = gather_hosts(world, hosts);
     if (error != NULL || world->rank != 0) {
@@ -78,6 +95,9 @@ Error *run_record_create(RunRecord *record, const RunConfig *config, const Model
     ensure(record->document != NULL, "run.json");
     if (planned->host > 0) {
         json_object_set_new(record->document, "host_memory_planned", json_integer((json_int_t)planned->host));
+    }
+    if (resumed) {
+        keep_start(record);
     }
     return json_write_file(record->path, record->document);
 }
@@ -119,7 +139,12 @@ Error *run_record_finish(RunRecord *record, const Machine *before, Device *devic
     }
     json_object_set_new(record->document, "mean_step_seconds",
                         json_real(record->steps > 0 ? record->step_seconds / (double)record->steps : 0));
-    return json_write_file(record->path, record->document);
+    Error *unwritten = json_write_file(record->path, record->document);
+    if (unwritten != NULL) {
+        log_warning("%s; the run is saved all the same", unwritten->message);
+        error_free(unwritten);
+    }
+    return NULL;
 }
 
 void run_record_free(RunRecord *record) {

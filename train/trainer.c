@@ -12,8 +12,8 @@ enum { MOST_SKIPPED_AT_END = 10 };
 
 static volatile sig_atomic_t stop_requested;
 
-void train_request_stop(void) {
-    stop_requested = 1;
+void train_request_stop(int signal_number) {
+    stop_requested = signal_number;
 }
 
 // ---- A step
@@ -32,11 +32,8 @@ static void gradients_final(void *context, int64_t offset) {
 }
 
 // The next micro-batch, as it lies on the device in place `m`.
-static Error *load_batch(Trainer *t, int64_t m, Batch *out) {
-    const Batch *batch;
-    TRY(loader_next(t->loader, &batch));
-    *out = batch_to_device(t->device, batch, t->batches != NULL ? t->batches[m].tokens : NULL);
-    return NULL;
+static Batch load_batch(Trainer *t, int64_t m) {
+    return batch_to_device(t->device, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
 }
 
 // Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass.
@@ -47,10 +44,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
     weights_zero_gradients(&t->model->weights);
     for (int64_t m = 0; m < t->micro_batches && context.error == NULL; m++) {
         bool last = m + 1 == t->micro_batches;
-        Batch batch = loaded ? t->batches[m] : (Batch){0};
-        if (!loaded) {
-            TRY(load_batch(t, m, &batch));
-        }
+        Batch batch = loaded ? t->batches[m] : load_batch(t, m);
         if (last) {
             buckets_begin(t->buckets);
         }
@@ -120,7 +114,7 @@ static Error *rehearse_exchange(Trainer *t) {
 // A step on a card: recorded the first time, where that is possible, and then repeated as a whole.
 static Error *card_operations(Trainer *t) {
     for (int64_t m = 0; m < t->micro_batches; m++) {
-        TRY(load_batch(t, m, &t->batches[m]));
+        t->batches[m] = load_batch(t, m);
     }
     if (t->graph != NULL) {
         device_graph_run(t->device, t->graph);
@@ -140,13 +134,20 @@ static Error *card_operations(Trainer *t) {
     return error;
 }
 
-// What the ranks must agree on once a step without the device's help: stopping, and the checkpoint under way.
-static Error *share_flags(Trainer *t, bool *stop) {
-    double most[1 + CHECKPOINT_FLAGS] = {(double)stop_requested};
-    checkpoint_writer_flags(t->writer, most + 1);
-    TRY(comm_all_reduce_doubles(t->world, most, 1 + CHECKPOINT_FLAGS, COMM_MAX));
-    *stop = most[0] > 0;
-    checkpoint_writer_advance(t->writer, most + 1);  // a failed save was logged by the writer; the next one tries again
+// What happened on any of the ranks.
+typedef struct Shared {
+    int stop;         // the number of a signal that asks to stop, or 0
+    bool lost, gone;  // see Ending
+} Shared;
+
+// What the ranks must agree on once a step without the device's help: how the run ends, and the checkpoint under way.
+static Error *share_flags(Trainer *t, Shared *shared) {
+    trainer_watch_folder(t);
+    double most[3 + CHECKPOINT_FLAGS] = {(double)stop_requested, t->ending.lost != NULL, t->ending.gone != NULL};
+    checkpoint_writer_flags(t->writer, most + 3);
+    TRY(comm_all_reduce_doubles(t->world, most, 3 + CHECKPOINT_FLAGS, COMM_MAX));
+    *shared = (Shared){(int)most[0], most[1] > 0, most[2] > 0};
+    checkpoint_writer_advance(t->writer, most + 3);  // a failed save was logged by the writer; the next one tries again
     return NULL;
 }
 
@@ -209,7 +210,9 @@ static Error *tell_step(Trainer *t) {
     if (trainer_due(t->config->log.every, t->told) || t->told == t->config->train.steps) {
         print_step(t, &record, t->record.loop_start, t->record.first_step);
     }
-    return metrics_train(t->metrics, &record);
+    metrics_train(t->metrics, &record);
+    trainer_warn_grace(t, seconds);
+    return NULL;
 }
 
 // Tells all steps but the last `under_way` ones.
@@ -220,14 +223,28 @@ static Error *tell_steps(Trainer *t, int64_t under_way) {
     return NULL;
 }
 
-static Error *train_step(Trainer *t, bool *stop) {
+// A step that some rank had no data for was skipped by all. Takes it back: the next save is that of the step before.
+static Error *undo_step(Trainer *t) {
+    TRY(tell_steps(t, 0));
+    StepControl control = t->control;
+    TRY(receive_control(t));
+    ensure(t->control.skip != 0, "a step without data was not skipped");
+    t->control = control;
+    model_set_control(t->model, &control);
+    return NULL;
+}
+
+static Error *train_step(Trainer *t, Shared *shared) {
     double data_before = loader_waited(t->loader), learning_rate = schedule_rate(&t->schedule, t->step);
     model_begin_step(t->model, learning_rate);
     TRY(t->late ? card_operations(t) : operations(t, false));
     model_send_control(t->model);
     double comm_waited = buckets_time(t->buckets).waited, before = clock_seconds();
-    TRY(share_flags(t, stop));
+    TRY(share_flags(t, shared));
     comm_waited += clock_seconds() - before;
+    if (shared->lost) {
+        return undo_step(t);
+    }
     t->step++;
     t->pending[t->step % 2].learning_rate = learning_rate;
     t->pending[t->step % 2].data_waited = loader_waited(t->loader) - data_before;
@@ -235,34 +252,68 @@ static Error *train_step(Trainer *t, bool *stop) {
     return tell_steps(t, t->late ? 1 : 0);
 }
 
+// Validation and samples. What goes wrong there, on one rank or all, is told and does not end the run.
+static Error *look(Trainer *t, bool edge) {
+    if (!edge && !trainer_looks(t)) {
+        return NULL;
+    }
+    double before = clock_seconds();
+    Error *error = comm_agree(t->world, trainer_look(t, edge));
+    t->told_at += clock_seconds() - before;
+    if (error == NULL) {
+        return NULL;
+    }
+    if (*error->message != 0) {
+        log_warning("step %lld: %s; training goes on", (long long)t->step, error->message);
+    }
+    error_free(error);
+    return comm_agree(t->world, NULL);  // the ranks do not leave after all; where they cannot agree, they do
+}
+
+// Begins a save. One before that is still being written is waited for where this one must not be left out.
+static Error *save(Trainer *t, bool needed) {
+    bool kept = trainer_due(t->config->checkpoint.keep_every, t->step);
+    if (kept && !needed && !checkpoint_writer_idle(t->writer)) {
+        log_info("step %lld: training waits for the checkpoint before, because this one is to be kept (checkpoint.keep_every)",
+                 (long long)t->step);
+    }
+    if (needed || kept) {
+        TRY(trainer_finish_checkpoint(t, false));
+    }
+    if (checkpoint_writer_idle(t->writer)) {
+        trainer_begin_checkpoint(t);
+    } else {
+        log_info("step %lld: the checkpoint before is still being written; this one is left out", (long long)t->step);
+    }
+    return NULL;
+}
+
 static Error *train_loop(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     if (t->step == 0) {
-        TRY(trainer_look(t, true));
+        TRY(look(t, true));
     }
+    t->control = model_control(t->model);
     run_record_loop(&t->record, t->step);
     t->told_at = clock_seconds();
     while (t->step < config->train.steps && !*stopped) {
-        bool stop;
-        TRY(train_step(t, &stop));
-        bool last = t->step == config->train.steps, save = last || trainer_due(config->checkpoint.every, t->step);
-        *stopped = stop && !last;
-        if (save || *stopped || trainer_looks(t)) {
+        Shared shared;
+        TRY(train_step(t, &shared));
+        if (shared.lost || shared.gone) {
+            return shared.gone ? trainer_end_gone(t) : trainer_end_lost(t);
+        }
+        bool last = t->step == config->train.steps, due = last || trainer_due(config->checkpoint.every, t->step);
+        *stopped = shared.stop != 0 && !last;
+        if (*stopped) {
+            log_info("SIG%s asks to stop: the run is saved after step %lld and ends", sigabbrev_np(shared.stop),
+                     (long long)t->step);
+        }
+        if (due || *stopped || trainer_looks(t)) {
             TRY(tell_steps(t, 0));
         }
-        double before = clock_seconds();
-        TRY(trainer_look(t, last));
-        t->told_at += clock_seconds() - before;
-        if (save || *stopped) {
-            // An earlier save that still writes is waited for only where this one must not be left out.
-            if (last || *stopped) {
-                TRY(trainer_finish_checkpoint(t, false));
-            }
-            if (checkpoint_writer_idle(t->writer)) {
-                trainer_begin_checkpoint(t);
-            } else {
-                log_info("step %lld: the checkpoint before is still being written; this one is left out", (long long)t->step);
-            }
+        TRY(look(t, last));
+        if (due || *stopped) {
+            TRY(save(t, last || *stopped));
         }
     }
     TRY(trainer_finish_checkpoint(t, true));
@@ -282,12 +333,18 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, trainer_make_model(t)));
     TRY(trainer_make_writer(t));
     TRY(trainer_resume(t));
+    if (t->step >= config->train.steps) {
+        // Nothing to do, so nothing in the folder changes.
+        log_info("%s has done its %lld steps; raise train.steps to go on", config->folder, (long long)t->step);
+        return check_end(t);
+    }
     if (t->world->rank == 0) {
         run_record_print(config, t->model, &t->corpus, t->order, t->mesh, t->micro_batches);
         memory_plan_print(&t->plan, &t->machine, stderr);
     }
     TRY(comm_agree(t->world, trainer_write_files(t)));
-    TRY(run_record_create(&t->record, config, t->model, &t->plan, t->run, t->world));
+    TRY(comm_agree(t->world, t->world->rank == 0 ? metrics_begin(t->metrics) : NULL));
+    TRY(comm_agree(t->world, run_record_create(&t->record, config, t->model, &t->plan, t->run, t->resumed, t->world)));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     TRY(trainer_rehearse(t));
@@ -295,10 +352,6 @@ static Error *run(Trainer *t, bool *stopped) {
     t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
                                 run_bucket_bytes(config));
     TRY(rehearse_exchange(t));
-    if (t->step >= config->train.steps) {
-        log_info("%s has done its %lld steps; raise train.steps to go on", config->folder, (long long)t->step);
-        return check_end(t);
-    }
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);
 }
@@ -320,6 +373,7 @@ static void trainer_free(Trainer *t, bool failed) {
     checkpoint_writer_destroy(t->writer);
     metrics_close(t->metrics);
     run_record_free(&t->record);
+    trainer_ending_free(t);
     model_parts_free(&t->parts);
     if (t->batch_memory != NULL) {
         device_release(t->device, t->batch_memory, t->batch_bytes);

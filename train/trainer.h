@@ -16,5 +16,6 @@
 // *stopped is set where a signal ended the run early with its work saved.
 Error *train_run(RunConfig *config, const char *config_path, Comm *world, bool *stopped) MUST_CHECK;
 
-// Asks a running train_run to save and stop at the next step. Safe in a signal handler.
-void train_request_stop(void);
+// Asks a running train_run to save and stop after the step under way, because of that signal. One rank's is enough. Safe in a
+// signal handler.
+void train_request_stop(int signal_number);

@@ -12,6 +12,17 @@
 #include "train/saved_run.h"
 #include "train/trainer.h"
 
+#include <sys/stat.h>
+
+// See ending.c.
+typedef struct Ending {
+    Error *lost;       // this rank had no data for the step under way
+    Batch blank;       // what it computed on instead; allocated when needed
+    Error *gone;       // rank 0: the run folder is not there any more
+    struct stat lock;  // rank 0: the run folder's, at the first look
+    bool warned;       // of the launcher's limit
+} Ending;
+
 typedef struct Trainer {
     RunConfig *config;
     const char *config_path;
@@ -39,6 +50,7 @@ typedef struct Trainer {
     int64_t micro_batches;  // per rank and step
     int64_t step;           // steps begun
     bool resumed;
+    Ending ending;
 
     // On a card the results of a step come back while the next one runs.
     bool late;
@@ -72,6 +84,19 @@ Error *trainer_write_files(Trainer *t) MUST_CHECK;
 void trainer_begin_checkpoint(Trainer *t);  // the results of all steps must be known
 // Waits for the save under way; that a needed one failed is an error. Collective.
 Error *trainer_finish_checkpoint(Trainer *t, bool needed) MUST_CHECK;
+
+// ending.c: how a run ends before its last step.
+// The next micro-batch of this rank. Where it cannot be read, ending.lost tells, and the batch makes the step count for
+// nothing.
+const Batch *trainer_next_batch(Trainer *t);
+void trainer_watch_folder(Trainer *t);  // sets ending.gone
+// The end after a step that some rank had no data for, and where the folder is gone: saves what can be saved, and returns what
+// was the matter. Collective.
+Error *trainer_end_lost(Trainer *t) MUST_CHECK;
+Error *trainer_end_gone(Trainer *t) MUST_CHECK;
+// Warns once where a step of so many seconds and a save take longer than the launcher leaves a run that it stops.
+void trainer_warn_grace(Trainer *t, double seconds);
+void trainer_ending_free(Trainer *t);
 
 // rehearse.c: chooses kernels and sizes scratch on a card. Collective.
 Error *trainer_rehearse(Trainer *t) MUST_CHECK;
