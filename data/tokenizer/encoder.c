@@ -150,7 +150,11 @@ static void encode_stage(Encoder *encoder, int stage, const char *text, size_t s
     }
     uint32_t length;
     while (splitter_next(splitter, &length, 1) > 0) {
-        encode_stage(encoder, stage + 1, text, length, out);
+        if (length & PIECE_REMOVED) {
+            length -= PIECE_REMOVED;
+        } else {
+            encode_stage(encoder, stage + 1, text, length, out);
+        }
         text += length;
     }
 }

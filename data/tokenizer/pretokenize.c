@@ -15,12 +15,6 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-struct Matcher {
-    pcre2_match_data *data;
-    pcre2_match_context *context;
-    pcre2_jit_stack *stack;
-};
-
 enum { L = UNICODE_LETTER, N = UNICODE_NUMBER, S = UNICODE_SPACE };
 typedef const uint8_t *Place;
 
@@ -181,6 +175,21 @@ static inline Place next_digits(Place p, Place end, const uint8_t *classes, size
 
 // Limits for patterns from files: steps for one match, and memory for backtracking.
 enum { MATCH_STEPS = 10000000, MATCH_STACK = 16 << 20 };
+#define NONE SIZE_MAX
+
+// The text as symbols (places are counted in characters), and where the search of matches stands.
+struct Matcher {
+    pcre2_match_data *data;
+    pcre2_match_context *context;
+    pcre2_jit_stack *stack;
+    uint8_t *symbols;
+    size_t count, capacity;
+    bool begun, one_byte;  // the text is in `symbols`; each of its characters is one byte
+    size_t place, from;    // behind what was given; where the next search starts
+    size_t last_end;       // of the last match, NONE before
+    size_t start, stop;    // a match that was found and is not given yet, NONE: there is none
+    Place behind;          // the byte at `place`
+};
 
 static struct Matcher *matcher_create(void) {
     struct Matcher *matcher = memory_zeroed(1, sizeof *matcher);
@@ -196,53 +205,84 @@ static struct Matcher *matcher_create(void) {
     return matcher;
 }
 
-// PATTERN_OTHER: the next piece is a match at `at`, or the gap before the next match.
-static Place next_other(Splitter *splitter) {
-    Place text = splitter->text, at = splitter->at, end = splitter->end;
-    if (splitter->match_end != NULL) {
-        if (at < splitter->match_start) {
-            return splitter->match_start;
-        }
-        Place behind = splitter->match_end;
-        splitter->match_end = NULL;
-        return behind;
-    }
+static struct Matcher *matcher_begin(Splitter *splitter) {
     if (splitter->matcher == NULL) {
         splitter->matcher = matcher_create();
     }
     struct Matcher *matcher = splitter->matcher;
-    for (Place from = at; from < end;) {
-        int length;
-        int found = pcre2_match(splitter->pattern->code, text, (size_t)(end - text), (size_t)(from - text), PCRE2_NO_UTF_CHECK,
-                                matcher->data, matcher->context);
+    size_t size = (size_t)(splitter->end - splitter->text);
+    if (size > matcher->capacity) {
+        free(matcher->symbols);
+        matcher->capacity = size + size / 2;
+        matcher->symbols = memory_new(matcher->capacity, 1);
+    }
+    matcher->count = symbols_of(&splitter->pattern->expression->symbols, splitter->text, size, matcher->symbols);
+    matcher->one_byte = matcher->count == size;
+    matcher->place = matcher->from = 0;
+    matcher->last_end = matcher->start = NONE;
+    matcher->behind = splitter->text;
+    matcher->begun = true;
+    return matcher;
+}
+
+// Finds the next match; false: there is none. An empty one right behind the match before is passed over. Beyond the limits one
+// character is left alone, so that the rest goes on.
+static bool matcher_search(struct Matcher *matcher, const Expression *expression) {
+    while (matcher->from <= matcher->count) {
+        int found =
+            pcre2_match(expression->code, matcher->symbols, matcher->count, matcher->from, 0, matcher->data, matcher->context);
         if (found == PCRE2_ERROR_NOMATCH) {
-            return end;
-        }
-        if (found < 0) {  // beyond the limits: one character is left alone, so that the rest goes on
-            unicode_decode(from, end, &length);
-            return from + length;
+            break;
         }
         const PCRE2_SIZE *bounds = pcre2_get_ovector_pointer(matcher->data);
-        Place start = text + bounds[0], stop = text + bounds[1];
-        if (start > at) {
-            splitter->match_start = start;
-            splitter->match_end = stop > start ? stop : NULL;
-            return start;
+        if (found < 0 || (bounds[0] == bounds[1] && bounds[1] == matcher->last_end)) {
+            matcher->from++;
+            continue;
         }
-        if (stop > at) {
-            return stop;
-        }
-        unicode_decode(from, end, &length);  // an empty match where the piece starts cuts nothing
-        from += length;
+        matcher->start = bounds[0];
+        matcher->stop = matcher->from = matcher->last_end = bounds[1];
+        return true;
     }
-    return end;
+    matcher->from = NONE;
+    return false;
+}
+
+// The next match, which may be empty, or the gap before it: its end, NULL where the text is at its end.
+static Place next_part(Splitter *splitter, bool *match) {
+    struct Matcher *matcher = splitter->matcher;
+    if (matcher == NULL || !matcher->begun) {
+        matcher = matcher_begin(splitter);
+    }
+    size_t to = matcher->count;
+    *match = false;
+    if (matcher->start != NONE || (matcher->from != NONE && matcher_search(matcher, splitter->pattern->expression))) {
+        *match = matcher->start == matcher->place;
+        to = *match ? matcher->stop : matcher->start;
+        matcher->start = *match ? NONE : matcher->start;
+    } else if (matcher->place == to) {
+        return NULL;
+    }
+    if (matcher->one_byte) {
+        matcher->behind = splitter->text + to;
+    } else {
+        int length;
+        for (size_t i = matcher->place; i < to; i++) {
+            unicode_decode(matcher->behind, splitter->end, &length);
+            matcher->behind += length;
+        }
+    }
+    matcher->place = to;
+    return matcher->behind;
 }
 
 void splitter_begin(Splitter *splitter, const Pattern *pattern, const char *text, size_t size) {
     splitter->pattern = pattern;
-    splitter->text = splitter->at = (Place)text;
+    splitter->text = splitter->at = splitter->group_end = (Place)text;
     splitter->end = (Place)text + size;
-    splitter->match_start = splitter->match_end = NULL;
+    splitter->ahead = NULL;
+    if (splitter->matcher != NULL) {
+        splitter->matcher->begun = false;
+    }
 }
 
 void splitter_free(Splitter *splitter) {
@@ -250,12 +290,13 @@ void splitter_free(Splitter *splitter) {
         pcre2_match_data_free(splitter->matcher->data);
         pcre2_match_context_free(splitter->matcher->context);
         pcre2_jit_stack_free(splitter->matcher->stack);
+        free(splitter->matcher->symbols);
         free(splitter->matcher);
         splitter->matcher = NULL;
     }
 }
 
-#define LONGEST_PIECE ((size_t)1 << 30)
+#define LONGEST_PIECE ((size_t)1 << 29)
 
 // The loop of each splitter: pieces until the text or the room ends.
 #define EACH_PIECE(behind_piece)                                                                                               \
@@ -269,7 +310,8 @@ void splitter_free(Splitter *splitter) {
     }                                                                                                                          \
     break
 
-size_t splitter_next(Splitter *splitter, uint32_t *lengths, size_t capacity) {
+// Pieces of a pattern that is written out, each isolated.
+static size_t next_known(Splitter *splitter, uint32_t *lengths, size_t capacity) {
     Place p = splitter->at, end = splitter->end;
     const uint8_t *classes = unicode_classes();
     size_t count = 0;
@@ -291,9 +333,79 @@ size_t splitter_next(Splitter *splitter, uint32_t *lengths, size_t capacity) {
     case PATTERN_DIGITS:
         EACH_PIECE(next_digits(p, end, classes, SIZE_MAX));
     case PATTERN_OTHER:
-        EACH_PIECE((splitter->at = p, next_other(splitter)));
+        break;
     }
     splitter->at = p;
+    return count;
+}
+
+// The next match or gap behind `from`, which is where the last one ended; NULL at the end of the text.
+static Place next_match(Splitter *splitter, Place from, bool *match) {
+    const Pattern *pattern = splitter->pattern;
+    Place behind, at = splitter->at;
+    if (pattern->kind == PATTERN_OTHER) {
+        behind = next_part(splitter, match);
+    } else {
+        uint32_t length;
+        splitter->at = from;
+        behind = next_known(splitter, &length, 1) == 0 ? NULL : splitter->at;
+        splitter->at = at;
+        *match = pattern_covers(pattern);
+        if (behind != NULL && (pattern->kind == PATTERN_DIGIT || pattern->kind == PATTERN_DIGITS)) {
+            *match = class_at(from, splitter->end, unicode_classes(), &at) & N;
+        }
+    }
+    *match ^= pattern->invert;
+    return behind;
+}
+
+// Whether a match (or a gap) joins the one before it.
+static bool joins(PatternBehavior behavior, bool before, bool match) {
+    return behavior == BEHAVIOR_CONTIGUOUS             ? before == match
+           : behavior == BEHAVIOR_MERGED_WITH_PREVIOUS ? !before && match
+           : behavior == BEHAVIOR_MERGED_WITH_NEXT     ? before && !match
+                                                       : false;
+}
+
+// Sets the end of the next matches and gaps that are one piece; it is where it was at the end of the text.
+static void next_group(Splitter *splitter) {
+    PatternBehavior behavior = splitter->pattern->behavior;
+    bool match = splitter->ahead_match, next_matches = false;
+    Place stop = splitter->ahead != NULL ? splitter->ahead : next_match(splitter, splitter->at, &match);
+    while (stop != NULL) {
+        Place next = behavior < BEHAVIOR_MERGED_WITH_PREVIOUS ? NULL : next_match(splitter, stop, &next_matches);
+        if (next != NULL && joins(behavior, match, next_matches)) {
+            stop = next;
+            match = next_matches;
+            continue;
+        }
+        splitter->ahead = next;
+        splitter->ahead_match = next_matches;
+        if (stop > splitter->at) {
+            splitter->group_end = stop;
+            splitter->group_removed = behavior == BEHAVIOR_REMOVED && match;
+            return;
+        }
+        match = next_matches;  // an empty match is no piece
+        stop = next != NULL ? next : next_match(splitter, stop, &match);
+    }
+}
+
+size_t splitter_next(Splitter *splitter, uint32_t *lengths, size_t capacity) {
+    if (__builtin_expect(splitter->pattern->kind != PATTERN_OTHER && splitter->pattern->behavior == BEHAVIOR_ISOLATED, 1)) {
+        return next_known(splitter, lengths, capacity);
+    }
+    size_t count = 0;
+    for (; count < capacity && splitter->at < splitter->end; count++) {
+        if (splitter->group_end == splitter->at) {
+            next_group(splitter);
+        }
+        size_t size = (size_t)(splitter->group_end - splitter->at);
+        ensure(size > 0, "a text has no more pieces before its end");
+        size = size < LONGEST_PIECE ? size : LONGEST_PIECE;
+        lengths[count] = (uint32_t)size | (splitter->group_removed ? PIECE_REMOVED : 0);
+        splitter->at += size;
+    }
     return count;
 }
 

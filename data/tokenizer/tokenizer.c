@@ -157,6 +157,9 @@ static void add_fingerprint(Tokenizer *tokenizer) {
         const Pattern *stage = tokenizer->stages[i];
         const char *text = stage->kind == PATTERN_OTHER ? stage->text : pattern_name(stage->kind);
         hasher_add(hasher, text, strlen(text) + 1);
+        if (stage->behavior != BEHAVIOR_ISOLATED) {
+            hasher_add(hasher, pattern_behaviors[stage->behavior], strlen(pattern_behaviors[stage->behavior]) + stage->invert);
+        }
     }
     bool flags[3] = {tokenizer->nfc, tokenizer->prefix_space, tokenizer->ignore_merges};
     hasher_add(hasher, flags, sizeof flags);
@@ -173,7 +176,7 @@ static void complete(Tokenizer *tokenizer) {
     bool word_stage = false, other_stage = false;
     for (int i = 0; i < tokenizer->stage_count; i++) {
         word_stage |= pattern_ends_words(tokenizer->stages[i]);
-        other_stage |= tokenizer->stages[i]->kind == PATTERN_OTHER;
+        other_stage |= tokenizer->stages[i]->kind == PATTERN_OTHER || tokenizer->stages[i]->behavior != BEHAVIOR_ISOLATED;
     }
     tokenizer->can_cut = word_stage && !other_stage;
     add_fingerprint(tokenizer);
@@ -297,8 +300,12 @@ void tokenizer_describe(const Tokenizer *tokenizer, Buffer *out) {
     buffer_printf(out, "normalizer   %s\n", tokenizer->nfc ? "NFC" : "none");
     for (int i = 0; i < tokenizer->stage_count; i++) {
         const Pattern *stage = tokenizer->stages[i];
-        buffer_printf(out, "pattern      %s%s%s%s\n", pattern_name(stage->kind), *stage->text ? ": " : "", stage->text,
-                      i + 1 == tokenizer->stage_count && tokenizer->prefix_space ? ", with a space before the text" : "");
+        buffer_printf(out, "pattern      %s%s%s", pattern_name(stage->kind), *stage->text ? ": " : "", stage->text);
+        if (stage->behavior != BEHAVIOR_ISOLATED) {
+            buffer_printf(out, ", %s%s", pattern_behaviors[stage->behavior], stage->invert ? ", inverted" : "");
+        }
+        buffer_text(out,
+                    i + 1 == tokenizer->stage_count && tokenizer->prefix_space ? ", with a space before the text\n" : "\n");
     }
     if (tokenizer->ignore_merges) {
         buffer_text(out, "whole words  a piece that is a token is not merged\n");

@@ -77,24 +77,47 @@ typedef struct Stages {
     bool byte_level;
 } Stages;
 
+// The expression of a Split: its Regex, or its String with what has a meaning in expressions escaped.
+static Error *split_expression(const json_t *pattern, const char *name, Buffer *out) {
+    const json_t *regex = json_object_get(pattern, "Regex"), *string = json_object_get(pattern, "String");
+    if (!json_is_string(regex) && !json_is_string(string)) {
+        return damaged("%s: a Split pre-tokenizer has neither a Regex nor a String", name);
+    }
+    const json_t *text = json_is_string(regex) ? regex : string;
+    buffer_reserve(out, 1);
+    for (size_t i = 0; i < json_string_length(text); i++) {
+        char c = json_string_value(text)[i];
+        if (text == string && c != 0 && strchr("\\.+*?()|[]{}^$", c) != NULL) {
+            buffer_byte(out, '\\');
+        }
+        buffer_byte(out, c);
+    }
+    return NULL;
+}
+
 static Error *read_split(const json_t *value, Stages *stages) {
-    const char *behavior;
+    const char *name;
     bool invert = false;
     json_t *pattern;
-    TRY(json_field_string(value, stages->name, "behavior", &behavior));
+    TRY(json_field_string(value, stages->name, "behavior", &name));
     TRY(optional_bool(value, stages->name, "invert", &invert));
-    if (strcmp(behavior, "Isolated") != 0 || invert) {
-        return failure("%s: a Split pre-tokenizer with behavior %s%s is not supported, only Isolated is", stages->name,
-                       behavior, invert ? ", inverted," : "");
+    int behavior = 0;
+    while (behavior < BEHAVIORS && strcmp(name, pattern_behaviors[behavior]) != 0) {
+        behavior++;
+    }
+    if (behavior == BEHAVIORS) {
+        return damaged("%s: a Split pre-tokenizer has the behavior \"%.40s\", which is none of Isolated, Removed, "
+                       "MergedWithPrevious, MergedWithNext and Contiguous",
+                       stages->name, name);
     }
     TRY(json_field_object(value, stages->name, "pattern", &pattern));
-    const json_t *expression = json_object_get(pattern, "Regex");
-    if (!json_is_string(expression)) {
-        return failure("%s: a Split pre-tokenizer without a Regex is not supported", stages->name);
-    }
+    Buffer expression = {0};
+    TRY(split_expression(pattern, stages->name, &expression));
     Pattern *compiled;
-    TRY(error_wrap(pattern_create(json_string_value(expression), json_string_length(expression), &compiled),
-                   "%s: the pre-tokenizer's pattern", stages->name));
+    Error *error = pattern_create(expression.data, expression.size, &compiled);
+    buffer_free(&expression);
+    TRY(error_wrap(error, "%s: the pre-tokenizer's pattern", stages->name));
+    pattern_behave(compiled, (PatternBehavior)behavior, invert);
     tokenizer_add_stage(stages->tokenizer, compiled);
     return NULL;
 }
@@ -104,8 +127,11 @@ static Error *read_byte_level(const json_t *value, Stages *stages) {
     TRY(json_field_bool(value, stages->name, "add_prefix_space", &stages->tokenizer->prefix_space));
     TRY(optional_bool(value, stages->name, "use_regex", &use_regex));
     stages->byte_level = true;
-    // The space goes before the piece that this stage cuts, so there must be a stage, if only one that does not cut.
-    if (use_regex || stages->tokenizer->prefix_space || stages->tokenizer->stage_count == 0) {
+    // The space goes before the piece that this stage cuts, so there must be a stage, if only one that does not cut. Pieces are
+    // removed between stages, so what removes some is not the last.
+    int before = stages->tokenizer->stage_count;
+    bool last_removes = before > 0 && stages->tokenizer->stages[before - 1]->behavior == BEHAVIOR_REMOVED;
+    if (use_regex || stages->tokenizer->prefix_space || before == 0 || last_removes) {
         tokenizer_add_stage(stages->tokenizer, pattern_known(use_regex ? PATTERN_GPT2 : PATTERN_WHOLE));
     }
     return NULL;

@@ -1,6 +1,7 @@
 // Character classes and NFC: see unicode.h.
 //
-// Classes: a flat table of one byte per code point, filled once from utf8proc's categories, then corrected by the ranges below.
+// Classes: a flat table of one byte per code point, filled once from the categories in unicode_table.c. Decompositions are
+// utf8proc's: those of characters that Unicode 9 had are the same in all its versions, all others are inert here.
 //
 // NFC works on stretches. A character that is not UNICODE_ACTIVE neither changes nor joins what stands before it, so text is
 // cut before each such character, and only a stretch that holds an active one is decomposed, sorted by combining class (by
@@ -9,6 +10,7 @@
 #include "data/tokenizer/unicode.h"
 
 #include "core/text.h"
+#include "data/tokenizer/unicode_table.h"
 
 #include <pthread.h>
 #include <utf8proc.h>
@@ -17,27 +19,11 @@ typedef struct CodeRange {
     uint32_t first, last;
 } CodeRange;
 
-// Letters, numbers and marks that Unicode 15.1 and 16 added.
-static const CodeRange new_letters[] = {
-    {0x1C89, 0x1C8A},   {0xA7CB, 0xA7CD},   {0xA7DA, 0xA7DC},   {0x105C0, 0x105F3}, {0x10D4A, 0x10D65}, {0x10D6F, 0x10D85},
-    {0x10EC2, 0x10EC4}, {0x11380, 0x11389}, {0x1138B, 0x1138B}, {0x1138E, 0x1138E}, {0x11390, 0x113B5}, {0x113B7, 0x113B7},
-    {0x113D1, 0x113D1}, {0x113D3, 0x113D3}, {0x11BC0, 0x11BE0}, {0x13460, 0x143FA}, {0x16100, 0x1611D}, {0x16D40, 0x16D6C},
-    {0x18CFF, 0x18CFF}, {0x1E5D0, 0x1E5ED}, {0x1E5F0, 0x1E5F0}, {0x2EBF0, 0x2EE5D},
-};
-static const CodeRange new_numbers[] = {
-    {0x10D40, 0x10D49}, {0x116D0, 0x116E3}, {0x11BF0, 0x11BF9}, {0x16130, 0x16139},
-    {0x16D70, 0x16D79}, {0x1CCF0, 0x1CCF9}, {0x1E5F1, 0x1E5FA},
-};
-static const CodeRange new_marks[] = {
-    {0x897, 0x897},     {0x10D69, 0x10D6D}, {0x10EFC, 0x10EFC}, {0x113B8, 0x113C0}, {0x113C2, 0x113C2},
-    {0x113C5, 0x113C5}, {0x113C7, 0x113CA}, {0x113CC, 0x113D0}, {0x113D2, 0x113D2}, {0x113E1, 0x113E2},
-    {0x11F5A, 0x11F5A}, {0x1611E, 0x1612F}, {0x1E5EE, 0x1E5EF},
-};
-// Alphabetic, hence \w, but neither letters nor numbers nor marks: circled and squared Latin letters.
+// Alphabetic, hence of words, but neither letters nor numbers nor marks: circled and squared Latin letters; and join controls.
 static const CodeRange alphabetic_symbols[] = {
     {0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}, {0x200C, 0x200D},
 };
-// What has a combining class or a decomposition in Unicode, but came after Unicode 9.
+// What has a combining class or a decomposition in Unicode 16, but came after Unicode 9.
 static const CodeRange inert[] = {
     {0x7FD, 0x7FD},     {0x897, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},     {0xC3C, 0xC3C},     {0xD3B, 0xD3C},
     {0xEBA, 0xEBA},     {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x105C9, 0x105C9},
@@ -47,22 +33,14 @@ static const CodeRange inert[] = {
     {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x1611E, 0x1612F}, {0x16D63, 0x16D6A}, {0x16FF0, 0x16FF1}, {0x1E08F, 0x1E08F},
     {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1E4EC, 0x1E4EF}, {0x1E5EE, 0x1E5EF},
 };
+enum { INERT = 128 };  // in `classes`: NFC leaves it alone
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 
 static uint8_t classes[UNICODE_INVALID + 1];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static bool is_inert(uint32_t code) {
-    int low = 0, high = LENGTH(inert);
-    while (low < high) {
-        int middle = (low + high) / 2;
-        if (code > inert[middle].last) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < LENGTH(inert) && code >= inert[low].first;
+    return classes[code] & INERT;
 }
 
 static int combining_class(uint32_t code) {
@@ -91,47 +69,59 @@ static uint32_t compose(uint32_t a, uint32_t b) {
     return utf8proc_normalize_utf32(pair, 2, UTF8PROC_COMPOSE | UTF8PROC_STABLE) == 1 ? (uint32_t)pair[0] : 0;
 }
 
-static uint8_t category_classes(uint32_t code) {
-    switch (utf8proc_category((utf8proc_int32_t)code)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
+static uint8_t category_classes(uint32_t category) {
+    switch (category) {
+    case CATEGORY_LU:
+    case CATEGORY_LL:
+    case CATEGORY_LT:
+    case CATEGORY_LM:
+    case CATEGORY_LO:
         return UNICODE_LETTER | UNICODE_WORD;
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
+    case CATEGORY_ND:
+    case CATEGORY_NL:
         return UNICODE_NUMBER | UNICODE_WORD;
-    case UTF8PROC_CATEGORY_NO:
+    case CATEGORY_NO:
         return UNICODE_NUMBER;
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_PC:
+    case CATEGORY_MN:
+    case CATEGORY_MC:
+    case CATEGORY_ME:
+    case CATEGORY_PC:
         return UNICODE_WORD;
-    case UTF8PROC_CATEGORY_ZS:
-    case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP:
+    case CATEGORY_ZS:
+    case CATEGORY_ZL:
+    case CATEGORY_ZP:
         return UNICODE_SPACE;
+    case CATEGORY_CN:
+        return INERT;  // younger than the table: the same on every machine
     default:
-        return (code >= 9 && code <= 13) || code == 0x85 ? UNICODE_SPACE : 0;
+        return 0;
     }
 }
 
-static void set_ranges(const CodeRange *ranges, int count, uint8_t value) {
+static void add_ranges(const CodeRange *ranges, int count, uint8_t value) {
     for (int i = 0; i < count; i++) {
-        memset(classes + ranges[i].first, value, ranges[i].last - ranges[i].first + 1);
+        for (uint32_t code = ranges[i].first; code <= ranges[i].last; code++) {
+            classes[code] |= value;
+        }
     }
+}
+
+static void build_categories(void) {
+    uint32_t code = 0;
+    for (int i = 0; code < UNICODE_INVALID; i++) {
+        uint32_t length = unicode_category_runs[i] >> 5, category = unicode_category_runs[i] & 31;
+        memset(classes + code, category_classes(category < CATEGORIES ? category : CATEGORY_LU), length);
+        code += length;
+    }
+    static const CodeRange controls[] = {{9, 13}, {0x85, 0x85}};
+    add_ranges(controls, LENGTH(controls), UNICODE_SPACE);
+    add_ranges(alphabetic_symbols, LENGTH(alphabetic_symbols), UNICODE_WORD);
+    add_ranges(inert, LENGTH(inert), INERT);
 }
 
 static void build_classes(void) {
-    for (uint32_t code = 0; code < UNICODE_INVALID; code++) {
-        if (code == 0x40000) {
-            code = 0xE0000;  // planes 4 to 13 hold nothing, 15 and 16 are for private use
-        } else if (code == 0xF0000) {
-            break;
-        }
-        classes[code] |= category_classes(code);
+    build_categories();
+    for (uint32_t code = 0; code < 0x30000; code++) {  // no character that is not inert lies above
         int32_t parts[8];
         int n = decompose(code, parts);
         if (n == 1 && parts[0] == (int32_t)code) {
@@ -148,14 +138,6 @@ static void build_classes(void) {
             classes[code] |= UNICODE_ACTIVE;
         } else if (n > 1) {
             classes[parts[n - 1]] |= UNICODE_ACTIVE;
-        }
-    }
-    set_ranges(new_letters, LENGTH(new_letters), UNICODE_LETTER | UNICODE_WORD);
-    set_ranges(new_numbers, LENGTH(new_numbers), UNICODE_NUMBER | UNICODE_WORD);
-    set_ranges(new_marks, LENGTH(new_marks), UNICODE_WORD);
-    for (int i = 0; i < LENGTH(alphabetic_symbols); i++) {
-        for (uint32_t code = alphabetic_symbols[i].first; code <= alphabetic_symbols[i].last; code++) {
-            classes[code] |= UNICODE_WORD;
         }
     }
 }

@@ -1,9 +1,9 @@
 // Character classes as the reference tokenizers see them, and Unicode's composed normal form (NFC).
 //
 // Both reference engines (the Oniguruma in Hugging Face's tokenizers, the regex crate in tiktoken) know Unicode 16, measured
-// over all code points. utf8proc 2.8, which Debian 12 has, knows Unicode 15: what 15.1 and 16 added stands in unicode.c, so
-// that the classes do not depend on the library's version. Hugging Face's NFC knows Unicode 9 only: younger marks are inert in
-// it, and here.
+// over all code points. So does the table unicode_table.c, from which all classes come, those of patterns that only PCRE2
+// matches too: they do not depend on the libraries of the machine. Hugging Face's NFC knows Unicode 9 only: younger marks are
+// inert in it, and here.
 #pragma once
 
 #include "core/memory.h"
