@@ -62,18 +62,17 @@ Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *toke
         int64_t samples = most_samples > 0 && whole > most_samples ? most_samples : whole;
         // Rank r scores every comm->size-th group of sequences.
         for (int64_t j = (int64_t)comm->rank * sequences; j < samples && error == NULL; j += (int64_t)comm->size * sequences) {
-            for (int64_t b = 0; b < sequences; b++) {
+            for (int64_t b = 0; b < sequences && error == NULL; b++) {
                 if (j + b < samples) {
                     int64_t place = samples == whole ? j + b : (int64_t)((double)(j + b) * (double)whole / (double)samples);
-                    batch_fill(&batch, b, &set->file, place * length, corpus->end_of_text, documents_apart);
+                    error = batch_fill(&batch, b, &set->file, place * length, corpus->end_of_text, documents_apart);
                 } else {
                     batch_fill_empty(&batch, b);
                 }
             }
-            error = check_batch(&batch, vocabulary, corpus, set->name);
+            error = error == NULL ? check_batch(&batch, vocabulary, corpus, set->name) : error;
             if (error == NULL) {
                 model_evaluate(model, &batch, losses);
-                file_release(&set->file.bin);
                 add_scores(&batch, losses, bytes, vocabulary, &scores[d]);
                 if (show_progress) {
                     progress_add(&progress, sequences * comm->size);
