@@ -2,6 +2,7 @@
 #include "core/json.h"
 
 #include "core/durable.h"
+#include "core/hash.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -122,4 +123,25 @@ Error *json_field_hex64(const json_t *object, const char *where, const char *key
     }
     *out = strtoull(text, NULL, 16);
     return NULL;
+}
+
+static uint64_t seal_of(const json_t *document) {
+    json_t *copy = json_copy((json_t *)(uintptr_t)document);
+    json_object_del(copy, "checksum");
+    char *text = json_dumps(copy, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    ensure(text != NULL, "a document cannot be written as JSON");
+    uint64_t sum = hash64(text, strlen(text));
+    free(text);
+    json_decref(copy);
+    return sum;
+}
+
+void json_seal(json_t *document) {
+    json_object_set_new(document, "checksum", json_hex64(seal_of(document)));
+}
+
+Error *json_check_seal(const json_t *document, const char *where) {
+    uint64_t checksum = 0;
+    TRY(json_field_hex64(document, where, "checksum", &checksum));
+    return checksum == seal_of(document) ? NULL : damaged("%s: its checksum is not the one of what it says", where);
 }

@@ -15,6 +15,11 @@ Error *json_read_bytes(const char *name, const char *bytes, size_t size, json_t 
 // Writes a document atomically, indented, with a final newline.
 Error *json_write_file(const char *path, const json_t *document) MUST_CHECK;
 
+// A document that protects itself: "checksum" holds the XXH3-64 of its other members, compact and with sorted keys.
+// json_check_seal fails where that is not so; `where` names the file.
+void json_seal(json_t *document);
+Error *json_check_seal(const json_t *document, const char *where) MUST_CHECK;
+
 // Fields of an object. `where` names the file in messages. The value must exist, have the type, and lie in [least, most].
 Error *json_field_i64(const json_t *object, const char *where, const char *key, int64_t least, int64_t most,
                       int64_t *out) MUST_CHECK;

@@ -4,6 +4,7 @@
 #include "data/tokens/build.h"
 #include "data/tokens/describe.h"
 #include "tests/support/check.h"
+#include "tests/support/corpora.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -18,25 +19,6 @@ static const char *folder_here(void) {
 
 static char *in_folder(const char *name) {
     return path_join(folder_here(), name);
-}
-
-// Plain bytes: byte b is id b + 1, and 0 ends a document.
-static void write_tokenizer(const char *path) {
-    Buffer json = {0};
-    buffer_text(&json,
-                "{\"added_tokens\": [{\"id\": 0, \"content\": \"<|endoftext|>\", \"special\": true, \"normalized\": false, "
-                "\"single_word\": false, \"lstrip\": false, \"rstrip\": false}], \"normalizer\": null, \"pre_tokenizer\": "
-                "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true}, \"decoder\": {\"type\": "
-                "\"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": {\"<|endoftext|>\": 0");
-    int other = 0;
-    for (int b = 0; b < 256; b++) {
-        bool plain = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-        buffer_printf(&json, ", \"\\u%04x\": %d", plain ? b : 256 + other, b + 1);
-        other += !plain;
-    }
-    buffer_text(&json, "}}}");
-    CHECK_OK(file_write(path, json.data, json.size));
-    buffer_free(&json);
 }
 
 // Piece `i` of a huge document, of any kind of text.
@@ -89,13 +71,13 @@ static void check_huge(const TokenFile *file, int64_t at, int64_t pieces) {
     int64_t wrong = 0;
     for (int64_t i = 0; i < pieces; i++) {
         make_piece(i, &piece);
-        token_file_read(file, at, (int64_t)piece.size, tokens);
+        CHECK_OK(token_file_read(file, at, (int64_t)piece.size, tokens));
         for (size_t b = 0; b < piece.size; b++) {
             wrong += tokens[b] != (unsigned char)piece.data[b] + 1;
         }
         at += (int64_t)piece.size;
     }
-    token_file_read(file, at, 1, tokens);
+    CHECK_OK(token_file_read(file, at, 1, tokens));
     CHECK_I64(tokens[0], 0);
     CHECK_I64(wrong, 0);
     buffer_free(&piece);
@@ -105,7 +87,7 @@ static void check_huge(const TokenFile *file, int64_t at, int64_t pieces) {
 static void test_huge(void) {
     enum { PIECES = 400000, OTHER = 150000, BAD = 100000 };
     char *shard = in_folder("huge.jsonl.zst"), *bad = in_folder("bad.jsonl"), *tokenizer = in_folder("tokenizer.json");
-    write_tokenizer(tokenizer);
+    write_byte_tokenizer(tokenizer);
     ShardWriter *writer;
     CHECK_OK(shard_writer_create(shard, &writer));
     for (int i = 0; i < 5; i++) {
@@ -142,7 +124,7 @@ static void test_huge(void) {
         check_huge(&huge->file, 0, PIECES);
         check_huge(&huge->file, token_file_document_start(&huge->file, 1), OTHER);
         int32_t tokens[8];
-        token_file_read(&set_of(&corpus, "odd")->file, 8, 8, tokens);  // "small 3", after "small 1" and its end
+        CHECK_OK(token_file_read(&set_of(&corpus, "odd")->file, 8, 8, tokens));  // "small 3", after "small 1" and its end
         CHECK(tokens[6] == '3' + 1 && tokens[7] == 0);
         corpus_close(&corpus);
         free(out);
@@ -264,7 +246,8 @@ static void test_describe(void) {
     changed[100] ^= 2;
     CHECK_OK(file_write(odd, changed, bytes.size));
     CHECK_OK(corpus_describe(corpus, false, &out));
-    CHECK_FAILS(corpus_describe(corpus, true, &out), "odd_text_document.bin is damaged: its checksum is");
+    CHECK_FAILS(corpus_describe(corpus, true, &out),
+                "odd_text_document.bin is damaged: its bytes 0 to 31889 have the checksum");
     file_unmap(&bytes);
     buffer_free(&out);
     free(changed);

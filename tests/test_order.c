@@ -134,14 +134,14 @@ static void check_batch(const Corpus *corpus, bool apart) {
     enum { LENGTH = 24 };
     int32_t *stream = memory_new((size_t)file->tokens, sizeof *stream);
     bool *opens = memory_zeroed((size_t)file->tokens + 1, 1);
-    token_file_read(file, 0, file->tokens, stream);
+    CHECK_OK(token_file_read(file, 0, file->tokens, stream));
     for (int64_t d = 1; d < file->documents; d++) {
         opens[token_file_document_start(file, d)] = true;
     }
     Batch batch;
     batch_allocate(&batch, 1, LENGTH);
     for (int64_t start = 0; start + 1 < file->tokens; start += start > file->tokens - 100 ? 1 : 7) {
-        batch_fill(&batch, 0, file, start, corpus->end_of_text, apart);
+        CHECK_OK(batch_fill(&batch, 0, file, start, corpus->end_of_text, apart));
         int32_t first = 0;
         bool good = true;
         for (int64_t t = 0; t < LENGTH; t++) {

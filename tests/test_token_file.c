@@ -1,8 +1,7 @@
-// data/token_file and data/corpus: written, read back, and every way in which an index or a manifest may lie.
-#include "core/json.h"
+// data/tokens/token_file: written, read back, and every way in which an index may lie. Corpora are tests/test_corpus.c.
 #include "core/output.h"
 #include "core/philox.h"
-#include "data/tokens/corpus.h"
+#include "data/tokens/token_file.h"
 #include "tests/support/check.h"
 
 #include <signal.h>
@@ -62,7 +61,7 @@ static void test_round_trip(void) {
             CHECK_I64(token_file_document_at(&file, at), kept);
             CHECK_I64(token_file_document_at(&file, at + n - 1), kept);
             int32_t *tokens = memory_new((size_t)n, sizeof *tokens);
-            token_file_read(&file, at, n, tokens);
+            CHECK_OK(token_file_read(&file, at, n, tokens));
             bool same = true;
             for (int i = 0; i < n; i++) {
                 same = same && tokens[i] == token_at(d, i, bytes);
@@ -86,7 +85,7 @@ static void test_round_trip(void) {
     CHECK_OK(token_file_open(bin, &file));
     CHECK(file.tokens == 0 && file.documents == 0);
     int32_t lowest, highest;
-    token_file_range(&file, &lowest, &highest);
+    CHECK_OK(token_file_range(&file, &lowest, &highest));
     CHECK(lowest == 0 && highest == -1);
     token_file_close(&file);
     Strings names = {0};
@@ -214,128 +213,6 @@ static void test_full_disk(void) {
     free(prefix);
 }
 
-// Makes a corpus of two sets in a fresh folder.
-static char *make_corpus(const char *name) {
-    char *folder = path_join(folder_here(), name), *tokenizer = path_join(folder, "tokenizer.json");
-    CHECK_OK(folder_create(folder));
-    CHECK_OK(file_write(tokenizer, "{}", 2));
-    static char *const names[] = {"ArXiv", "Pile-CC"};
-    CorpusSet sets[2] = {0};
-    for (int i = 0; i < 2; i++) {
-        char *prefix = memory_format("%s/%s_text_document", folder, names[i]);
-        TokenWriter *writer;
-        CHECK_OK(token_writer_create(prefix, 2, &writer));
-        for (int32_t d = 0; d < 3 + i; d++) {
-            CHECK_OK(token_writer_append(writer, (int32_t[]){d, 10 + d, 20 + d, 0}, 4));
-            CHECK_OK(token_writer_end_document(writer));
-        }
-        TokenSums sums;
-        CHECK_OK(token_writer_commit_sums(writer, &sums));
-        sets[i] = (CorpusSet){.name = names[i],
-                              .prefix = prefix,
-                              .documents = 3 + i,
-                              .tokens = 12 + 4 * i,
-                              .text_bytes = 50,
-                              .checksum = sums.bin,
-                              .index_checksum = sums.idx};
-    }
-    CorpusInput input = {"00\xFF.jsonl.zst", 123};
-    Corpus corpus = {.sets = sets,
-                     .set_count = 2,
-                     .vocabulary = 30,
-                     .end_of_text = 0,
-                     .tokenizer_path = tokenizer,
-                     .tokenizer_fingerprint = 0x1234567890ABCDEF,
-                     .inputs = &input,
-                     .input_count = 1,
-                     .bad_lines = 2,
-                     .job = 7};
-    CHECK_OK(corpus_write_manifest(&corpus, folder));
-    free(sets[0].prefix);
-    free(sets[1].prefix);
-    free(tokenizer);
-    return folder;
-}
-
-// Replaces `from` by `to` in the manifest, then opening must fail.
-static void changed_manifest(const char *folder, const char *from, const char *to, const char *part) {
-    char *path = path_join(folder, CORPUS_MANIFEST);
-    Buffer text = {0}, other = {0};
-    CHECK_OK(file_read(path, 1 << 20, &text));
-    char *at = strstr(text.data, from);
-    if (CHECK(at != NULL)) {
-        buffer_append(&other, text.data, (size_t)(at - text.data));
-        buffer_text(&other, to);
-        buffer_text(&other, at + strlen(from));
-        CHECK_OK(file_write(path, other.data, other.size));
-        Corpus corpus;
-        CHECK_FAILS(corpus_open(folder, &corpus), part);
-        CHECK_OK(file_write(path, text.data, text.size));
-    }
-    buffer_free(&text);
-    buffer_free(&other);
-    free(path);
-}
-
-static void test_corpus(void) {
-    char *folder = make_corpus("corpus");
-    Corpus corpus;
-    CHECK_OK(corpus_open(folder, &corpus));
-    CHECK(corpus.set_count == 2 && corpus.sets[1].tokens == 16 && corpus.vocabulary == 30 && corpus.end_of_text == 0);
-    CHECK(corpus.tokenizer_fingerprint == 0x1234567890ABCDEF && corpus.bad_lines == 2 && corpus.input_count == 1);
-    CHECK_TEXT(corpus.sets[0].name, "ArXiv");
-    CHECK_TEXT(corpus.inputs[0].name, "00?.jsonl.zst");
-    CHECK_OK(corpus_verify(&corpus));
-    corpus.vocabulary = 23;
-    CHECK_FAILS(corpus_verify(&corpus), "Pile-CC_text_document.bin holds the id 23, the vocabulary has 23");
-    corpus_close(&corpus);
-
-    changed_manifest(folder, "athanor corpus", "another corpus", "is no corpus: its format is 'another corpus'");
-    changed_manifest(folder, "\"version\": 1", "\"version\": 2", "has version 2");
-    changed_manifest(folder, "\"ArXiv_text", "\"../ArXiv_text", "it must be a file's name without a folder");
-    changed_manifest(folder, "\"tokens\": 12", "\"tokens\": 13", "they do not belong together");
-    changed_manifest(folder, "\"tokens\": 12", "\"tokens\": -1", "\"tokens\" is -1");
-    changed_manifest(folder, "\"vocabulary\": 30", "\"vocabulary\": \"30\"", "\"vocabulary\" must be a whole number");
-    changed_manifest(folder, "\"name\": \"ArXiv\"", "\"name\": \"Zoo\"", "not sorted");
-    changed_manifest(folder, "\"name\": \"ArXiv\"", "\"name\": \"Arxiv\"", "the fingerprint does not belong");
-    changed_manifest(folder, "\"tokenizer.json\"", "\"tokenizer.other\"", "tokenizer.other is missing");
-    changed_manifest(folder, "{", "[", "not valid JSON");
-
-    // One flipped bit in a token, then in an index.
-    static const char *const files[] = {"ArXiv_text_document.bin", "Pile-CC_text_document.bin"};
-    for (int i = 0; i < 2; i++) {
-        char *path = path_join(folder, files[i]);
-        Buffer bytes = {0};
-        CHECK_OK(file_read(path, 1 << 20, &bytes));
-        bytes.data[6] ^= 1;
-        CHECK_OK(file_write(path, bytes.data, bytes.size));
-        CHECK_OK(corpus_open(folder, &corpus));
-        CHECK_FAILS(corpus_verify(&corpus), files[i]);
-        corpus_close(&corpus);
-        bytes.data[6] ^= 1;
-        CHECK_OK(file_write(path, bytes.data, bytes.size));
-        CHECK_OK(file_write(path, bytes.data, bytes.size - 2));
-        CHECK_FAILS(corpus_open(folder, &corpus), "is truncated");
-        CHECK_OK(file_write(path, bytes.data, bytes.size));
-        buffer_free(&bytes);
-        free(path);
-    }
-
-    // A token file alone is a corpus of one set.
-    char *prefix = path_join(folder, "ArXiv_text_document");
-    CHECK_OK(corpus_open(prefix, &corpus));
-    CHECK(corpus.set_count == 1 && corpus.vocabulary == -1 && corpus.sets[0].text_bytes == -1 && corpus.fingerprint != 0);
-    CHECK_TEXT(corpus.sets[0].name, "ArXiv_text_document");
-    CHECK_OK(corpus_verify(&corpus));
-    corpus_close(&corpus);
-    CHECK_OK(write_file(prefix, 2, 0));
-    CHECK_FAILS(corpus_open(prefix, &corpus), "is empty");
-    CHECK_FAILS(corpus_open("/nowhere/corpus", &corpus), "there is no corpus /nowhere/corpus");
-    CHECK_FAILS(corpus_open(folder_here(), &corpus), "it has no manifest.json");
-    free(prefix);
-    free(folder);
-}
-
 static void test_output(void) {
     char *path = path_join(folder_here(), "output"), *bytes = memory_zeroed(1 << 20, 1), back[10];
     Output *output;
@@ -374,6 +251,5 @@ int main(void) {
     RUN(test_round_trip);
     RUN(test_foreign_index);
     RUN(test_full_disk);
-    RUN(test_corpus);
     return check_report();
 }

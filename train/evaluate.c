@@ -99,15 +99,14 @@ static Error *score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
     for (int64_t j = (int64_t)e->comm->rank * sequences; j < samples; j += stride) {
         for (int64_t b = 0; b < sequences; b++) {
             if (j + b < samples) {
-                batch_fill(batch, b, &set->file, place_of(set, length, e->most, j + b), e->corpus->end_of_text,
-                           e->documents_apart);
+                TRY(batch_fill(batch, b, &set->file, place_of(set, length, e->most, j + b), e->corpus->end_of_text,
+                               e->documents_apart));
             } else {
                 batch_fill_empty(batch, b);
             }
         }
         TRY(check_batch(batch, vocabulary, e->corpus, set->name));
         model_evaluate(e->model, batch, e->losses);
-        file_release(&set->file.bin);
         int64_t lost = add_scores(batch, e->losses, e->bytes, vocabulary, score);
         if (lost >= 0) {
             int64_t b = lost / length;

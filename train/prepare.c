@@ -10,13 +10,8 @@
 static Error *open_corpora(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(corpus_open(config->data.corpus, &t->corpus));
-    if (t->corpus.tokenizer_path != NULL) {
-        TRY(tokenizer_load(t->corpus.tokenizer_path, &t->tokenizer));
-        if (t->corpus.tokenizer_fingerprint != 0 && tokenizer_fingerprint(t->tokenizer) != t->corpus.tokenizer_fingerprint) {
-            return damaged("%s is not the tokenizer that made %s; build the corpus again", t->corpus.tokenizer_path,
-                           t->corpus.path);
-        }
-    } else if (config->model.vocabulary == 0) {
+    TRY(corpus_load_tokenizer(&t->corpus, &t->tokenizer));
+    if (t->tokenizer == NULL && config->model.vocabulary == 0) {
         return failure("%s: corpus %s does not tell its vocabulary; set model.vocabulary", t->config_path, t->corpus.path);
     }
     if (config->data.validation == NULL) {
@@ -29,6 +24,9 @@ static Error *open_corpora(Trainer *t) {
         return failure("%s and %s were built with different tokenizers; build one of them again", t->corpus.path,
                        t->validation.path);
     }
+    Tokenizer *tokenizer;
+    TRY(corpus_load_tokenizer(&t->validation, &tokenizer));
+    tokenizer_free(tokenizer);
     return NULL;
 }
 

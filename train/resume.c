@@ -149,14 +149,14 @@ static Error *check_course(const Trainer *t, const CheckpointInfo *info, const c
     if (!model_config_matches(&t->config->model, info->model)) {
         return other_model(t, path);
     }
-    if (corpus != t->corpus.fingerprint) {
+    if (!corpus_matches(&t->corpus, corpus)) {
         return failure("%s was trained on another corpus than %s is now; restore the corpus or choose another folder", path,
                        t->corpus.path);
     }
     if (length != t->config->data.sequence_length || batch_tokens != t->config->train.batch_tokens) {
         return other_step(t, path, batch_tokens, length);
     }
-    if (order != order_fingerprint(t->order) || info->seed != (uint64_t)t->config->seed) {
+    if (!order_matches(t->order, order) || info->seed != (uint64_t)t->config->seed) {
         return failure("%s was trained with another seed, data.mixture or data.epochs: the samples would not go on; restore "
                        "them or choose another folder",
                        path);
@@ -313,6 +313,36 @@ static void tell_changes(const Trainer *t) {
     run_config_free(&before);
 }
 
+// Opens the sums that the run keeps of corpora that come without. A run that begins anew has none: rank 0 removes what stands
+// there, before the others look.
+static Error *keep_sums(Trainer *t) {
+    char *corpus = path_join(t->config->folder, "sums/corpus"), *validation = path_join(t->config->folder, "sums/validation");
+    Error *error = NULL;
+    if (t->world->rank == 0 && !t->resumed) {
+        error = folder_remove(corpus);
+        error = error == NULL ? folder_remove(validation) : error;
+    }
+    error = comm_agree(t->world, error);
+    if (error == NULL) {
+        error = kept_sums_open(&t->corpus, corpus, t->world->rank, &t->kept);
+    }
+    if (error == NULL && t->has_validation) {
+        error = kept_sums_open(&t->validation, validation, t->world->rank, &t->validation_kept);
+    }
+    free(corpus);
+    free(validation);
+    return error;
+}
+
+// Failing costs the sums nothing: the next save has them too.
+static void save_sums(KeptSums *kept) {
+    Error *error = kept != NULL ? kept_sums_save(kept) : NULL;
+    if (error != NULL) {
+        log_warning("%s: the checksums of what was read of the corpus are not saved yet", error->message);
+        error_free(error);
+    }
+}
+
 // The identity of a run that has none: of when and where it began.
 static uint64_t draw_run(const Trainer *t) {
     char *begin =
@@ -335,7 +365,7 @@ Error *trainer_resume(Trainer *t) {
         }
     }
     t->run = t->run != 0 ? t->run : draw_run(t);
-    return NULL;
+    return comm_agree(t->world, keep_sums(t));
 }
 
 Error *trainer_write_files(Trainer *t) {
@@ -359,6 +389,8 @@ Error *trainer_write_files(Trainer *t) {
 }
 
 void trainer_begin_checkpoint(Trainer *t) {
+    save_sums(t->kept);
+    save_sums(t->validation_kept);
     json_t *state = make_state(t);
     CheckpointBlob blobs[2] = {{.name = "metrics.jsonl"}, {.name = "samples.jsonl"}};
     if (t->world->rank == 0) {

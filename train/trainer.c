@@ -385,6 +385,8 @@ static void trainer_free(Trainer *t, bool failed) {
     if (t->tokenizer != NULL) {
         tokenizer_free(t->tokenizer);
     }
+    kept_sums_close(t->kept);
+    kept_sums_close(t->validation_kept);
     corpus_close(&t->corpus);
     if (t->has_validation) {
         corpus_close(&t->validation);

@@ -2,6 +2,7 @@
 // others.
 #pragma once
 
+#include "data/tokens/kept_sums.h"
 #include "data/tokens/loader.h"
 #include "parallel/buckets.h"
 #include "parallel/mesh.h"
@@ -31,6 +32,7 @@ typedef struct Trainer {
     Device *device;
     Corpus corpus, validation;
     bool has_validation;
+    KeptSums *kept, *validation_kept;  // where they come without sums of their blocks
     Tokenizer *tokenizer;
     Order *order;
     Loader *loader;

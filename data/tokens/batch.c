@@ -42,8 +42,8 @@ void batch_fill_empty(Batch *batch, int64_t b) {
     }
 }
 
-void batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_token, int32_t end_of_text,
-                bool documents_apart) {
+Error *batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_token, int32_t end_of_text,
+                  bool documents_apart) {
     int64_t length = batch->length, base = b * length;
     int64_t inputs = file->tokens - 1 - first_token;
     inputs = inputs < length ? inputs : length;
@@ -51,16 +51,16 @@ void batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_to
            (long long)file->tokens);
     batch_fill_empty(batch, b);
     int32_t *tokens = batch->tokens + base, *targets = batch->targets + base;
-    token_file_read(file, first_token, inputs, tokens);
+    TRY(token_file_read(file, first_token, inputs, tokens));
     for (int64_t t = 0; t + 1 < inputs; t++) {
         targets[t] = tokens[t + 1];
     }
-    token_file_read(file, first_token + inputs, 1, &targets[inputs - 1]);
+    TRY(token_file_read(file, first_token + inputs, 1, &targets[inputs - 1]));
     for (int64_t t = 0; t < inputs; t++) {
         batch->loss_weights[base + t] = 1;
     }
     if (!documents_apart) {
-        return;
+        return NULL;
     }
     // Walk the document starts inside (first_token, first_token + inputs]: `seam` is the input index of a document's first
     // token.
@@ -88,4 +88,5 @@ void batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_to
         batch->first[base + t] = (int32_t)inputs;  // padding sees only padding
         batch->positions[base + t] = (int32_t)(t - inputs);
     }
+    return NULL;
 }

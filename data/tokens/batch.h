@@ -33,8 +33,10 @@ size_t batch_bytes(int64_t sequences, int64_t length);
 const void *batch_block(const Batch *batch);
 
 // Fills sequence b from tokens [first_token, first_token + length] of the file. A stream that ends earlier is padded with
-// weight 0; at least two tokens must be there. `end_of_text` is -1 where there is none.
-void batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_token, int32_t end_of_text, bool documents_apart);
+// weight 0; at least two tokens must be there. `end_of_text` is -1 where there is none. Fails where the file cannot be read or
+// is not what it was; the sequence is then undefined.
+Error *batch_fill(Batch *batch, int64_t b, const TokenFile *file, int64_t first_token, int32_t end_of_text,
+                  bool documents_apart) MUST_CHECK;
 
 // Fills sequence b with padding of weight 0.
 void batch_fill_empty(Batch *batch, int64_t b);

@@ -272,6 +272,7 @@ static void make_set(void *context, int64_t task, int thread) {
         error = token_writer_commit_sums(writer, &sums);
         set->checksum = sums.bin;
         set->index_checksum = sums.idx;
+        set->sums_checksum = sums.sums;
     } else {
         token_writer_abandon(writer);
     }

@@ -2,11 +2,15 @@
 //
 //   CORPUS/manifest.json     sets with documents, tokens, text bytes, checksums; the tokenizer's fingerprint and vocabulary
 //   CORPUS/tokenizer.json    a copy (or tokenizer.tiktoken)
-//   CORPUS/<set>_text_document.bin/.idx
+//   CORPUS/<set>_text_document.bin/.idx, and .sums: a checksum for each block of the .bin (block_file.h)
 //
-// The manifest is committed last: a folder without one is no corpus yet.
+// The manifest is committed last: a folder without one is no corpus yet. It protects all else, and a checksum over all that it
+// says protects the manifest: manifest and indices are compared when a corpus is opened, a block of tokens when it is first
+// read. Corpora of version 1 have no .sums, and a manifest without a checksum: a run keeps sums of their blocks from the first
+// reading on, as it does of token files of others (kept_sums.h).
 #pragma once
 
+#include "data/tokenizer/tokenizer.h"
 #include "data/tokens/token_file.h"
 
 #define CORPUS_MANIFEST "manifest.json"
@@ -18,6 +22,7 @@ typedef struct CorpusSet {
     int64_t text_bytes;       // UTF-8 bytes of the documents; -1 if unknown (a foreign token file)
     uint64_t checksum;        // XXH3-64 of the .bin; 0 if unknown
     uint64_t index_checksum;  // XXH3-64 of the .idx; 0 if unknown
+    uint64_t sums_checksum;   // XXH3-64 of the .sums; 0 if there is none
     TokenFile file;           // opened
 } CorpusSet;
 
@@ -35,7 +40,7 @@ typedef struct Corpus {
     int32_t end_of_text;             // -1 if none or unknown
     char *tokenizer_path;            // NULL if unknown
     uint64_t tokenizer_fingerprint;  // 0 if unknown
-    uint64_t fingerprint;            // of the whole corpus: equal means the same tokens in the same order
+    uint64_t fingerprint;            // of the whole corpus: equal means the same tokens in the same order, cut alike
     bool has_manifest;               // false: a foreign token file
     CorpusInput *inputs;
     int input_count;
@@ -43,18 +48,25 @@ typedef struct Corpus {
     uint64_t job;                        // of the build: inputs, their sizes and times, tokenizer
 } Corpus;
 
-// Opens a corpus folder, or a foreign token file's prefix as a corpus of one set (named after the file). Sizes are checked
-// against the manifest, checksums are not (corpus_verify does). An empty corpus is an error.
+// Opens a corpus folder, or a foreign token file's prefix as a corpus of one set (named after the file). The manifest is
+// compared with its own checksum, the indices (which are read whole in any case) and the .sums with those it gives; tokens are
+// compared as they are read. An empty corpus is an error, ERROR_MISSING says that there is none.
 //
 // A foreign file's fingerprint covers its index, its size and 64 samples of its tokens.
 Error *corpus_open(const char *path, Corpus *out) MUST_CHECK;
 void corpus_close(Corpus *corpus);
 
-// Reads everything, compares checksums, and checks that every id lies in the vocabulary where it is known.
+// Loads the tokenizer that lies beside the tokens and compares it with what the manifest says of it: fingerprint, vocabulary,
+// end-of-text. NULL in *out where the corpus has none (a foreign token file).
+Error *corpus_load_tokenizer(const Corpus *corpus, Tokenizer **out) MUST_CHECK;
+
+// Reads everything, compares checksums and the tokenizer, and checks that every id lies in the vocabulary where it is known.
 Error *corpus_verify(const Corpus *corpus) MUST_CHECK;
 
-// The fingerprint that belongs to these sets (of a corpus with checksums).
-uint64_t corpus_fingerprint(const Corpus *corpus);
+// Whether a run that saw a corpus of this fingerprint can go on with this one. Older versions left vocabulary and end-of-text
+// out of the fingerprint: theirs is taken too.
+bool corpus_matches(const Corpus *corpus, uint64_t fingerprint);
+uint64_t corpus_fingerprint_before(const Corpus *corpus);  // by the older formula
 
 // Writes `corpus`'s manifest into `folder`. Prefixes and the tokenizer's path are stored as names inside the folder.
 Error *corpus_write_manifest(const Corpus *corpus, const char *folder) MUST_CHECK;

@@ -82,8 +82,9 @@ Error *corpus_describe(const char *path, bool verify, Buffer *out) {
         buffer_printf(out, "fingerprint  %016" PRIx64 "\n", corpus.fingerprint);
         if (verify) {
             buffer_printf(out, "whole        %s\n",
-                          corpus.has_manifest ? "yes: every checksum agrees, every id lies in the vocabulary"
-                                              : "yes: counts, lengths and offsets agree (the format has no checksums)");
+                          corpus.has_manifest
+                              ? "yes: every checksum agrees, so does the tokenizer; every id lies in the vocabulary"
+                              : "yes: counts, lengths and offsets agree (the format has no checksums)");
         }
     }
     corpus_close(&corpus);
@@ -108,11 +109,13 @@ Error *token_file_describe(const char *path, bool verify, Buffer *out) {
     buffer_printf(out, ", the longest has %s tokens\n", grouped(text, longest));
     if (verify) {
         int32_t lowest, highest;
-        token_file_range(&file, &lowest, &highest);
-        buffer_printf(out, "ids          %d to %d\n", lowest, highest);
-        if (lowest >= 0) {
+        error = token_file_range(&file, &lowest, &highest);
+        if (error == NULL) {
+            buffer_printf(out, "ids          %d to %d\n", lowest, highest);
+        }
+        if (error == NULL && lowest >= 0) {
             buffer_printf(out, "whole        yes: counts, lengths and offsets agree (the format has no checksums)\n");
-        } else {
+        } else if (error == NULL) {
             error = damaged("%s.bin holds the negative id %d: it is no token file, or damaged", prefix, lowest);
         }
     }

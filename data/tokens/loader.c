@@ -44,12 +44,8 @@ static Error *fill(Loader *loader, int64_t number, Batch *batch) {
     batch->first_sample = (uint64_t)(step * step_samples + (micro * o->ranks + o->rank) * o->sequences);
     for (int64_t b = 0; b < o->sequences; b++) {
         SamplePlace place = order_place(o->order, batch->first_sample + (uint64_t)b);
-        batch_fill(batch, b, &o->corpus->sets[place.set].file, place.first_token, o->corpus->end_of_text, o->documents_apart);
-    }
-    // A mapped corpus would count as this process's memory page by page. Let go at once, its pages stay in the system's cache,
-    // and reading one again costs a fault.
-    for (int d = 0; d < o->corpus->set_count; d++) {
-        file_release(&o->corpus->sets[d].file.bin);
+        TRY(batch_fill(batch, b, &o->corpus->sets[place.set].file, place.first_token, o->corpus->end_of_text,
+                       o->documents_apart));
     }
     return check_ids(loader, batch);
 }

@@ -26,7 +26,7 @@ Loader *loader_create(const LoaderOptions *options);
 void loader_destroy(Loader *loader);  // NULL is fine
 
 // The next micro-batch; it belongs to the loader and stays until the next call. Every id is below options.vocabulary, or
-// the call fails and names the corpus and the sample.
+// the call fails and names the corpus and the sample; a block of tokens that is not what it was is an error too.
 Error *loader_next(Loader *loader, const Batch **out) MUST_CHECK;
 
 // Seconds that loader_next has waited so far.

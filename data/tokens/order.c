@@ -115,6 +115,16 @@ static Error *choose_shares(const Order *order, const Proportions *mixture, cons
         }
         share[d] = by_mixture ? named->values[i] : named->values[i] * (double)order->samples[d];
     }
+    double total = 0;
+    int64_t samples = 0;
+    for (int d = 0; d < corpus->set_count; d++) {
+        total += share[d];
+        samples += order->samples[d];
+    }
+    if ((by_mixture || by_epoch) && samples > 0 && !(total > 0 && isfinite(total))) {
+        return failure("%s: the weights of the sets of %s add up to %g; give one of them a number above 0", what, corpus->path,
+                       total);
+    }
     return NULL;
 }
 
@@ -226,8 +236,17 @@ double order_set_share(const Order *order, int set) {
     return (double)(order->bound[set + 1] - order->bound[set]) / (double)circle;
 }
 
-uint64_t order_fingerprint(const Order *order) {
-    uint64_t parts[4] = {order->corpus->fingerprint, (uint64_t)order->length, order->seed,
+static uint64_t fingerprint_with(const Order *order, uint64_t corpus) {
+    uint64_t parts[4] = {corpus, (uint64_t)order->length, order->seed,
                          hash64(order->bound, ((size_t)order->corpus->set_count + 1) * sizeof *order->bound)};
     return hash64(parts, sizeof parts);
+}
+
+uint64_t order_fingerprint(const Order *order) {
+    return fingerprint_with(order, order->corpus->fingerprint);
+}
+
+bool order_matches(const Order *order, uint64_t fingerprint) {
+    return fingerprint == order_fingerprint(order) ||
+           fingerprint == fingerprint_with(order, corpus_fingerprint_before(order->corpus));
 }

@@ -42,3 +42,7 @@ double order_set_share(const Order *order, int set);
 
 // Identifies everything that decides the order: two runs with equal fingerprints see the same samples.
 uint64_t order_fingerprint(const Order *order);
+
+// Whether a run that saw an order of this fingerprint can go on with this one; those of older versions are taken too
+// (corpus_matches).
+bool order_matches(const Order *order, uint64_t fingerprint);

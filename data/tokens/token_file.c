@@ -88,7 +88,7 @@ static Error *check_header(const char *name, TokenFile *file, int64_t *indices) 
 // Sequences lie one after the other and fill the .bin; documents are ascending runs of sequences.
 static Error *check_arrays(const char *name, const char *bin_name, TokenFile *file, int64_t indices) {
     const void *lengths = (const char *)file->idx.data + TOKEN_HEADER_BYTES;
-    int64_t width = file->bytes_per_token, bin_size = (int64_t)file->bin.size, end = 0;
+    int64_t width = file->bytes_per_token, bin_size = block_file_size(file->bin), end = 0;
     for (int64_t i = 0; i < file->sequences; i++) {
         int64_t length = load_i32(lengths, i), offset = load_i64(file->byte_offsets, i);
         if (length < 0) {
@@ -134,7 +134,7 @@ Error *token_file_open(const char *path, TokenFile *out) {
         error = check_header(idx, out, &indices);
     }
     if (error == NULL) {
-        error = file_map(bin, &out->bin);
+        error = block_file_open(bin, &out->bin);
     }
     if (error == NULL) {
         error = check_arrays(idx, bin, out, indices);
@@ -149,25 +149,26 @@ Error *token_file_open(const char *path, TokenFile *out) {
 }
 
 void token_file_close(TokenFile *file) {
-    file_unmap(&file->bin);
+    block_file_close(file->bin);
     file_unmap(&file->idx);
     *file = (TokenFile){0};
 }
 
-void token_file_read(const TokenFile *file, int64_t first, int64_t count, int32_t *out) {
+Error *token_file_read(const TokenFile *file, int64_t first, int64_t count, int32_t *out) {
     ensure(first >= 0 && count >= 0 && first <= file->tokens && count <= file->tokens - first, "tokens %lld + %lld of %lld",
            (long long)first, (long long)count, (long long)file->tokens);
-    if (count == 0) {
-        return;
-    }
     if (file->bytes_per_token == 4) {
-        memcpy(out, (const char *)file->bin.data + 4 * first, 4 * (size_t)count);
-        return;
+        return block_file_read(file->bin, 4 * first, out, 4 * (size_t)count);
     }
-    const uint16_t *tokens = (const uint16_t *)file->bin.data + first;
+    // The narrow tokens are read into the upper half of their place and widened from its front.
+    uint16_t *narrow = (uint16_t *)(void *)out + count;
+    TRY(block_file_read(file->bin, 2 * first, narrow, 2 * (size_t)count));
     for (int64_t i = 0; i < count; i++) {
-        out[i] = tokens[i];
+        uint16_t token;
+        memcpy(&token, narrow + i, sizeof token);
+        out[i] = token;
     }
+    return NULL;
 }
 
 int64_t token_file_document_start(const TokenFile *file, int64_t document) {
@@ -191,12 +192,12 @@ int64_t token_file_document_at(const TokenFile *file, int64_t token) {
     return low;
 }
 
-void token_file_range(const TokenFile *file, int32_t *lowest, int32_t *highest) {
+Error *token_file_range(const TokenFile *file, int32_t *lowest, int32_t *highest) {
     enum { STEP = 4096 };
     int32_t low = INT32_MAX, high = INT32_MIN, tokens[STEP];
     for (int64_t first = 0; first < file->tokens; first += STEP) {
         int64_t count = file->tokens - first < STEP ? file->tokens - first : STEP;
-        token_file_read(file, first, count, tokens);
+        TRY(token_file_read(file, first, count, tokens));
         for (int64_t i = 0; i < count; i++) {
             low = tokens[i] < low ? tokens[i] : low;
             high = tokens[i] > high ? tokens[i] : high;
@@ -204,8 +205,10 @@ void token_file_range(const TokenFile *file, int32_t *lowest, int32_t *highest) 
     }
     *lowest = file->tokens > 0 ? low : 0;
     *highest = file->tokens > 0 ? high : -1;
+    return NULL;
 }
 
-TokenSums token_file_sums(const TokenFile *file) {
-    return (TokenSums){hash64(file->bin.data, file->bin.size), hash64(file->idx.data, file->idx.size)};
+Error *token_file_sums(const TokenFile *file, TokenSums *out) {
+    *out = (TokenSums){.idx = hash64(file->idx.data, file->idx.size)};
+    return block_file_hash(file->bin, &out->bin);
 }

@@ -1,9 +1,11 @@
 // Writing token files: see token_file.h.
 //
-// Three files grow: PREFIX.bin.partial (tokens), and at the end PREFIX.idx.partial, made in three passes over
-// PREFIX.lengths.partial (one i32 a document), so that memory does not grow with the number of documents.
+// Files grow: PREFIX.bin.partial (tokens), PREFIX.sums.partial (a checksum for each of its blocks), and at the end
+// PREFIX.idx.partial, made in three passes over PREFIX.lengths.partial (one i32 a document), so that memory does not grow with
+// the number of documents.
 #include "data/tokens/token_file.h"
 
+#include "core/hash.h"
 #include "core/output.h"
 #include "data/tokens/token_format.h"
 
@@ -12,7 +14,9 @@
 struct TokenWriter {
     char *prefix;
     int bytes_per_token;
-    Output *bin, *lengths;
+    Output *bin, *sums, *lengths;
+    Hasher *block;    // of the open block of the .bin
+    size_t in_block;  // its bytes
     int64_t documents;
     int64_t length;  // tokens of the open document
 };
@@ -30,7 +34,9 @@ static Error *create_part(const TokenWriter *writer, const char *kind, Output **
 
 static void release(TokenWriter *writer) {
     output_abandon(writer->bin);
+    output_abandon(writer->sums);
     output_abandon(writer->lengths);
+    hasher_destroy(writer->block);
     free(writer->prefix);
     free(writer);
 }
@@ -40,8 +46,17 @@ Error *token_writer_create(const char *prefix, int bytes_per_token, TokenWriter 
     TokenWriter *writer = memory_zeroed(1, sizeof *writer);
     writer->prefix = memory_string(prefix);
     writer->bytes_per_token = bytes_per_token;
+    writer->block = hasher_create();
     *out = NULL;
     Error *error = create_part(writer, "bin", &writer->bin);
+    if (error == NULL) {
+        error = create_part(writer, "sums", &writer->sums);
+    }
+    if (error == NULL) {
+        uint32_t numbers[2] = {SUMS_VERSION, BLOCK_BYTES};
+        error = output_write(writer->sums, SUMS_MAGIC, 8);
+        error = error == NULL ? output_write(writer->sums, numbers, sizeof numbers) : error;
+    }
     if (error == NULL) {
         error = create_part(writer, "lengths", &writer->lengths);
     }
@@ -53,13 +68,33 @@ Error *token_writer_create(const char *prefix, int bytes_per_token, TokenWriter 
     return NULL;
 }
 
+static Error *end_block(TokenWriter *writer) {
+    uint64_t sum = hasher_result(writer->block);
+    hasher_restart(writer->block);
+    writer->in_block = 0;
+    return output_write(writer->sums, &sum, sizeof sum);
+}
+
+static Error *write_tokens(TokenWriter *writer, const char *bytes, size_t size) {
+    TRY(output_write(writer->bin, bytes, size));
+    for (size_t piece; size > 0; bytes += piece, size -= piece) {
+        piece = BLOCK_BYTES - writer->in_block < size ? BLOCK_BYTES - writer->in_block : size;
+        hasher_add(writer->block, bytes, piece);
+        writer->in_block += piece;
+        if (writer->in_block == BLOCK_BYTES) {
+            TRY(end_block(writer));
+        }
+    }
+    return NULL;
+}
+
 Error *token_writer_append_raw(TokenWriter *writer, const void *tokens, size_t count) {
     if ((int64_t)count > INT32_MAX - writer->length) {
         return failure("%s: document %lld has more than 2147483647 tokens, the format's limit", writer->prefix,
                        (long long)writer->documents);
     }
     writer->length += (int64_t)count;
-    return output_write(writer->bin, tokens, count * (size_t)writer->bytes_per_token);
+    return write_tokens(writer, tokens, count * (size_t)writer->bytes_per_token);
 }
 
 Error *token_writer_append(TokenWriter *writer, const int32_t *tokens, size_t count) {
@@ -144,28 +179,33 @@ static void remove_part(const TokenWriter *writer, const char *kind) {
     free(path);
 }
 
+// Takes *output and makes the file durable under its partial name.
+static Error *finish_part(Output **output, uint64_t *checksum) {
+    Output *part = *output;
+    *output = NULL;
+    return output_finish(part, checksum);
+}
+
 static Error *commit(TokenWriter *writer, TokenSums *sums) {
-    Output *idx = NULL, *bin = writer->bin;
+    static const char *const kinds[] = {"sums", "bin", "idx"};
+    Output *idx = NULL;
     TRY(create_part(writer, "idx", &idx));
     Error *error = write_index(writer, idx);
+    if (error == NULL && writer->in_block > 0) {
+        error = end_block(writer);
+    }
     if (error != NULL) {
         output_abandon(idx);
         return error;
     }
-    error = output_finish(idx, &sums->idx);
-    if (error == NULL) {
-        writer->bin = NULL;
-        error = output_finish(bin, &sums->bin);
+    error = finish_part(&idx, &sums->idx);
+    error = error == NULL ? finish_part(&writer->bin, &sums->bin) : error;
+    error = error == NULL ? finish_part(&writer->sums, &sums->sums) : error;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds && error == NULL; i++) {
+        error = commit_part(writer, kinds[i]);
     }
-    if (error == NULL) {
-        error = commit_part(writer, "bin");
-    }
-    if (error == NULL) {
-        error = commit_part(writer, "idx");
-    }
-    if (error != NULL) {
-        remove_part(writer, "bin");
-        remove_part(writer, "idx");
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds && error != NULL; i++) {
+        remove_part(writer, kinds[i]);
     }
     return error;
 }

@@ -43,7 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     int32_t tokens[64], lowest, highest;
-    token_file_range(&file, &lowest, &highest);
+    error_free(token_file_range(&file, &lowest, &highest));
     int64_t before = 0;
     for (int64_t d = 0; d <= file.documents; d++) {
         int64_t start = token_file_document_start(&file, d);
@@ -54,7 +54,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                    (long long)at);
         }
         int64_t count = start - before < 64 ? start - before : 64;
-        token_file_read(&file, before, count, tokens);
+        error_free(token_file_read(&file, before, count, tokens));
         before = start;
     }
     ensure(before == file.tokens, "documents end at %lld of %lld", (long long)before, (long long)file.tokens);

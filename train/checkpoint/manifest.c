@@ -352,28 +352,13 @@ static Error *parse_parts(const char *where, const json_t *list, Manifest *m) {
 
 // ---- the document ----
 
-static uint64_t checksum_of(const json_t *document) {
-    json_t *copy = json_copy((json_t *)(uintptr_t)document);
-    json_object_del(copy, "checksum");
-    char *text = json_dumps(copy, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    ensure(text != NULL, "a document cannot be written as JSON");
-    uint64_t sum = hash64(text, strlen(text));
-    free(text);
-    json_decref(copy);
-    return sum;
-}
-
 void manifest_seal(json_t *document) {
-    json_object_set_new(document, "checksum", json_hex64(checksum_of(document)));
+    json_seal(document);
 }
 
 // What version 2 added.
 static Error *parse_identity(const char *where, const json_t *root, Manifest *m) {
-    uint64_t checksum;
-    TRY(json_field_hex64(root, where, "checksum", &checksum));
-    if (checksum != checksum_of(root)) {
-        return damaged("%s: its checksum is not the one of what it says", where);
-    }
+    TRY(json_check_seal(root, where));
     TRY(json_field_hex64(root, where, "run", &m->run));
     if (m->run == 0) {
         return damaged("%s: \"run\" is 0", where);
