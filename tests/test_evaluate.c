@@ -25,7 +25,7 @@ static double loss_by_definition(Model *model, const CorpusSet *set) {
         int64_t count = set->tokens - 1 - begin < length ? set->tokens - 1 - begin : length;
         Batch batch;
         batch_allocate(&batch, 1, count);
-        batch_fill(&batch, 0, &set->file, begin, -1, false);
+        CHECK_OK(batch_fill(&batch, 0, &set->file, begin, -1, false));
         model_logits(model, &batch, logits);
         for (int64_t t = 0; t < count; t++) {
             double total = 0;
@@ -83,7 +83,7 @@ static void test_scores(void) {
         float losses[32];
         Batch batch;
         batch_allocate(&batch, 2, 16);
-        batch_fill(&batch, 0, &part.file, s * 16, -1, false);
+        CHECK_OK(batch_fill(&batch, 0, &part.file, s * 16, -1, false));
         batch_fill_empty(&batch, 1);
         model_evaluate(model, &batch, losses);
         for (int t = 0; t < 16; t++) {
@@ -220,7 +220,7 @@ static void test_lost_place(void) {
     Comm *self = comm_open_self();
     for (int64_t place = 5; place < 190; place += 36) {
         int32_t tokens[200];
-        token_file_read(&corpus.sets[0].file, 0, 200, tokens);
+        CHECK_OK(token_file_read(&corpus.sets[0].file, 0, 200, tokens));
         int64_t first = 0;
         while (tokens[first] != tokens[place]) {
             first++;
