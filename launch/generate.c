@@ -42,10 +42,10 @@ static void begin(Output *output) {
     }
 }
 
-static void print_bytes(void *context, const char *bytes, size_t size) {
+static bool print_bytes(void *context, const char *bytes, size_t size) {
     begin(context);
     fwrite(bytes, 1, size, stdout);
-    fflush(stdout);
+    return fflush(stdout) == 0;
 }
 
 static Error *write_text(const Options *options, const SavedRun *saved, const Buffer *prompt) {

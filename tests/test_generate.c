@@ -20,8 +20,9 @@ static const ModelOptions forward = {.sequences = 1, .length = 16, .forward_only
 
 static const Sampling plain = {.temperature = 1, .top_p = 1, .seed = 5};
 
-static void collect(void *context, const char *bytes, size_t size) {
+static bool collect(void *context, const char *bytes, size_t size) {
     buffer_append(context, bytes, size);
+    return true;
 }
 
 // ---- Chance

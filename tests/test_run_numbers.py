@@ -178,6 +178,10 @@ def test_held_out():
     near(float(tiles["held-out loss"][0]), nats / tokens, "held-out loss of the report", 5e-4)
     near(float(tiles["bits per byte"][0]), nats / math.log(2) / size, "bits per byte of the report", 5e-4)
     near(float(tiles["bits per byte"][1].split()[-1]), math.exp(nats / tokens), "perplexity of the report", 5e-3)
+    told = run("report", "run")
+    spent = sum(r["step_seconds"] for r in records("run"))
+    shown = re.search(r"steps +12, 768 tokens in .*, ([\d.]+)(k?) tokens/s; [\d.]+k? tokens/s in the median step", told)
+    near(shown and float(shown[1]) * (1000 if shown[2] else 1), 768 / spent, "the rate is that of the total beside it", 2e-2)
     check(tiles["steps"][0] == "12" and "768 tokens" in tiles["steps"][1], f"steps and tokens of the report: {tiles['steps']}")
 
 
@@ -281,9 +285,9 @@ def test_prompts():
     check(re.search(r"warning: the prompt has \d+ tokens, the model's context is 16: only its last 16 are read", told.stderr), told.stderr)
     run("generate", "--checkpoint", "run", "--prompt", "\udcff", code=1, part="not valid UTF-8")
     check(run("generate", "--checkpoint", "zeros-bytes-0", "--prompt", "", code=1, part="an empty prompt needs") == "", "no text before the error")
-    line[-3:] = ["a", "--max-tokens", "400"]
+    line[-3:] = ["a", "--max-tokens", "100000000"]  # it stops at the first that cannot be written
     with open("/dev/full", "w") as full:
-        told = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+        told = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     check(told.returncode == 1 and "standard output cannot be written" in told.stderr, f"a full disk: {told.returncode} {told.stderr}")
 
 

@@ -77,8 +77,8 @@ Error *generate_text(const Model *model, const Tokenizer *tokenizer, const char 
         array_push(tokens.ids, tokens.count, tokens.capacity, id);
         size_t size;
         const char *bytes = tokenizer_token(tokenizer, id, false, &size);
-        if (size > 0) {
-            sink(context, bytes, size);
+        if (size > 0 && !sink(context, bytes, size)) {
+            break;
         }
     }
 out:
@@ -90,8 +90,9 @@ out:
     return error;
 }
 
-static void append(void *context, const char *bytes, size_t size) {
+static bool append(void *context, const char *bytes, size_t size) {
     buffer_append(context, bytes, size);
+    return true;
 }
 
 Error *generate_to_buffer(const Model *model, const Tokenizer *tokenizer, const char *prompt, const GenerateOptions *options,

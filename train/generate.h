@@ -10,8 +10,8 @@ typedef struct GenerateOptions {
     Sampling sampling;
 } GenerateOptions;
 
-// Receives the bytes of each token as it is drawn (not necessarily whole characters).
-typedef void (*GenerateSink)(void *context, const char *bytes, size_t size);
+// Receives the bytes of each token as it is drawn (not necessarily whole characters). False ends the text: nobody reads it.
+typedef bool (*GenerateSink)(void *context, const char *bytes, size_t size);
 
 // Continues `prompt` (valid UTF-8, may be empty: a new document). The text grows beyond the model's context by forgetting its
 // older half; of a prompt beyond the context only the end is read, which a warning says. *drawn (may be NULL) is the number of

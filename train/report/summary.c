@@ -57,8 +57,11 @@ void report_summary(const RunData *data, Buffer *out) {
     if (data->seconds > 0) {
         buffer_printf(out, " in %s", text_duration(time, data->seconds));
     }
+    if (data->tokens > 0 && data->seconds > 0) {
+        buffer_printf(out, ", %s tokens/s", text_count(speed, data->tokens / data->seconds));
+    }
     if (data->tokens_per_second.count > 0) {
-        buffer_printf(out, ", median %s tokens/s", text_count(speed, series_median(&data->tokens_per_second)));
+        buffer_printf(out, "; %s tokens/s in the median step", text_count(speed, series_median(&data->tokens_per_second)));
     }
     buffer_byte(out, '\n');
     const SetHistory *set = run_data_main_set(data);
