@@ -10,7 +10,7 @@ import unittest
 
 ATHANOR = os.environ.get("ATHANOR") or sys.exit(77)
 ROOT = pathlib.Path(os.environ["ATHANOR_SOURCE"])
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "kernels").rglob("*.md"))]
 
 
 def output(*arguments):
@@ -39,6 +39,23 @@ class Documents(unittest.TestCase):
                 if span.split("/")[0] in ("core", "kernels", "data", "parallel", "train", "launch", "tests", "bench", "configs",
                                           "docs", ".ci") and "NAME" not in span:
                     self.assertTrue((ROOT / span).exists(), f"{document.name}: {span}")
+
+    def test_names(self):
+        """Files, functions, types and options that are named in code spans are in the tree; capitals stand for others."""
+        files = [path for folder in ROOT.iterdir() if folder.is_dir() and not re.match(r"build|\.git$|quickstart|runs|shared", folder.name)
+                 for path in folder.rglob("*") if path.is_file()]
+        files += [path for path in ROOT.iterdir() if path.is_file()]
+        known = {path.name for path in files}
+        for path in files:
+            if path.suffix in (".c", ".h", ".cu", ".cpp", ".py", ".yaml", ".txt", ".json", "", ".sh") and path.stat().st_size < 1 << 20:
+                known.update(re.findall(r"[A-Za-z_]\w+", path.read_text(errors="replace")))
+        for document in DOCUMENTS:
+            text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+            for span in re.findall(r"`([^`\n*]+)`", text):
+                for name in [] if "..." in span or span == "include: other.yaml" else re.findall(r"[A-Za-z]\w+(?:\.(?:c|h|cu|py|md|sh|txt|yaml)\b)?", span.replace("-D", "")):
+                    if re.search(r"[._]", name) and not re.match(r"[A-Z]+\b", name) and "NAME" not in name:
+                        with self.subTest(document=document.name, span=span):
+                            self.assertTrue(name in known, name)
 
     def test_command_table(self):
         rows = dict(re.findall(r"^\| `athanor ([a-z]+(?: [a-z]+)?)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))

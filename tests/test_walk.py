@@ -184,6 +184,12 @@ class Walk(unittest.TestCase):
             self.assertRegex(told, rf"^bench/gpu: .*{re.escape(part)}.*\n$")
         self.assertFalse((self.tree / "build-bench-gpu").exists())
 
+    def test_build_that_fails(self):
+        """The quickstart stops at a build that fails, and says why."""
+        write(self.folder / "broken/cmake", "#!/bin/sh\necho 'x.c:1: error: no such thing'\nexit 1\n", 0o755)
+        told = self.run_line(f"PATH={self.folder}/broken:$PATH; launch/quickstart; test $? = 1", self.fresh("broken-build"))
+        self.assertTrue(told.endswith("x.c:1: error: no such thing\nlaunch/quickstart: the build failed; quickstart/build.log tells all\n"), told)
+
     def test_mistaken_scripts(self):
         """What a script cannot do is one line that names the script, with exit code 2, at once."""
         for line in ("launch/test --preset", "launch/test --preset relaese", "launch/quickstart now", "tests/planted/try --some",
