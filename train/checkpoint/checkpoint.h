@@ -164,9 +164,12 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) MUST_CHE
 void checkpoint_close(Checkpoint *checkpoint);
 
 // Looks at all checksums, unless this process has found them right before, here or with `verify`, under the same manifest.
+// ERROR_DAMAGED where it has found the checkpoint damaged in another way. Retention asks this.
 Error *checkpoint_whole(Checkpoint *checkpoint) MUST_CHECK;
-// The same as if checkpoint_whole had succeeded: the files were read back by those who wrote them.
+// What checkpoint_whole shall answer from now on: the files were read back by those who wrote them; or what is in them is wrong
+// in a way that checksums do not show. A digest that differs (checkpoint_compare) is noted by itself.
 void checkpoint_known_whole(const Checkpoint *checkpoint);
+void checkpoint_known_damaged(const Checkpoint *checkpoint);
 
 // Reads all that is in it and compares it with the digests: what a resume would find only while it loads. Checkpoints of
 // version 1 have none; of them all datasets must be there.

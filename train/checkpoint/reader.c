@@ -40,28 +40,42 @@ struct Checkpoint {
     bool *located;     // of each file: the places of its parts are known
 };
 
-// ---- what was found whole before ----
+// ---- what this process knows of checkpoints ----
 
-static pthread_mutex_t whole_mutex = PTHREAD_MUTEX_INITIALIZER;
-static uint64_t *whole_keys;  // of manifests, which name all checksums, in their folders; for the life of the process
-static int whole_count, whole_capacity;
+typedef struct Verdict {
+    uint64_t key;  // of a manifest, which names all checksums, in its folder
+    bool whole;
+} Verdict;
 
-static bool whole_before(uint64_t key) {
+static pthread_mutex_t verdict_mutex = PTHREAD_MUTEX_INITIALIZER;
+static Verdict *verdicts;  // for the life of the process
+static int verdict_count, verdict_capacity;
+
+static bool known(const Checkpoint *c, bool whole) {
     bool found = false;
-    pthread_mutex_lock(&whole_mutex);
-    for (int i = 0; i < whole_count && !found; i++) {
-        found = whole_keys[i] == key;
+    pthread_mutex_lock(&verdict_mutex);
+    for (int i = 0; i < verdict_count && !found; i++) {
+        found = verdicts[i].key == c->key && verdicts[i].whole == whole;
     }
-    pthread_mutex_unlock(&whole_mutex);
+    pthread_mutex_unlock(&verdict_mutex);
     return found;
 }
 
-void checkpoint_known_whole(const Checkpoint *c) {
-    if (!whole_before(c->key)) {
-        pthread_mutex_lock(&whole_mutex);
-        array_push(whole_keys, whole_count, whole_capacity, c->key);
-        pthread_mutex_unlock(&whole_mutex);
+static void learn(const Checkpoint *c, bool whole) {
+    if (!known(c, whole)) {
+        Verdict verdict = {c->key, whole};
+        pthread_mutex_lock(&verdict_mutex);
+        array_push(verdicts, verdict_count, verdict_capacity, verdict);
+        pthread_mutex_unlock(&verdict_mutex);
     }
+}
+
+void checkpoint_known_whole(const Checkpoint *c) {
+    learn(c, true);
+}
+
+void checkpoint_known_damaged(const Checkpoint *c) {
+    learn(c, false);
 }
 
 // ---- opening ----
@@ -179,7 +193,10 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
 }
 
 Error *checkpoint_whole(Checkpoint *c) {
-    if (!whole_before(c->key)) {
+    if (known(c, false)) {
+        return damaged("%s was found damaged before", c->path);
+    }
+    if (!known(c, true)) {
         TRY(verify_files(c->path, &c->manifest, true));
         checkpoint_known_whole(c);
     }
@@ -679,6 +696,7 @@ Error *checkpoint_compare_digest(const Checkpoint *c, const char *name, const ch
     if (!checkpoint_digest(c, name, kind, &expected) || digest == expected) {
         return NULL;
     }
+    checkpoint_known_damaged(c);
     return damaged("%s: %s %s was not loaded as it was saved: its digest is %016" PRIx64 ", not %016" PRIx64, c->path, kind,
                    name, digest, expected);
 }
