@@ -1,12 +1,14 @@
 // The control plane: what is the same for all backends. See comm.h.
 #include "parallel/comm.h"
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "core/text.h"
 #include "parallel/comm_backend.h"
 
 #include <limits.h>
 #include <math.h>
+#include <netdb.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <time.h>
@@ -60,7 +62,7 @@ typedef struct Patience {
     bool started;
 } Patience;
 
-enum { PATIENCE_SECONDS = 5 };
+enum { PATIENCE_SECONDS = 5, LOOKUP_SECONDS = 2 };
 
 static void *watch_start(void *context) {
     Patience *patience = context;
@@ -81,11 +83,34 @@ static void *watch_start(void *context) {
     return NULL;
 }
 
+// Open MPI's launcher looks up the name of its host before it starts ranks, so that only the ranks can tell why it took so
+// long. Nobody waits for this thread.
+static void *time_lookup(void *context) {
+    char host[64] = "?";
+    struct addrinfo *found = NULL;
+    gethostname(host, sizeof host - 1);
+    double start = clock_seconds();
+    if (getaddrinfo(host, NULL, NULL, &found) == 0) {
+        freeaddrinfo(found);
+    }
+    double seconds = clock_seconds() - start;
+    if (seconds > LOOKUP_SECONDS) {
+        log_warning("%s took %.0f s to look up its own name, which is what a start under mpirun waits for: add a line with its "
+                    "address and '%s' to /etc/hosts",
+                    host, seconds, host);
+    }
+    return NULL;
+}
+
 static Error *open_mpi(int ranks, Comm **out) {
     Patience patience = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-    pthread_t watcher;
-    bool watched = (local == NULL || strcmp(local, "0") == 0) && pthread_create(&watcher, NULL, watch_start, &patience) == 0;
+    pthread_t watcher, lookup;
+    bool first = local == NULL || strcmp(local, "0") == 0;  // of its host
+    bool watched = first && pthread_create(&watcher, NULL, watch_start, &patience) == 0;
+    if (first && pthread_create(&lookup, NULL, time_lookup, NULL) == 0) {
+        pthread_detach(lookup);
+    }
     Error *error = comm_mpi_open(ranks, out);
     if (watched) {
         pthread_mutex_lock(&patience.lock);

@@ -27,8 +27,8 @@ struct Comm {
 
 // Opens the group of all ranks. MPI is initialised only where mpirun, mpiexec or srun started the process with several ranks or
 // with one (their environment variables tell); else the world is this process alone. Started with several ranks but built
-// without MPI is an error. Sets the rank for log messages. Where MPI takes more than a few seconds
-// to start, a warning says so and what may be the cause. At most once in a process.
+// without MPI is an error. Sets the rank for log messages. Where MPI, or looking up the host's own
+// name, takes more than a few seconds, a warning says so and what to do. At most once in a process.
 Error *comm_open_world(Comm **out) MUST_CHECK;
 
 // A group of this process alone; costs nothing.

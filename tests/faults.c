@@ -8,11 +8,12 @@
 //   FAULT_SHORT    1: the first write that fails has written half of its bytes before
 //   FAULT_FSYNC_MS fsync takes so much longer
 //   FAULT_TOTAL    a file that gets the number of calls that counted, at exit
-//   FAULT_INIT_MS  MPI_Init_thread takes so much longer
+//   FAULT_INIT_MS, FAULT_LOOKUP_MS   MPI_Init_thread, getaddrinfo take so much longer
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -131,4 +132,9 @@ int MPI_Init_thread(int *argc, char ***argv, int wanted, int *given);
 int MPI_Init_thread(int *argc, char ***argv, int wanted, int *given) {
     nap(setting("FAULT_INIT_MS", 0));
     return NEXT(MPI_Init_thread)(argc, argv, wanted, given);
+}
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    nap(setting("FAULT_LOOKUP_MS", 0));
+    return NEXT(getaddrinfo)(name, service, hints, found);
 }

@@ -16,7 +16,7 @@ import test_train
 from test_train import ATHANOR, CONFIG, RANKS_ENVIRONMENT, SOURCE, check, course, descendants, make_corpus, newest_step, records, run, write
 
 # mpirun hands SIGTERM and SIGINT on after this many seconds, and kills after as many again.
-GRACE = 3
+GRACE = 2
 # A constant rate, so that the course does not depend on the number of steps.
 PLAIN = ["life.yaml", "threads=1", "validation.every=0", "samples.every=0", "schedule.kind=constant"]
 LONG = [*PLAIN, "train.steps=200000", "checkpoint.every=0"]

@@ -90,9 +90,9 @@ def test_reader_gone():
     check_course("piped", 0, "without a reader")
     # A reader that is there but does not read: more lines than a pipe holds.
     running = Run("piped", 0, [*PLAIN, "train.steps=3000", "checkpoint.every=0", "log.every=1"])
-    code = running.process.wait(60)
-    check(code == 0 and newest_step("piped") == 3000, f"a log that is not read: {code}")
-    running.process.stderr.close()
+    running.wait_for(lambda: False)
+    check(running.process.poll() == 0 and newest_step("piped") == 3000, f"a log that is not read: {running.process.poll()}")
+    running.end()
     # mpirun itself ends where its reader is gone; the ranks save before.
     shutil.rmtree("piped", ignore_errors=True)
     line = line_of(2, *LONG, "folder=piped", "log.every=1", "checkpoint.every=50")
@@ -146,7 +146,7 @@ def test_slow_steps():
 
 
 def test_slow_start():
-    """MPI that takes long to start is explained; one rank of a host speaks."""
+    """MPI that takes long to start, or a host that looks for its own name, is explained; one rank of a host speaks."""
     if SANITIZED:
         return
     for ranks in (1, 2):
@@ -154,6 +154,13 @@ def test_slow_start():
         result = subprocess.run(line, capture_output=True, text=True, timeout=60, env=environment(ranks, FAULT_INIT_MS=5600))
         check(result.returncode == 0 and result.stderr.count("warning: MPI on") == 1 and "/etc/hosts" in result.stderr,
               f"slow start: {result.returncode} {result.stderr[:500]}")
+        # The run does not wait for the look-up; it lasts longer here.
+        line = faulty(ranks, line_of(ranks, *LONG, "folder=begun"))
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment(ranks, FAULT_LOOKUP_MS=2600))
+        time.sleep(5)
+        process.send_signal(signal.SIGUSR1)
+        told = process.communicate(timeout=60)[1]
+        check(told.count("took 3 s to look up its own name") == 1, f"slow look-up: {told[:300]}")
     shutil.rmtree("begun")
 
 
