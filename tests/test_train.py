@@ -11,6 +11,7 @@ import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -259,15 +260,26 @@ def test_damage():
 
 
 def test_full_disk():
-    """Files may not grow beyond 100 KiB: saves on the way fail with a warning, the last one, or that of a stop, fails the run."""
+    """Files may not grow beyond 100 KiB: known before the first step it is an error there, later saves on the way fail with a warning
+    and the last one, or that of a stop, fails the run."""
     write("full.yaml", CONFIG.format(folder="full"))
-    limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 200; exec \"$@\"", "sh", ATHANOR, "train", "full.yaml", "train.steps=7"]
+    started = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh", ATHANOR, "train", "full.yaml"]
+    limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 200; exec \"$@\"", "sh", ATHANOR, "train", "full.yaml"]
     # HDF5 keeps what belongs to a file that it could not write, which the leak checker would tell.
-    result = subprocess.run(limited, capture_output=True, text=True, timeout=600, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+    leaks = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=600, env=leaks)
     told = [l for l in result.stderr.splitlines() if l.startswith("athanor: ")]
-    check(result.returncode == 1 and len(told) == 1 and "of step 7, could not be saved" in told[0], f"full disk: {result.returncode}, {told}")
-    check("warning: the checkpoint of step 7 was not saved" in result.stderr, "full disk: the warning says why")
-    check(len(records("full")) == 7 and not glob.glob("full/checkpoints/step-*"), "full disk: the record is whole, nothing half-written is left")
+    check(result.returncode == 1 and len(told) == 1 and "no checkpoint could be saved in full/checkpoints" in told[0], f"no room: {told}")
+    check(not os.path.exists("full/metrics.jsonl"), "no room: before the first step")
+    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=leaks)
+    while process.poll() is None and not os.path.exists("full/metrics.jsonl"):
+        time.sleep(0.001)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100 << 10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    stderr = process.communicate(timeout=600)[1]
+    told = [l for l in stderr.splitlines() if l.startswith("athanor: ")]
+    check(process.returncode == 1 and len(told) == 1 and "of step 60, could not be saved" in told[0], f"full disk: {process.returncode}, {told}")
+    check("warning: the checkpoint of step 60 was not saved" in stderr, "full disk: the warning says why")
+    check(len(records("full")) == 60 and not glob.glob("full/checkpoints/step-*"), "full disk: the record is whole, nothing half-written is left")
     run("train", "full.yaml", "train.steps=7")
     check(newest_step("full") == 7, "with room again the run is done")
 

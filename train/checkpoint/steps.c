@@ -151,7 +151,7 @@ static Error *clean_folder(const char *folder, bool files_alone) {
             char size[32];
             text_bytes(size, (double)bytes_below(path));
             error = folder_remove(path);
-            if (error == NULL) {
+            if (error == NULL && !text_ends_with(path, ".layout" PARTIAL_SUFFIX)) {  // they may be of ranks that begin just now
                 log_info("removed %s (%s), which an interrupted save left", path, size);
             }
         }

@@ -572,7 +572,7 @@ static Error *lay_out(CheckpointWriter *w) {
         h5_free(datasets, count);
     }
     free(scratch);
-    return error;
+    return error_wrap(error, "no checkpoint could be saved in %s", w->folder);
 }
 
 static void copy_part(const CheckpointPart *part, size_t snapshot_at, OwnPart *own) {
