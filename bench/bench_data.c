@@ -2,6 +2,11 @@
 //
 //   bench_data --input 'texts-packed/train/*.jsonl.zst' --tokenizer tokenizer.json [--workers 1 --workers 2]
 //   bench_data --set "Manuals=/usr/share/man/**/*.gz"
+//   bench_data --corpus corpora/train
+//
+// Of a corpus an epoch is drawn, shuffled, by the loader, with the checks of its blocks and without: how fast from the page
+// cache, and how many bytes are read from the disk for each byte that a sample uses, where the cache is cold but holds the
+// corpus, and where it holds next to nothing of it.
 //
 // Every rate is of document text (UTF-8, before JSON and compression) in MB/s (10^6 bytes), the median of the repeats with the
 // best one in brackets. Each row names what bounds it and the share that it reaches: reading is bounded by decompression and by
@@ -17,7 +22,9 @@
 #include "data/text/shards.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokens/build.h"
+#include "data/tokens/loader.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,7 +33,7 @@ enum { MEMORY_MOST = 64 << 20, REPEATS_MOST = 99, BLOCK = 128 << 10 };
 
 typedef struct Settings {
     Strings inputs, sets, workers;
-    char *tokenizer, *folder;
+    char *tokenizer, *folder, *corpus;
     int64_t repeats;
     bool processor_time;
 } Settings;
@@ -38,6 +45,7 @@ static const Key flags[] = {
     {"workers", KEY_LIST, offsetof(Settings, workers), NULL,
      .help = "Numbers of workers to measure; all cores if none is given."},
     {"set", KEY_LIST, offsetof(Settings, sets), NULL, .help = "NAME=PATTERN of files to pack, as for 'athanor data pack'."},
+    {"corpus", KEY_TEXT, offsetof(Settings, corpus), NULL, .help = "Corpus to draw an epoch from."},
     {"folder", KEY_TEXT, offsetof(Settings, folder), "/tmp", .help = "Where to write."},
     {"repeats", KEY_INT, offsetof(Settings, repeats), "5", 1, REPEATS_MOST, .help = "Measurements of each row."},
     {"processor-time", KEY_BOOL, offsetof(Settings, processor_time), "false",
@@ -266,10 +274,94 @@ static Error *measure_packing(Bench *bench) {
     return NULL;
 }
 
+// Forgets what the system's cache holds of the corpus.
+static void drop_cache(const Corpus *corpus) {
+    for (int d = 0; d < corpus->set_count; d++) {
+        int descriptor = open(block_file_path(corpus->sets[d].file.bin), O_RDONLY | O_CLOEXEC);
+        if (descriptor >= 0) {
+            posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+            close(descriptor);
+        }
+    }
+}
+
+// Bytes that this process had from disks so far.
+static double disk_bytes(void) {
+    Buffer text = {0};
+    double bytes = 0;
+    error_free(file_read("/proc/self/io", 1 << 16, &text));
+    const char *line = text.data != NULL ? strstr(text.data, "\nread_bytes: ") : NULL;
+    bytes = line != NULL ? strtod(line + 13, NULL) : 0;
+    buffer_free(&text);
+    return bytes;
+}
+
+typedef enum Cache { CACHE_WARM, CACHE_COLD, CACHE_NONE } Cache;
+
+// Draws the first epoch of a freshly opened corpus. *used gets the bytes of its samples, *fetched those from the disk.
+static Error *draw(const char *path, bool checks, int64_t length, Cache cache, double *used, double *fetched, double *time) {
+    enum { SEQUENCES = 8, LOST_EVERY = 16 };
+    Corpus corpus;
+    Order *order;
+    const Batch *batch;
+    TRY(corpus_open(path, &corpus));
+    for (int d = 0; d < corpus.set_count && !checks; d++) {
+        char *prefix = memory_string(corpus.sets[d].prefix);
+        token_file_close(&corpus.sets[d].file);
+        TRY(token_file_open(prefix, &corpus.sets[d].file));
+        free(prefix);
+    }
+    TRY(order_create(&corpus, length, NULL, NULL, 1, &order));
+    LoaderOptions options = {order, &corpus, INT32_MAX, SEQUENCES, length, 1, 0, 1, 0, 1, true};
+    int64_t samples = 0;
+    for (int d = 0; d < corpus.set_count; d++) {
+        samples += order_set_samples(order, d);
+        *used += (double)(order_set_samples(order, d) * length * corpus.sets[d].file.bytes_per_token);
+    }
+    if (cache != CACHE_WARM) {
+        drop_cache(&corpus);
+    }
+    double before = disk_bytes(), start = clock_seconds();
+    Loader *loader = loader_create(&options);
+    Error *error = NULL;
+    for (int64_t i = 0; i < samples / SEQUENCES && error == NULL; i++) {
+        error = loader_next(loader, &batch);
+        if (cache == CACHE_NONE && i % LOST_EVERY == 0) {
+            drop_cache(&corpus);
+        }
+    }
+    loader_destroy(loader);
+    *time = clock_seconds() - start;
+    *fetched = disk_bytes() - before;
+    order_free(order);
+    corpus_close(&corpus);
+    return error;
+}
+
+static Error *measure_drawing(Bench *bench) {
+    printf("an epoch of %s, first reading, blocks of %d KiB\n%-10s %-8s %14s %22s %22s\n", bench->settings->corpus,
+           BLOCK_BYTES >> 10, "sequence", "checks", "from cache", "cold cache: disk/used", "no cache: disk/used");
+    for (int64_t length = 512; length <= 8192; length *= 2) {
+        for (int checks = 0; checks < 2; checks++) {
+            double used[3] = {0}, fetched[3], time[3];
+            for (Cache cache = CACHE_WARM; cache <= CACHE_NONE; cache++) {
+                TRY(draw(bench->settings->corpus, checks, length, cache, &used[cache], &fetched[cache], &time[cache]));
+            }
+            printf("%-10lld %-8s %9.0f MB/s %22.2f %22.2f\n", (long long)length, checks ? "yes" : "no", used[0] / time[0] / 1e6,
+                   fetched[1] / used[1], fetched[2] / used[2]);
+            fflush(stdout);
+        }
+    }
+    return NULL;
+}
+
 static Error *measure_all(Bench *bench) {
     const Settings *settings = bench->settings;
     for (size_t i = 0; i < settings->inputs.count; i++) {
         TRY(path_glob(settings->inputs.items[i], &bench->shards));
+    }
+    if (settings->corpus != NULL) {
+        TRY(measure_drawing(bench));
     }
     if (bench->shards.count > 0) {
         TRY(measure_reading(bench));
@@ -296,8 +388,8 @@ static Error *measure_all(Bench *bench) {
 
 static Error *bench(const void *given, int rest_count, char **rest) {
     const Settings *settings = given;
-    if (settings->inputs.count == 0 && settings->sets.count == 0) {
-        return usage_error("give --input (and --tokenizer) or --set; the head of bench/bench_data.c shows how");
+    if (settings->inputs.count == 0 && settings->sets.count == 0 && settings->corpus == NULL) {
+        return usage_error("give --input (and --tokenizer), --set or --corpus; the head of bench/bench_data.c shows how");
     }
     Bench all = {.settings = settings};
     all.out = memory_format("%s/athanor-bench-data-%d", settings->folder, (int)getpid());

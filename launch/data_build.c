@@ -11,7 +11,8 @@
 typedef struct Options {
     Strings inputs;
     char *tokenizer, *out;
-    int64_t workers, bad_lines;
+    int64_t workers, bad_lines, word, window;
+    bool replace;
 } Options;
 
 static const Key flags[] = {
@@ -22,6 +23,13 @@ static const Key flags[] = {
     {"workers", KEY_INT, offsetof(Options, workers), "0", 0, 4096, .unit = "threads", .help = "0 is one per core."},
     {"max-bad-lines", KEY_INT, offsetof(Options, bad_lines), "1000", 0, 9e15, .unit = "lines",
      .help = "Lines that cannot be used are skipped and counted up to this number; one more is an error."},
+    {"max-word", KEY_INT, offsetof(Options, word), "8388608", 1024, 1 << 30, .unit = "bytes",
+     .help = "A document that goes on for longer without the end of a word is a bad line; up to 28 times as much memory is "
+             "needed."},
+    {"max-window", KEY_INT, offsetof(Options, window), "134217728", 1024, 2147483648.0, .unit = "bytes",
+     .help = "Memory that a zstd shard may ask for; shards compressed with --long=31 need 2Gi."},
+    {"replace-surrogates", KEY_BOOL, offsetof(Options, replace), "false",
+     .help = "Put U+FFFD where a text has half of a surrogate pair; else such a line is bad."},
 };
 
 static Error *check(const Options *options) {
@@ -55,7 +63,10 @@ static Error *run(const void *given, int count, char **arguments) {
     BuildPlan plan = {.tokenizer = options->tokenizer,
                       .out = options->out,
                       .workers = options->workers > 0 ? (int)options->workers : threads_available(),
-                      .bad_lines_most = options->bad_lines};
+                      .bad_lines_most = options->bad_lines,
+                      .word_most = options->word,
+                      .window_most = options->window,
+                      .replace_surrogates = options->replace};
     Error *error = NULL;
     for (size_t i = 0; i < options->inputs.count && error == NULL; i++) {
         error = path_glob(options->inputs.items[i], &plan.inputs);

@@ -3,6 +3,7 @@
 #include "core/durable.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "data/text/shard_files.h"
 #include "data/text/shards.h"
 #include "launch/commands.h"
 
@@ -129,11 +130,13 @@ static Error *run(const void *given, int count, char **arguments) {
     if (options->input.count == 0 || options->out == NULL) {
         return usage_error("%s is missing", options->out == NULL ? "--out" : "--input");
     }
-    Strings files = {0};
+    Strings matched = {0}, files = {0};
     Error *error = NULL;
     for (size_t i = 0; i < options->input.count && error == NULL; i++) {
-        error = path_glob(options->input.items[i], &files);
+        error = path_glob(options->input.items[i], &matched);
     }
+    error = error == NULL ? shard_files_once(&matched, &files) : error;
+    strings_free(&matched);
     if (error == NULL) {
         ThreadPool *pool = threads_create(options->workers > 0 ? (int)options->workers : threads_available());
         Intake intake = {.options = options, .trainer = trainer_create(pool, pattern_kinds[options->pattern])};

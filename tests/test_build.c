@@ -169,6 +169,128 @@ static void test_memory(void) {
     free(out);
 }
 
+// One shard under seven names, a copy of it, and one of the same size with other text.
+static void test_once(void) {
+    char *folder = in_folder("once"), *out = in_folder("once-out"), *tokenizer = in_folder("tokenizer.json");
+    char *a = path_join(folder, "a.jsonl"), *b = path_join(folder, "b.jsonl"), *copy = path_join(folder, "copy.jsonl");
+    char *hard = path_join(folder, "hard.jsonl"), *soft = path_join(folder, "soft.jsonl");
+    char *dots = path_join(folder, "./a.jsonl"), *around = path_join(folder, "../once/a.jsonl");
+    CHECK_OK(folder_create(folder));
+    CHECK_OK(file_write(a, "\"one\"\n", 6));
+    CHECK_OK(file_write(b, "\"two\"\n", 6));
+    CHECK_OK(file_write(copy, "\"one\"\n", 6));
+    CHECK(link(a, hard) == 0 && symlink("a.jsonl", soft) == 0 && chdir(folder) == 0);
+    const char *names[] = {a, dots, around, "a.jsonl", "./a.jsonl", hard, soft, copy, b, a};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+            BuildPlan plan = {.tokenizer = tokenizer, .out = out, .workers = 1};
+            BuildResult result;
+            Corpus corpus;
+            strings_add(&plan.inputs, names[i]);
+            strings_add(&plan.inputs, names[k]);
+            CHECK_OK(build_corpus(&plan, &result));
+            CHECK_I64(result.shards, (names[i] == b) != (names[k] == b) ? 2 : 1);
+            CHECK_OK(corpus_open(out, &corpus));
+            CHECK_I64(corpus.sets[0].documents, result.shards);
+            corpus_close(&corpus);
+            CHECK_OK(folder_remove(out));
+            strings_free(&plan.inputs);
+        }
+    }
+    CHECK(chdir("/") == 0);
+    char *const made[] = {folder, out, tokenizer, a, b, copy, hard, soft, dots, around};
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) {
+        free(made[i]);
+    }
+}
+
+// Builds in a process that may have `more` bytes more than it has.
+static bool build_within(const BuildPlan *plan, size_t more, BuildResult *result) {
+    int pipe_ends[2], status = -1;
+    CHECK(pipe(pipe_ends) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        Buffer text = {0};
+        long long data = 0;
+        error_free(file_read("/proc/self/status", 1 << 16, &text));
+        const char *line = strstr(text.data, "VmData:");
+        struct rlimit limit = {0};
+        getrlimit(RLIMIT_DATA, &limit);
+        limit.rlim_cur = line != NULL && sscanf(line, "VmData: %lld", &data) == 1 ? (rlim_t)data * 1024 + more : 0;
+        setrlimit(RLIMIT_DATA, &limit);
+        Error *error = build_corpus(plan, result);
+        if (error != NULL) {
+            fprintf(stderr, "%s\n", error->message);
+        }
+        _exit(error != NULL || write(pipe_ends[1], result, sizeof *result) != sizeof *result);
+    }
+    close(pipe_ends[1]);
+    bool told = read(pipe_ends[0], result, sizeof *result) == sizeof *result;
+    close(pipe_ends[0]);
+    return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0 && told;
+}
+
+// Documents of 40 MB that have no end of a word, in every way, between two that have: they are bad lines with their numbers,
+// and cost no more memory than prose (whole they would take thirty times their size). A text within the limit is taken,
+// whatever it is made of.
+static void test_unbroken(void) {
+    static const struct {
+        const char *text;
+        int bytes;  // of the text that it stands for
+    } parts[] = {{"a", 1},
+                 {"7", 1},
+                 {" ", 1},
+                 {"!", 1},
+                 {"\\n", 1},
+                 {"\xC3\xA9", 2},
+                 {"\xF0\x9F\x98\x80", 4},
+                 {"\xE4\xB8\xAD", 3},
+                 {"\\u0301", 2},
+                 {"aB9", 3}};
+    enum { BYTES = 40 << 20, SHORT = 3 << 20, MORE = 260 << 20 };
+    const char *sanitize = getenv("ATHANOR_SANITIZE");
+    bool limited = sanitize == NULL || *sanitize == 0;  // sanitizers have their own ways with memory
+    char *shard = in_folder("unbroken.jsonl"), *out = in_folder("unbroken"), *partial = in_folder("unbroken.partial");
+    char *tokenizer = in_folder("tokenizer.json");
+    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
+        FILE *file = fopen(shard, "wb");
+        fputs("\"before\"\n{\"text\":\"", file);
+        for (int i = 0; i < BYTES; i += parts[p].bytes) {
+            fputs(parts[p].text, file);
+        }
+        fputs("\"}\n\"after\"\n\"", file);
+        for (int i = 0; i < SHORT; i += parts[p].bytes) {
+            fputs(parts[p].text, file);
+        }
+        fputs("\"\n", file);
+        fclose(file);
+        BuildPlan plan = {.tokenizer = tokenizer, .out = out, .workers = 1, .bad_lines_most = 5};
+        BuildResult result;
+        Corpus corpus;
+        strings_add(&plan.inputs, shard);
+        if (limited) {
+            CHECK(build_within(&plan, MORE, &result));
+        } else {
+            CHECK_OK(build_corpus(&plan, &result));
+        }
+        CHECK_I64(result.bad_lines, 1);
+        if (CHECK_OK(corpus_open(out, &corpus))) {
+            CHECK_I64(corpus.sets[0].documents, 3);
+            corpus_close(&corpus);
+        }
+        CHECK_OK(folder_remove(out));
+        plan.word_most = SHORT / 2;
+        plan.bad_lines_most = 1;
+        CHECK_FAILS(build_corpus(&plan, &result), "unbroken.jsonl:4: bad line: its text goes on without a place to cut it");
+        CHECK_OK(folder_remove(partial));
+        strings_free(&plan.inputs);
+    }
+    free(shard);
+    free(out);
+    free(partial);
+    free(tokenizer);
+}
+
 // A disk that is full: when the parts are written, when the sets are, when the manifest is.
 static void test_full_disk(void) {
     char *shard = in_folder("full.jsonl.zst"), *out = in_folder("full"), *partial = in_folder("full.partial");
@@ -258,6 +380,8 @@ static void test_describe(void) {
 int main(void) {
     RUN(test_huge);
     RUN(test_memory);
+    RUN(test_once);
+    RUN(test_unbroken);
     RUN(test_full_disk);
     RUN(test_many_sets);
     RUN(test_describe);

@@ -115,6 +115,12 @@ static void test_mixture(void) {
     order_free(order);
 
     CHECK_FAILS(order_create(&corpus, 16, &mixture, &epochs, 5, &order), "cannot both be given");
+    Proportions nothing = proportions_of(3, (double[]){0, 0, 0}), endless = proportions_of(1, (double[]){INFINITY});
+    CHECK_FAILS(order_create(&corpus, 16, &nothing, NULL, 5, &order), "data.mixture: the weights of the sets");
+    CHECK_FAILS(order_create(&corpus, 16, NULL, &nothing, 5, &order), "data.epochs: the weights of the sets");
+    CHECK_FAILS(order_create(&corpus, 16, &endless, NULL, 5, &order), "add up to inf");
+    proportions_free(&nothing);
+    proportions_free(&endless);
     CHECK_FAILS(order_create(&corpus, 1 << 20, NULL, NULL, 5, &order), "nothing to draw from");
     CHECK_FAILS(order_create(&corpus, 1 << 20, &mixture, NULL, 5, &order), "fewer than one sequence");
     free(mixture.names[2]);
@@ -244,6 +250,49 @@ static void test_loader(void) {
     corpus_close(&corpus);
 }
 
+// Every sequence of every micro-batch is the sample of its number, and together the ranks' are each sample once, however many
+// sequences a micro-batch has.
+static void test_sequences(void) {
+    static const int documents[] = {300, 200};
+    enum { LENGTH = 16, STEPS = 2, MOST = 5 };
+    Corpus corpus = make_corpus(2, documents, true);
+    Order *order;
+    CHECK_OK(order_create(&corpus, LENGTH, NULL, NULL, 5, &order));
+    Batch alone;
+    batch_allocate(&alone, 1, LENGTH);
+    for (int sequences = 1; sequences <= MOST; sequences++) {
+        for (int ranks = 1; ranks <= 3; ranks++) {
+            for (int micro_batches = 1; micro_batches <= 3; micro_batches++) {
+                int taken[STEPS * MOST * 3 * 3] = {0}, all = STEPS * sequences * ranks * micro_batches, wrong = 0;
+                for (int rank = 0; rank < ranks; rank++) {
+                    LoaderOptions options = {order, &corpus, 1000, sequences, LENGTH, micro_batches, rank, ranks, 0, 2, true};
+                    Loader *loader = loader_create(&options);
+                    const Batch *batch;
+                    for (int m = 0; m < STEPS * micro_batches; m++) {
+                        CHECK_OK(loader_next(loader, &batch));
+                        for (int b = 0; b < sequences; b++) {
+                            uint64_t sample = batch->first_sample + (uint64_t)b;
+                            SamplePlace place = order_place(order, sample);
+                            CHECK_OK(batch_fill(&alone, 0, &corpus.sets[place.set].file, place.first_token, END, true));
+                            taken[sample < (uint64_t)all ? sample : 0]++;
+                            wrong += memcmp(alone.tokens, batch->tokens + b * LENGTH, LENGTH * sizeof *alone.tokens) != 0 ||
+                                     memcmp(alone.targets, batch->targets + b * LENGTH, LENGTH * sizeof *alone.targets) != 0;
+                        }
+                    }
+                    loader_destroy(loader);
+                }
+                for (int i = 0; i < all; i++) {
+                    wrong += taken[i] != 1;
+                }
+                CHECK_I64(wrong, 0);
+            }
+        }
+    }
+    batch_free(&alone);
+    order_free(order);
+    corpus_close(&corpus);
+}
+
 // One copy of its block is the whole batch.
 static void test_batch_block(void) {
     enum { SEQUENCES = 3, LENGTH = 5, ROWS = SEQUENCES * LENGTH };
@@ -272,6 +321,7 @@ int main(void) {
     RUN(test_mixture);
     RUN(test_batches);
     RUN(test_loader);
+    RUN(test_sequences);
     RUN(test_batch_block);
     return check_report();
 }

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #include <zlib.h>
 
 static const char *folder_here(void) {
@@ -59,6 +60,21 @@ static void make_texts(void) {
         put_file(name, "all the same", 12);
         free(name);
     }
+    // Texts of two copies each: often one copy is held out, for val or for test, and the other is not.
+    for (int i = 0; i < 120; i++) {
+        char *name = memory_format("texts/pairs/%d.txt", i);
+        make_text("pairs", i / 2, &text);
+        put_file(name, text.data, text.size);
+        free(name);
+    }
+    // A file under three names is one document.
+    make_text("links", 0, &text);
+    put_file("texts/links/a", text.data, text.size);
+    char *a = in_folder("texts/links/a"), *b = in_folder("texts/links/b"), *c = in_folder("texts/links/c");
+    CHECK(link(a, b) == 0 && symlink("a", c) == 0);
+    free(a);
+    free(b);
+    free(c);
     put_file("texts/odd/latin.txt", "caf\xE9", 4);
     put_file("texts/odd/cut.txt", "caf\xC3", 4);
     put_file("texts/odd/empty.txt", "", 0);
@@ -77,7 +93,8 @@ static Error *pack_all(const char *out, int workers, uint64_t seed, PackPlan *pl
     static const char *const sets[][2] = {{"beta", "texts/beta/**/*.txt"},  {"CommonCrawl", "texts/alpha/**/*.txt"},
                                           {"gamma", "texts/gamma/*/*"},     {"delta", "texts/delta/**"},
                                           {"copies", "texts/copies/*.txt"}, {"odd", "texts/odd/*"},
-                                          {"gamma", "texts/gamma/0/0.txt"}};
+                                          {"gamma", "texts/gamma/0/0.txt"}, {"pairs", "texts/pairs/*"},
+                                          {"links", "texts/links/*"}};
     *plan = (PackPlan){.out = out, .shards = 7, .valid = 0.1, .seed = seed, .workers = workers};
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
         char *text = memory_format("%s=%s/%s", sets[i][0], folder_here(), sets[i][1]);
@@ -100,13 +117,13 @@ static const PackSet *set_of(const PackPlan *plan, const char *name) {
 typedef struct Seen {
     Hash128 hash;
     char set[20];
-    bool held_out;
+    int held_out;  // 1: for val, 2: for test
 } Seen;
 
 static Seen seen[1000];
 static int seen_count;
 
-static void read_all(const char *path, bool held_out) {
+static void read_all(const char *path, int held_out) {
     ShardReader *reader;
     ShardEvent event;
     Buffer text = {0};
@@ -134,10 +151,29 @@ static int times_seen(const char *set, const char *text, size_t size, bool held_
     Hash128 hash = hash128(text, size);
     int n = 0;
     for (int i = 0; i < seen_count; i++) {
-        n += seen[i].hash.low == hash.low && seen[i].hash.high == hash.high && seen[i].held_out == held_out &&
+        n += seen[i].hash.low == hash.low && seen[i].hash.high == hash.high && (seen[i].held_out != 0) == held_out &&
              strcmp(seen[i].set, set) == 0;
     }
     return n;
+}
+
+static bool same_text(const Seen *a, const Seen *b) {
+    return a->hash.low == b->hash.low && a->hash.high == b->hash.high;
+}
+
+// No text of train is one of val or of test, in any set; and both had copies that would have been.
+static void check_held_apart(const PackSet *pairs) {
+    int met = 0, single[3] = {0};
+    for (int i = 0; i < seen_count; i++) {
+        int others = 0;
+        for (int k = 0; k < seen_count; k++) {
+            others += k != i && same_text(&seen[i], &seen[k]);
+            met += seen[i].held_out == 0 && seen[k].held_out != 0 && same_text(&seen[i], &seen[k]);
+        }
+        single[seen[i].held_out] += others == 0 && strcmp(seen[i].set, "pairs") == 0;
+    }
+    CHECK_I64(met, 0);
+    CHECK(single[1] > 0 && single[2] > 0 && single[1] + single[2] == pairs->duplicates);
 }
 
 static void check_set(const char *name, const char *set, int count) {
@@ -171,7 +207,10 @@ static void test_pack(void) {
     char *first = in_folder("first"), *second = in_folder("second/deep/"), *third = in_folder("third");
     PackPlan plan;
     CHECK_OK(pack_all(first, 1, 5, &plan));
-    CHECK_I64(plan.set_count, 6);
+    CHECK_I64(plan.set_count, 8);
+    const PackSet pairs = *set_of(&plan, "pairs"), *links = set_of(&plan, "links");
+    CHECK(pairs.val == 12 && pairs.test == 12 && pairs.train + pairs.duplicates == 96);
+    CHECK(links->train == 1 && links->val + links->test + links->duplicates == 0);
     const PackSet *alpha = set_of(&plan, "Pile-CC"), *odd = set_of(&plan, "odd"), *copies = set_of(&plan, "copies");
     const PackSet *gamma = set_of(&plan, "gamma"), *delta = set_of(&plan, "delta");
     CHECK(alpha->val == 25 && alpha->test == 25 && alpha->train == 200);
@@ -191,7 +230,7 @@ static void test_pack(void) {
     for (size_t i = 0; i < names.count; i++) {
         char *path = path_join(train, names.items[i]);
         int before = seen_count;
-        read_all(path, false);
+        read_all(path, 0);
         CHECK(seen_count - before >= (200 + 32 + 1 + 2 + 2) / 7);
         int kinds = 0;
         for (int s = before; s < seen_count; s++) {
@@ -202,8 +241,9 @@ static void test_pack(void) {
     }
     strings_free(&names);
     char *val = path_join(first, "val.jsonl.zst"), *test = path_join(first, "test.jsonl.zst");
-    read_all(val, true);
-    read_all(test, true);
+    read_all(val, 1);
+    read_all(test, 2);
+    check_held_apart(&pairs);
     check_set("alpha", "Pile-CC", ALPHA);
     check_set("beta", "beta", BETA);
     check_set("gamma", "gamma", GAMMA);

@@ -147,6 +147,76 @@ static void test_bad_lines(void) {
     }
 }
 
+// What Python's writer makes beside a text that JSON does not know. Only the text must be sound.
+static void test_python_lines(void) {
+    static const char *const values[] = {"NaN", "Infinity", "-Infinity", "[NaN,-Infinity]", "{\"y\":Infinity}", "\"\\ud83d\""};
+    static const char *const not_values[] = {"nan", "Nan", "NaNs", "-NaN", "+Infinity", "Inf", "-I", "--Infinity"};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        char *lines = memory_format("{\"x\":%s,\"text\":\"a\",\"meta\":{\"pile_set_name\":\"b\",\"z\":%s}}\n"
+                                    "{\"text\":\"a\",\"meta\":%s}\n{\"text\":\"a\",\"\\ude00\":%s}\n",
+                                    values[i], values[i], values[i], values[i]);
+        reads(lines, "1<a>b|2<a>text|3<a>text|");
+        free(lines);
+    }
+    for (size_t i = 0; i < sizeof not_values / sizeof *not_values; i++) {
+        char *line = memory_format("{\"x\":%s,\"text\":\"a\"}", not_values[i]);
+        Buffer out = {0};
+        CHECK_OK(read_memory(line, strlen(line), 7, 8, &out));
+        CHECK(strncmp(out.data, "1!", 2) == 0);
+        buffer_free(&out);
+        free(line);
+    }
+    reads("{\"text\":NaN}\n{\"text\":[Infinity]}\nNaN",
+          "1!\"text\" is neither a string nor a list of strings|2!\"text\" is neither a string nor a list of strings|"
+          "3!it is neither an object nor a string|");
+    reads("{\"text\":\"a\",\"meta\":{\"pile_set_name\":NaN}}\n{\"text\":\"a\",\"meta\":{\"pile_set_name\":\"b\\ud800c\"}}",
+          "1<a>text|2<a>b\xEF\xBF\xBD"
+          "c|");
+}
+
+// Every sequence of up to four of these in a text, against a plain reading of them: a half alone makes the line bad, or U+FFFD
+// where that is asked for.
+static void test_surrogates(void) {
+    static const char *const units[] = {"\\ud83d", "\\uDE00", "x", "\\n", "\\u20ac", "\xC3\xA9"};
+    static const char *const decoded[] = {"\xEF\xBF\xBD", "\xEF\xBF\xBD", "x", "\n", "\xE2\x82\xAC", "\xC3\xA9"};
+    enum { UNITS = 6, MOST = 4 };
+    static const size_t steps[] = {1, 3, 100}, pieces[] = {8, 9, 100};
+    for (int length = 1, count = UNITS; length <= MOST; length++, count *= UNITS) {
+        for (int number = 0; number < count; number++) {
+            Buffer line = {0}, replaced = {0}, out = {0};
+            bool alone = false;
+            buffer_text(&line, "{\"text\":\"");
+            buffer_text(&replaced, "1<");
+            for (int i = 0, rest = number; i < length; i++, rest /= UNITS) {
+                int unit = rest % UNITS;
+                bool pair = unit == 0 && i + 1 < length && rest / UNITS % UNITS == 1;
+                buffer_text(&line, units[unit]);
+                buffer_text(&line, pair ? units[1] : "");
+                buffer_text(&replaced, pair ? "\xF0\x9F\x98\x80" : decoded[unit]);
+                alone = alone || (unit < 2 && !pair);
+                i += pair;
+                rest = pair ? rest / UNITS : rest;
+            }
+            buffer_text(&line, "\"}\n");
+            buffer_text(&replaced, ">text|");
+            for (int i = 0; i < 6; i++) {
+                ShardReader *reader;
+                buffer_clear(&out);
+                CHECK_OK(shard_open_memory("shard", line.data, line.size, steps[i % 3], pieces[i % 3], &reader));
+                if (i < 3) {
+                    shard_replace_surrogates(reader);
+                }
+                CHECK_OK(describe(reader, &out));
+                CHECK_TEXT(out.data, i >= 3 && alone ? "1!a surrogate stands alone|" : replaced.data);
+                shard_close(reader);
+            }
+            buffer_free(&line);
+            buffer_free(&replaced);
+            buffer_free(&out);
+        }
+    }
+}
+
 // Lines of all kinds with their description, so that compressed forms can be cut at every byte.
 static const char mixed[] = "{\"text\":\"first \\u00fc \xE2\x82\xAC document\",\"meta\":{\"pile_set_name\":\"ArXiv\"}}\n"
                             "{\"text\":\"bad \\ud800 one\"}\n{\"text\":[\"second\",\"two\"]}\n\"third\"\n";
@@ -203,11 +273,75 @@ static void test_compressed(void) {
     buffer_free(&out);
 }
 
+// Zero bytes behind a gzip member, as on a tape's last block: padding at the end and between members, and nothing else.
+static void test_padding(void) {
+    static const size_t pads[] = {0, 1, 2, 511, 512, 1000};
+    Buffer out = {0};
+    char bytes[8192];
+    for (size_t a = 0; a < 6; a++) {
+        for (size_t b = 0; b < 6; b++) {
+            size_t cut = 23, size = gzip_bytes(mixed, cut, bytes, sizeof bytes);
+            memset(bytes + size, 0, pads[a]);
+            size += pads[a];
+            size += gzip_bytes(mixed + cut, sizeof mixed - 1 - cut, bytes + size, sizeof bytes - size);
+            size_t end = size;
+            memset(bytes + size, 0, pads[b]);
+            size += pads[b];
+            for (size_t step = 1; step < 2000; step += 1 + 13 * step) {
+                CHECK_OK(read_memory(bytes, size, step, 64, &out));
+                CHECK_TEXT(out.data, mixed_expected);
+            }
+            bytes[size] = 'x';
+            CHECK_FAILS(read_memory(bytes, size + 1, 100, 64, &out), "shard is");
+            CHECK_FAILS(read_memory(bytes, end - 1, 100, 64, &out), "the gzip stream breaks off");
+        }
+    }
+    // In front of the first member they are no padding, and behind zstd neither.
+    size_t size = zstd_bytes("\"a\"", 3, bytes, sizeof bytes);
+    memset(bytes + size, 0, 8);
+    CHECK_FAILS(read_memory(bytes, size + 8, 100, 64, &out), "there is something after the zstd frames");
+    buffer_free(&out);
+}
+
 static void test_window(void) {
     // A frame whose header asks for a window of 1 GiB: magic, no content size, window descriptor (30 - 10) << 3.
     static const char huge[] = "\x28\xB5\x2F\xFD\x00\xA0\x01\x00\x00";
     Buffer out = {0};
-    CHECK_FAILS(read_memory(huge, sizeof huge - 1, 100, 64, &out), "larger than 128 MiB");
+    CHECK_FAILS(read_memory(huge, sizeof huge - 1, 100, 64, &out), "it needs a larger window than is allowed");
+    // The same of 2^log bytes, with content. Each needs what it asks for to be allowed.
+    for (int log = 26; log <= 31; log++) {
+        char bytes[2048];
+        ZSTD_CCtx *zstd = ZSTD_createCCtx();
+        ZSTD_inBuffer in = {mixed, sizeof mixed - 1, 0}, end = {NULL, 0, 0};
+        ZSTD_outBuffer to = {bytes, sizeof bytes, 0};
+        CHECK(!ZSTD_isError(ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, 1)));
+        CHECK(!ZSTD_isError(ZSTD_CCtx_setParameter(zstd, ZSTD_c_hashLog, 10)));
+        CHECK(!ZSTD_isError(ZSTD_CCtx_setParameter(zstd, ZSTD_c_windowLog, log)));
+        if (log == 31) {  // the compressor would take that much memory; the header says it as well
+            CHECK(!ZSTD_isError(ZSTD_CCtx_setParameter(zstd, ZSTD_c_windowLog, 20)));
+        }
+        CHECK(ZSTD_compressStream2(zstd, &to, &in, ZSTD_e_flush) == 0 &&
+              ZSTD_compressStream2(zstd, &to, &end, ZSTD_e_end) == 0);
+        ZSTD_freeCCtx(zstd);
+        CHECK((bytes[4] & 0x20) == 0);
+        bytes[5] = (char)((log - 10) << 3);
+        for (int allowed = 26; allowed <= 31; allowed++) {
+            ShardReader *reader;
+            buffer_clear(&out);
+            CHECK_OK(shard_open_memory("shard", bytes, to.pos, 100, 64, &reader));
+            if (allowed > 27) {
+                shard_allow_window(reader, (int64_t)1 << allowed);
+            }
+            Error *error = describe(reader, &out);
+            if (log <= 27 || log <= allowed) {
+                CHECK_OK(error);
+                CHECK_TEXT(out.data, mixed_expected);
+            } else {
+                CHECK_FAILS(error, "it needs a larger window than is allowed");
+            }
+            shard_close(reader);
+        }
+    }
     buffer_free(&out);
 }
 
@@ -235,6 +369,10 @@ static void test_files(void) {
     CHECK_FAILS(shard_open(path, &reader), "does not start like a compressed file");
     CHECK_OK(file_write(path, "PK\x03\x04 and more", 13));
     CHECK_FAILS(shard_open(path, &reader), "a zip archive");
+    CHECK_OK(file_write(path, "version https://git-lfs.github.com/spec/v1\n", 43));
+    CHECK_FAILS(shard_open(path, &reader), "a git-lfs pointer");
+    CHECK_OK(file_write(path, "<!DOCTYPE html>\n", 16));
+    CHECK_FAILS(shard_open(path, &reader), "a web page");
     CHECK_FAILS(shard_open(folder, &reader), "is a folder");
     CHECK_FAILS(shard_open("/proc/self/mem", &reader), "/proc/self/mem cannot be read: Input/output error");
     char bytes[2048];
@@ -335,7 +473,10 @@ static void test_set_names(void) {
 int main(void) {
     RUN(test_lines);
     RUN(test_bad_lines);
+    RUN(test_python_lines);
+    RUN(test_surrogates);
     RUN(test_compressed);
+    RUN(test_padding);
     RUN(test_window);
     RUN(test_truncated_plain);
     RUN(test_files);

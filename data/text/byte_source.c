@@ -132,6 +132,17 @@ Error *byte_source_memory(const char *name, const void *bytes, size_t size, Byte
     return start(source, out);
 }
 
+void byte_source_allow_window(ByteSource *source, int64_t bytes) {
+    int log = WINDOW_LOG_MOST;
+    while (log < 31 && (int64_t)1 << log < bytes) {
+        log++;
+    }
+    if (source->kind == BYTES_ZSTD) {
+        size_t code = ZSTD_DCtx_setParameter(source->zstd, ZSTD_d_windowLogMax, log);
+        ensure(!ZSTD_isError(code), "a window of 2^%d: %s", log, ZSTD_getErrorName(code));
+    }
+}
+
 ByteKind byte_source_kind(const ByteSource *source) {
     return source->kind;
 }
@@ -183,7 +194,8 @@ static Error *step_zstd(ByteSource *source, void *out, size_t capacity, size_t *
             return broken(source, "there is something after the zstd frames that is none");
         }
         return broken(source, ZSTD_getErrorCode(left) == ZSTD_error_frameParameter_windowTooLarge
-                                  ? "it needs a window larger than 128 MiB; compress it without --long"
+                                  ? "it needs a larger window than is allowed; give 'data build' --max-window=2Gi, "
+                                    "or compress it again without --long"
                                   : ZSTD_getErrorName(left));
     }
     source->inside = left != 0;
@@ -197,12 +209,18 @@ static Error *step_gzip(ByteSource *source, unsigned char *out, size_t capacity,
     size_t in = source->size - source->at, room = capacity - *done;
     in = in < (1u << 30) ? in : 1u << 30;
     room = room < (1u << 30) ? room : 1u << 30;
-    z->next_in = (unsigned char *)(uintptr_t)(source->input + source->at);
-    z->avail_in = (uInt)in;
     z->next_out = out + *done;
     z->avail_out = (uInt)room;
     bool between = !source->inside;
-    source->inside = source->inside || in > 0;
+    for (; between && byte_source_taken(source) > 0 && in > 0 && source->input[source->at] == 0; in--) {
+        source->at++;  // padding behind a member
+    }
+    if (in == 0 && between) {
+        return NULL;
+    }
+    source->inside = true;
+    z->next_in = (unsigned char *)(uintptr_t)(source->input + source->at);
+    z->avail_in = (uInt)in;
     int result = inflate(z, Z_NO_FLUSH);
     source->at += in - z->avail_in;
     *done += room - z->avail_out;

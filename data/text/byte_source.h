@@ -1,7 +1,8 @@
 // The bytes of a file, decompressed as they are read: zstd frames, gzip members, or the file as it is.
 //
 // The kind is told by the file's first bytes, never by its name. Concatenated frames and members are one stream. Memory is
-// bounded: a zstd frame may ask for a window of at most 128 MiB (windowLog 27, what zstd itself accepts without --long).
+// bounded: a zstd frame may ask for a window of at most 128 MiB (windowLog 27, what zstd itself accepts without --long) unless
+// more is allowed. Zero bytes behind a gzip member are padding, as gzip itself takes them.
 #pragma once
 
 #include "core/memory.h"
@@ -15,6 +16,10 @@ Error *byte_source_open(const char *path, ByteSource **out) MUST_CHECK;
 
 // The same from memory, which must outlive the source. `name` stands for the path in messages.
 Error *byte_source_memory(const char *name, const void *bytes, size_t size, ByteSource **out) MUST_CHECK;
+
+// Lets zstd frames ask for a window of up to `bytes`, which is memory (2 GiB at most: what zstd --long=31 writes). Before
+// reading.
+void byte_source_allow_window(ByteSource *source, int64_t bytes);
 
 ByteKind byte_source_kind(const ByteSource *source);
 

@@ -70,7 +70,8 @@ size_t json_plain_run(const char *bytes, size_t size) {
 }
 
 void json_line_begin(JsonLine *line) {
-    JsonLine fresh = {.text = line->text, .text_capacity = line->text_capacity, .state = VALUE, .role = ROLE_TOP};
+    JsonLine fresh = {
+        .text = line->text, .text_capacity = line->text_capacity, .replace = line->replace, .state = VALUE, .role = ROLE_TOP};
     *line = fresh;
 }
 
@@ -191,7 +192,7 @@ static bool begin_value(JsonLine *line, char c) {
     if (c == '[' && (role == ROLE_OTHER || role == ROLE_META)) {
         return open_container(line, false);
     }
-    bool literal = c == 't' || c == 'f' || c == 'n', number = c == '-' || (c >= '0' && c <= '9');
+    bool literal = c == 't' || c == 'f' || c == 'n' || c == 'N' || c == 'I', number = c == '-' || (c >= '0' && c <= '9');
     if (!literal && !number && c != '{' && c != '[') {
         return bad(line, "a value is expected");
     }
@@ -201,11 +202,11 @@ static bool begin_value(JsonLine *line, char c) {
     if (role == ROLE_TEXT || role == ROLE_ITEM) {
         return bad(line, "\"text\" is neither a string nor a list of strings");
     }
-    if (role == ROLE_NAME && c != 'n') {
+    if (role == ROLE_NAME && c != 'n' && c != 'N') {
         return bad(line, "\"pile_set_name\" is no string");
     }
     if (literal) {
-        line->literal = c == 't' ? "rue" : c == 'f' ? "alse" : "ull";
+        line->literal = c == 't' ? "rue" : c == 'f' ? "alse" : c == 'n' ? "ull" : c == 'N' ? "aN" : "nfinity";
         line->state = LITERAL;
     } else {
         line->state = c == '-' ? MINUS : c == '0' ? ZERO : INTEGER;
@@ -266,6 +267,15 @@ static bool take_escape(JsonLine *line, char c) {
     return line->reason == NULL;
 }
 
+// Half of a surrogate pair stands alone, which only a text must not have.
+static bool take_half(JsonLine *line) {
+    if (line->sink == SINK_TEXT && !line->replace) {
+        return bad(line, "a surrogate stands alone");
+    }
+    line->high = 0;
+    return store_code(line, 0xFFFD);
+}
+
 // One digit of \uXXXX. Two surrogates make one character; one alone is none.
 static bool take_hex(JsonLine *line, char c) {
     int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
@@ -277,8 +287,11 @@ static bool take_hex(JsonLine *line, char c) {
         return true;
     }
     bool low = line->code >= 0xDC00 && line->code <= 0xDFFF;
-    if (low != (line->high != 0)) {
-        return bad(line, "a surrogate stands alone");
+    if (low && line->high == 0) {
+        return take_half(line);
+    }
+    if (!low && line->high != 0 && !take_half(line)) {
+        return false;
     }
     if (low) {
         uint32_t code = 0x10000 + ((line->high - 0xD800) << 10) + (line->code - 0xDC00);
@@ -298,6 +311,11 @@ static bool take_number(JsonLine *line, char c, bool *ended) {
     bool digit = c >= '0' && c <= '9';
     switch (line->state) {
     case MINUS:
+        if (c == 'I') {
+            line->literal = "nfinity";
+            line->state = LITERAL;
+            return true;
+        }
         line->state = c == '0' ? ZERO : INTEGER;
         return digit || bad(line, "a number has no digits");
     case POINT:
@@ -428,7 +446,7 @@ size_t json_line_feed(JsonLine *line, const char *bytes, size_t size) {
     bool good = line->reason == NULL;
     line->full = false;
     while (good && i < size) {
-        // Every step below stores at most four bytes.
+        // Every step below stores at most two characters.
         if (line->text_size + JSON_LINE_SLACK > line->text_capacity - JSON_LINE_SLACK) {
             line->full = true;
             break;
@@ -459,13 +477,20 @@ size_t json_line_feed(JsonLine *line, const char *bytes, size_t size) {
             break;
         case LOW_BACKSLASH:
             line->state = LOW_U;
-            good = c == '\\' || bad(line, "a surrogate stands alone");
+            if (c != '\\') {
+                good = take_half(line);
+                i--;  // what is here instead is taken as it stands
+            }
             break;
         case LOW_U:
             line->state = HEX;
             line->code = 0;
             line->digits = 0;
-            good = c == 'u' || bad(line, "a surrogate stands alone");
+            if (c != 'u') {
+                good = take_half(line);
+                line->state = ESCAPE;
+                i--;
+            }
             break;
         default:
             good = take_structure(line, c);

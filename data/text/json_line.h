@@ -4,7 +4,9 @@
 //   {"text": "...", "meta": {"pile_set_name": "Pile-CC", ...}, ...}     other fields are checked and skipped
 //   {"text": ["...", "..."]}                                            joined by two newlines
 //   "..."                                                               a bare string
-// A text that stands twice, is missing or is no string makes the line bad, and so does a lone surrogate.
+// Beside the text also what Python's writer makes though JSON has no such thing: NaN, Infinity, -Infinity, and halves of
+// surrogate pairs, which become U+FFFD in a set's name. A text that stands twice, is missing or is no string makes the line
+// bad, and so does half of a surrogate pair in it, unless U+FFFD is asked for.
 //
 // The scanner is a state machine over bytes: it can be fed any pieces, remembers one bit per nesting level, and stores
 // nothing but the text that was not taken yet. It trusts that its input is valid UTF-8 cut at characters (shards.c sees to it).
@@ -16,11 +18,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { JSON_LINE_DEPTH = 32, JSON_LINE_SLACK = 4 };
+enum { JSON_LINE_DEPTH = 32, JSON_LINE_SLACK = 8 };  // slack: the most that one step stores
 
 typedef struct JsonLine {
     char *text;  // decoded text that waits; the owner empties it by text_size = 0
     size_t text_size, text_capacity;
+    bool replace;        // half of a surrogate pair in a text becomes U+FFFD
     bool full;           // no room for another character: take the text, then feed on
     const char *reason;  // why the line is bad, or NULL
     int64_t position;    // bytes taken so far
@@ -40,7 +43,7 @@ typedef struct JsonLine {
     const char *literal;
 } JsonLine;
 
-// Prepares for a new line; text and its capacity stay. `text_capacity` must be at least 8.
+// Prepares for a new line; text, its capacity and `replace` stay. `text_capacity` must be at least 2 * JSON_LINE_SLACK.
 void json_line_begin(JsonLine *line);
 
 // Takes bytes of the line (without its newline) until they are used up, `full` or `reason` is set. Returns how many were taken.

@@ -15,6 +15,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 enum { WARNINGS = 10, SHUFFLE_STREAM = 0 };
 
@@ -79,6 +80,40 @@ void pack_free(PackPlan *plan) {
     plan->set_count = 0;
 }
 
+typedef struct Identity {
+    dev_t device;
+    ino_t inode;
+    size_t place;
+} Identity;
+
+static int compare_identities(const void *a, const void *b) {
+    const Identity *x = a, *y = b;
+    return x->device != y->device ? (x->device < y->device ? -1 : 1)
+           : x->inode != y->inode ? (x->inode < y->inode ? -1 : 1)
+                                  : (x->place > y->place) - (x->place < y->place);
+}
+
+// Which of the sorted files are an earlier one, under the same name or another. One that cannot be looked at is told when it is
+// read.
+static bool *find_again(const Strings *files) {
+    Identity *identities = memory_zeroed(files->count + 1, sizeof *identities);
+    bool *again = memory_zeroed(files->count + 1, sizeof *again);
+    size_t known = 0;
+    for (size_t f = 0; f < files->count; f++) {
+        struct stat info;
+        if (stat(files->items[f], &info) == 0) {
+            identities[known++] = (Identity){info.st_dev, info.st_ino, f};
+        }
+    }
+    qsort(identities, known, sizeof *identities, compare_identities);
+    for (size_t i = 1; i < known; i++) {
+        again[identities[i].place] =
+            identities[i].device == identities[i - 1].device && identities[i].inode == identities[i - 1].inode;
+    }
+    free(identities);
+    return again;
+}
+
 static void list_documents(Packing *packing) {
     PackPlan *plan = packing->plan;
     for (int s = 0; s < plan->set_count; s++) {
@@ -87,15 +122,14 @@ static void list_documents(Packing *packing) {
     packing->documents = memory_zeroed((size_t)packing->count + 1, sizeof *packing->documents);
     Document *next = packing->documents;
     for (int s = 0; s < plan->set_count; s++) {
-        PackSet *set = &plan->sets[s];
-        strings_sort(&set->files);
-        const char *before = "";
-        for (size_t f = 0; f < set->files.count; f++) {
-            // A file that two patterns of one set match is one document.
-            if (strcmp(set->files.items[f], before) != 0) {
-                *next++ = (Document){.path = before = set->files.items[f], .set = s};
+        strings_sort(&plan->sets[s].files);
+        bool *again = find_again(&plan->sets[s].files);
+        for (size_t f = 0; f < plan->sets[s].files.count; f++) {
+            if (!again[f]) {
+                *next++ = (Document){.path = plan->sets[s].files.items[f], .set = s};
             }
         }
+        free(again);
     }
     packing->count = next - packing->documents;
 }

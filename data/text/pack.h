@@ -3,10 +3,10 @@
 //   OUT/train/00.jsonl.zst ... 29.jsonl.zst, OUT/val.jsonl.zst, OUT/test.jsonl.zst
 //   {"text": "...", "meta": {"pile_set_name": "Perl docs"}}         one line a document, UTF-8, zstd level 3
 //
-// One file of a set is one document (a gzip or zstd file is unpacked; a byte order mark at its start is dropped). Documents of
-// all sets are shuffled together, so that every shard holds every set by its size. The same files, names, seed and number of
-// shards give the same bytes, whatever the number of workers: everything random is philox(seed, ...) of a document's place in
-// the sorted list of its set's files.
+// One file of a set is one document, under however many names (links) the set's patterns find it (a gzip or zstd file is
+// unpacked; a byte order mark at its start is dropped). Documents of all sets are shuffled together, so that every shard holds
+// every set by its size. The same files, names, seed and number of shards give the same bytes, whatever the number of workers:
+// everything random is philox(seed, ...) of a document's place in the sorted list of its set's files.
 //
 // Held out for val and for test: the given share of each set, at least one document each from a set of three or more. Train
 // documents equal to a held-out one are dropped. Files that are not valid UTF-8, damaged or empty are counted and skipped.

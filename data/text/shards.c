@@ -41,7 +41,9 @@ static const struct {
                {"\x04\x22\x4D\x18", 4, "an lz4 file"},
                {"7z\xBC\xAF\x27\x1C", 6, "a 7z archive"},
                {"\x89HDF\r\n\x1A\n", 8, "an HDF5 file"},
-               {"MMIDIDX\0\0", 9, "the index of a token file"}};
+               {"MMIDIDX\0\0", 9, "the index of a token file"},
+               {"version https://", 16, "a git-lfs pointer that stands for a file ('git lfs pull' fetches it)"},
+               {"<", 1, "a web page or XML"}};
 
 static Error *refuse_foreign(const char *name, const ByteSource *source) {
     size_t size;
@@ -109,6 +111,14 @@ Error *shard_open_memory(const char *name, const void *bytes, size_t size, size_
     *out = NULL;
     TRY(byte_source_memory(name, bytes, size, &source));
     return start(name, source, step, piece, out);
+}
+
+void shard_replace_surrogates(ShardReader *reader) {
+    reader->json.replace = true;
+}
+
+void shard_allow_window(ShardReader *reader, int64_t bytes) {
+    byte_source_allow_window(reader->source, bytes);
 }
 
 int64_t shard_taken(const ShardReader *reader) {

@@ -41,6 +41,11 @@ Error *shard_open(const char *path, ShardReader **out) MUST_CHECK;
 Error *shard_open_memory(const char *name, const void *bytes, size_t size, size_t step, size_t piece,
                          ShardReader **out) MUST_CHECK;
 
+// For what follows, before the first event: half of a surrogate pair in a text becomes U+FFFD instead of making the line bad;
+// zstd frames may ask for a window of up to `bytes` (byte_source.h).
+void shard_replace_surrogates(ShardReader *reader);
+void shard_allow_window(ShardReader *reader, int64_t bytes);
+
 // The next event. Blank lines are passed over. A shard that breaks off (inside a compressed stream, or in the middle of its
 // last line) is ERROR_DAMAGED and names the shard; after an error the reader can only be closed.
 Error *shard_next(ShardReader *reader, ShardEvent *event) MUST_CHECK;

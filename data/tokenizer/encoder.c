@@ -291,6 +291,14 @@ void encoder_finish(Encoder *encoder, bool special, Tokens *out) {
     if (encoder->waiting.size > 0) {
         encoder_encode(encoder, encoder->waiting.data, encoder->waiting.size, special, out);
     }
+    encoder_forget(encoder);
+}
+
+size_t encoder_waiting(const Encoder *encoder) {
+    return encoder->waiting.size;
+}
+
+void encoder_forget(Encoder *encoder) {
     buffer_clear(&encoder->waiting);
     encoder->searched = 0;
     encoder->enough = FEED_BYTES;

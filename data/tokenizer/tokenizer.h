@@ -58,5 +58,9 @@ void encoder_encode(Encoder *encoder, const char *text, size_t size, bool specia
 void encoder_feed(Encoder *encoder, const char *text, size_t size, bool special, Tokens *out);
 void encoder_finish(Encoder *encoder, bool special, Tokens *out);
 
+// Bytes of fed text that wait, for who wants to bound them; and an end without the ids of what waits.
+size_t encoder_waiting(const Encoder *encoder);
+void encoder_forget(Encoder *encoder);
+
 // Appends the bytes of these ids (not necessarily whole characters). Ids out of range are skipped.
 void tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, bool with_special, Buffer *out);

@@ -13,6 +13,7 @@
 #include "core/text.h"
 #include "core/threads.h"
 #include "data/text/set_names.h"
+#include "data/text/shard_files.h"
 #include "data/tokens/build_shards.h"
 #include "data/tokens/corpus.h"
 
@@ -34,6 +35,7 @@ typedef struct Building {
     Tokenizer *tokenizer;
     int bytes_per_token;
     uint64_t job;
+    Strings files;  // the shards, each once
     CorpusInput *inputs;
     ShardJob *shards;
     int shard_count;
@@ -46,26 +48,31 @@ typedef struct Building {
     Error *error;  // the first one of stage two
 } Building;
 
-// Looks at the shards; a shard that is given twice counts once. The fingerprint covers their paths, sizes and times of change.
+static int64_t word_most(const BuildPlan *plan) {
+    return plan->word_most > 0 ? plan->word_most : BUILD_WORD_MOST;
+}
+
+// Looks at the shards. The fingerprint covers their paths, sizes and times of change, and what decides their tokens.
 static Error *take_inputs(Building *building) {
-    const Strings *inputs = &building->plan->inputs;
-    building->shards = memory_zeroed(inputs->count + 1, sizeof *building->shards);
-    building->inputs = memory_zeroed(inputs->count + 1, sizeof *building->inputs);
+    const BuildPlan *plan = building->plan;
+    TRY(shard_files_once(&plan->inputs, &building->files));
+    if (building->files.count == 0) {
+        return usage_error("there is no shard to build from: give --input");
+    }
+    building->shards = memory_zeroed(building->files.count + 1, sizeof *building->shards);
+    building->inputs = memory_zeroed(building->files.count + 1, sizeof *building->inputs);
     Hasher *hasher = hasher_create();
     int64_t head[4] = {FORMAT_VERSION, (int64_t)tokenizer_fingerprint(building->tokenizer), building->bytes_per_token,
                        tokenizer_end_of_text(building->tokenizer)};
+    int64_t options[2] = {word_most(plan), plan->replace_surrogates};
     hasher_add(hasher, head, sizeof head);
+    if (options[0] != BUILD_WORD_MOST || plan->replace_surrogates) {
+        hasher_add(hasher, options, sizeof options);
+    }
     Error *error = NULL;
-    for (size_t i = 0; i < inputs->count && error == NULL; i++) {
-        const char *path = inputs->items[i];
+    for (size_t i = 0; i < building->files.count && error == NULL; i++) {
+        const char *path = building->files.items[i];
         struct stat info;
-        bool before = false;
-        for (int k = 0; k < building->shard_count && !before; k++) {
-            before = strcmp(building->shards[k].shard, path) == 0;
-        }
-        if (before) {
-            continue;
-        }
         if (stat(path, &info) != 0) {
             error = error_system(errno, "%s cannot be read", path);
             break;
@@ -80,7 +87,7 @@ static Error *take_inputs(Building *building) {
     }
     building->job = hasher_result(hasher);
     hasher_destroy(hasher);
-    return error == NULL && building->shard_count == 0 ? usage_error("there is no shard to build from: give --input") : error;
+    return error;
 }
 
 // Whether OUT is already what this job makes.
@@ -137,7 +144,10 @@ static Error *make_parts(Building *building, ThreadPool *pool) {
                        .bytes_per_token = building->bytes_per_token,
                        .job = building->job,
                        .jobs = jobs,
-                       .bad_lines_most = building->plan->bad_lines_most};
+                       .bad_lines_most = building->plan->bad_lines_most,
+                       .word_most = word_most(building->plan),
+                       .window_most = building->plan->window_most,
+                       .replace_surrogates = building->plan->replace_surrogates};
     for (int i = 0; i < building->shard_count; i++) {
         Part part;
         Error *error = part_open(building->shards[i].part, building->bytes_per_token, building->job, &part);
@@ -359,6 +369,7 @@ static void release(Building *building) {
         }
     }
     free(building->shards);
+    strings_free(&building->files);
     free(building->inputs);
     free(building->parts);
     free(building->sets);

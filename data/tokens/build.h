@@ -8,17 +8,26 @@
 // on the number of workers, nor on how often the work was broken off. Memory is bounded by the workers, not by the shards.
 //
 // Every document ends with the tokenizer's end-of-text id, if it has one. Empty documents are dropped. Special tokens that
-// stand in a text are encoded as text.
+// stand in a text are encoded as text. Shards that are given twice, under whatever name, count once (shard_files.h).
+//
+// A text can be cut, and its memory given back, only where a word ends (and nowhere under a pattern that only PCRE2 knows). A
+// document that goes on for more than word_most bytes without such a place is a bad line: it takes that much memory while it
+// waits, and some 30 times that much where a word just fits, whatever its length.
 #pragma once
 
 #include "core/memory.h"
+
+enum { BUILD_WORD_MOST = 8 << 20 };
 
 typedef struct BuildPlan {
     Strings inputs;  // shards, in the order in which their documents shall come
     const char *tokenizer;
     const char *out;
     int workers;
-    int64_t bad_lines_most;  // one more is an error
+    int64_t bad_lines_most;   // one more is an error
+    int64_t word_most;        // bytes that a text may go on without the end of a word; 0: BUILD_WORD_MOST
+    int64_t window_most;      // bytes of a zstd window; 0: 128 MiB
+    bool replace_surrogates;  // half of a surrogate pair in a text becomes U+FFFD; else the line is bad
 } BuildPlan;
 
 typedef struct BuildResult {

@@ -53,6 +53,7 @@ typedef struct Lane {
     Batch **ring;
     int64_t taken;  // stored bytes that progress knows of
     int64_t bad_lines, empty;
+    int64_t open_line;  // of the document that goes on
 } Lane;
 
 typedef struct Shop {
@@ -105,6 +106,7 @@ static Error *read_batch(Lane *lane, Batch *batch, bool *ended) {
         } else {
             buffer_append(&batch->text, event.text, event.size);
             batch->open = event.kind == SHARD_PIECE;
+            lane->open_line = event.line;
             batch->open_size = batch->open ? event.size : 0;
             if (!batch->open) {
                 BatchDocument document = {.text_size = event.size};
@@ -175,6 +177,15 @@ static Error *write_batch(Shop *shop, Lane *lane, const Batch *batch) {
     return error;
 }
 
+// The open document is bad: what was encoded of it goes nowhere.
+static Error *give_up_document(Shop *shop, Lane *lane, Encoder *encoder, int64_t line, const char *reason) {
+    encoder_forget(encoder);
+    pthread_mutex_lock(&shop->lock);
+    Error *error = report_bad(shop, lane, (BadLine){line, reason});
+    pthread_mutex_unlock(&shop->lock);
+    return error != NULL ? error : part_writer_forget(lane->part);
+}
+
 // Encodes the document that begins with batch's last piece, and writes it as it goes. The worker holds reader and part.
 static Error *write_open_document(Shop *shop, Lane *lane, Encoder *encoder, Batch *batch) {
     ShardEvent event = {
@@ -183,14 +194,19 @@ static Error *write_open_document(Shop *shop, Lane *lane, Encoder *encoder, Batc
     for (;;) {
         batch->tokens.count = 0;
         if (event.kind == SHARD_BAD_LINE) {
-            encoder_finish(encoder, false, &batch->tokens);  // what the encoder still holds goes nowhere
-            pthread_mutex_lock(&shop->lock);
-            Error *error = report_bad(shop, lane, (BadLine){event.line, event.reason});
-            pthread_mutex_unlock(&shop->lock);
-            return error != NULL ? error : part_writer_forget(lane->part);
+            return give_up_document(shop, lane, encoder, event.line, event.reason);
         }
         bytes += (int64_t)event.size;
         encoder_feed(encoder, event.text, event.size, false, &batch->tokens);
+        if (encoder_waiting(encoder) > (size_t)shop->plan->word_most) {
+            int64_t line = lane->open_line;
+            while (event.kind == SHARD_PIECE) {
+                TRY(shard_next(lane->reader, &event));
+            }
+            return give_up_document(shop, lane, encoder, line,
+                                    "its text goes on without a place to cut it (the end of a word) "
+                                    "for longer than --max-word allows");
+        }
         if (event.kind == SHARD_DOCUMENT) {
             encoder_finish(encoder, false, &batch->tokens);
             end_text(shop, &batch->tokens);
@@ -224,6 +240,12 @@ static void open_lane(Shop *shop, Lane *lane) {
     shop->open_lanes++;
     pthread_mutex_unlock(&shop->lock);
     Error *error = shard_open(lane->job->shard, &lane->reader);
+    if (error == NULL && plan->replace_surrogates) {
+        shard_replace_surrogates(lane->reader);
+    }
+    if (error == NULL && plan->window_most > 0) {
+        shard_allow_window(lane->reader, plan->window_most);
+    }
     if (error == NULL) {
         error = part_writer_create(lane->job->part, plan->bytes_per_token, plan->job, &lane->part);
     }

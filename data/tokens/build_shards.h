@@ -18,7 +18,10 @@ typedef struct ShardsPlan {
     int64_t stored_bytes;    // of these shards, for progress
     int64_t bad_lines;       // in: of the parts that were finished before; out: of all
     int64_t bad_lines_most;  // one more is an error
-    int finished;            // out: parts that were made
+    int64_t word_most;       // of a BuildPlan, and what follows
+    int64_t window_most;
+    bool replace_surrogates;
+    int finished;  // out: parts that were made
 } ShardsPlan;
 
 // Makes the parts. Parts that were finished when an error came up stay.

@@ -48,6 +48,9 @@ static Error *check_header(const char *name, TokenFile *file, int64_t *indices) 
     if (size >= 6 && memcmp(idx, "TNTIDX", 6) == 0) {
         return failure("%s is in the old fairseq format (magic TNTIDX); convert it with the tool that wrote it", name);
     }
+    if (size >= 16 && memcmp(idx, "version https://", 16) == 0) {
+        return failure("%s is a git-lfs pointer that stands for a file; 'git lfs pull' fetches it", name);
+    }
     if (size >= 9 && memcmp(idx, TOKEN_MAGIC, 9) != 0) {
         return failure("%s is no index of a token file: it does not start with MMIDIDX", name);
     }
