@@ -228,6 +228,123 @@ static void test_decoding(void) {
     free(path);
 }
 
+// Tokenizers that are put together of parts, each with texts: what Split may say and do, and the flags of added tokens.
+static void test_golden_parts(void) {
+    char *base_path = golden_path("bytes.json"), *path = golden_path("parts.cases");
+    Buffer base = {0}, cases = {0}, before = {0};
+    Tokenizer *tokenizer = NULL;
+    Encoder *encoder = NULL;
+    Case one = {0};
+    Tokens ids = {0};
+    int count = 0, wrong = 0;
+    bool loaded = CHECK_OK(file_read(base_path, 1 << 20, &base)) && CHECK_OK(file_read(path, 1 << 22, &cases));
+    for (const char *line = cases.data; loaded && *line;) {
+        const char *tab = strchr(line, '\t');
+        if (before.size != (size_t)(tab - line) || memcmp(before.data, line, before.size) != 0) {
+            buffer_clear(&before);
+            buffer_append(&before, line, (size_t)(tab - line));
+            char *document = memory_format("%.*s,%s", (int)(tab - line - 1), line, base.data + 1);
+            encoder_free(encoder);
+            tokenizer_free(tokenizer);
+            Error *error = tokenizer_load_bytes("parts", document, strlen(document), &tokenizer);
+            encoder = error == NULL ? encoder_create(tokenizer) : NULL;
+            free(document);
+            if (error != NULL && !CHECK(strstr(error->message, "without case") != NULL)) {  // case that makes one of several
+                printf("%s\n%s\n", error->message, before.data);
+            }
+            error_free(error);
+        }
+        if (encoder == NULL) {
+            line = strchr(line, '\n') + 1;
+            continue;
+        }
+        line = read_case(tab + 1, &one);
+        for (int parts = 0; parts < 2; parts++) {
+            ids.count = 0;
+            if (parts) {
+                feed_in_parts(encoder, &one.text, (uint64_t)count, 3, one.special, &ids);
+            } else {
+                encoder_encode(encoder, one.text.data, one.text.size, one.special, &ids);
+            }
+            if (!same_ids(&ids, &one.ids) && wrong++ == 0) {
+                printf("case %d differs: %s\n", count, before.data);
+            }
+        }
+        count++;
+    }
+    CHECK(count > 400);
+    CHECK_I64(wrong, 0);
+    encoder_free(encoder);
+    tokenizer_free(tokenizer);
+    free(ids.ids);
+    free(one.ids.ids);
+    buffer_free(&one.text);
+    buffer_free(&base);
+    buffer_free(&cases);
+    buffer_free(&before);
+    free(base_path);
+    free(path);
+}
+
+// Whether the symbols of the text of one character are what the expression matches, for all characters: two sums, as in the
+// file.
+static void check_class(const char *expression, size_t size, int64_t count, uint64_t sum, uint64_t squares) {
+    char *whole = memory_format("[%.*s]", (int)size, expression);
+    bool alone = strncmp(expression, "\\w", 2) == 0 || strncmp(expression, "\\p{Word", 7) == 0 || *expression == '(';
+    Pattern *pattern;
+    if (CHECK_OK(pattern_create(alone ? expression : whole, alone ? size : strlen(whole), &pattern))) {
+        // Which symbols match is asked once each: of the first character that has it.
+        int8_t matches[SYMBOLS_MOST];
+        memset(matches, -1, sizeof matches);
+        int64_t found = 0;
+        uint64_t first = 0, second = 0;
+        pattern_behave(pattern, BEHAVIOR_REMOVED, false);
+        Splitter splitter = {0};
+        for (uint32_t code = 0; code < CODES; code++) {
+            code = code == 0xD800 ? 0xE000 : code;
+            char text[4];
+            uint8_t symbol;
+            size_t bytes = (size_t)utf8_encode(code, text);
+            symbols_of(&pattern->expression->symbols, (const uint8_t *)text, bytes, &symbol);
+            if (matches[symbol] < 0) {
+                uint32_t length = 0;
+                splitter_begin(&splitter, pattern, text, bytes);
+                splitter_next(&splitter, &length, 1);
+                matches[symbol] = (length & PIECE_REMOVED) != 0;
+            }
+            if (matches[symbol]) {
+                found++;
+                first += code;
+                second += (uint64_t)code * code;
+            }
+        }
+        splitter_free(&splitter);
+        if (!CHECK(found == count && first == sum && second % ((uint64_t)1 << 61) == squares)) {
+            printf("%.*s has %lld characters, not %lld\n", (int)size, expression, (long long)found, (long long)count);
+        }
+        pattern_free(pattern);
+    }
+    free(whole);
+}
+
+// Every property, script and class against the reference engine, over all characters.
+static void test_golden_classes(void) {
+    char *path = golden_path("classes.cases");
+    Buffer cases = {0};
+    int count = 0;
+    if (CHECK_OK(file_read(path, 1 << 20, &cases))) {
+        for (char *line = cases.data, *end; *line; line = end + 1, count++) {
+            int64_t characters = strtoll(line, &line, 10);
+            uint64_t sum = strtoull(line, &line, 10), squares = strtoull(line, &line, 10);
+            end = strchr(line, '\n');
+            check_class(line + 1, (size_t)(end - line - 1), characters, sum, squares);
+        }
+    }
+    CHECK(count > 200);
+    buffer_free(&cases);
+    free(path);
+}
+
 static void test_unicode(void) {
     const uint8_t *classes = unicode_classes();
     int64_t letters = 0, numbers = 0, spaces = 0;
@@ -255,6 +372,196 @@ static void test_unicode(void) {
         CHECK(unicode_is_nfc("plain \u00E9t\u00E9", 11));
     }
     buffer_free(&out);
+}
+
+// Merging as it is defined: the pair of lowest rank, the leftmost of equals, until there is none. Time O(n^2).
+static size_t merge_naively(const Bpe *bpe, const uint8_t *word, size_t size, int32_t *ids) {
+    size_t count = 0;
+    for (size_t i = 0; i < size; i++) {
+        ids[count] = bpe->byte_ids[word[i]];
+        count += ids[count] >= 0;
+    }
+    for (;;) {
+        const BpePair *best = NULL;
+        size_t place = 0;
+        for (size_t i = 0; i + 1 < count; i++) {
+            const BpePair *pair = bpe_find(bpe, ids[i], ids[i + 1]);
+            if (pair != NULL && (best == NULL || pair->rank < best->rank)) {
+                best = pair;
+                place = i;
+            }
+        }
+        if (best == NULL) {
+            return count;
+        }
+        ids[place] = best->id;
+        memmove(ids + place + 1, ids + place + 2, (count - place - 2) * sizeof *ids);
+        count--;
+    }
+}
+
+// Merges by chance over `letters` letters: some pairs of tokens of the ones before, many with the same rank behind another.
+static void random_merges(Bpe *bpe, int letters, int merges, uint64_t seed) {
+    CHECK_OK(bpe_create(bpe, (size_t)merges));
+    for (int byte = 0; byte < 256; byte++) {
+        bpe->byte_ids[byte] = byte == 255 ? -1 : byte;  // one is left out
+    }
+    for (int i = 0; i < merges; i++) {
+        Philox draw = philox(seed, 5, (uint64_t)i);
+        int32_t side[2];
+        for (int k = 0; k < 2; k++) {
+            uint32_t any = draw.word[k] % (uint32_t)(letters + i);
+            side[k] = any < (uint32_t)letters ? 'a' + (int32_t)any : 256 + (int32_t)any - letters;
+        }
+        bpe_add(bpe, side[0], side[1], i, 256 + i);
+    }
+}
+
+// Words of 1 to 400 bytes of one to four letters, where ties are many: each against the definition.
+static void test_merging(void) {
+    BpeScratch scratch = {0};
+    int64_t words = 0, wrong = 0;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        Bpe bpe;
+        int letters = 1 + (int)(seed % 4);
+        random_merges(&bpe, letters, seed % 3 == 0 ? 4 : 40, seed);
+        for (uint64_t i = 0; i < 120; i++) {
+            uint8_t word[400];
+            int32_t ids[400], naive[400];
+            size_t size = i < 60 ? 1 + philox(seed, 6, i).word[0] % 400 : 44 + i % 60;
+            for (size_t k = 0; k < size; k++) {
+                uint32_t any = philox(seed, 7 + i, k).word[0];
+                word[k] = any % 97 == 0 ? 255 : (uint8_t)('a' + (any >> 8) % (uint32_t)letters);
+            }
+            size_t count = bpe_merge(&bpe, &scratch, word, size, ids), expected = merge_naively(&bpe, word, size, naive);
+            wrong += count != expected || memcmp(ids, naive, count * sizeof *ids) != 0;
+            words++;
+        }
+        bpe_free(&bpe);
+    }
+    CHECK(words > 4000);
+    CHECK_I64(wrong, 0);
+    bpe_scratch_free(&scratch);
+}
+
+// Whatever the bytes, even those that are no text: decoding gives them back, whole and in parts; and whatever the ids, those
+// that are none of the vocabulary decode to nothing.
+static void test_every_byte(void) {
+    static const char *const names[] = {"llama3.json", "gpt4.json", "trained.json", "tiny.o200k.tiktoken"};
+    for (int i = 0; i < 4; i++) {
+        char *path = golden_path(names[i]);
+        Tokenizer *tokenizer;
+        if (CHECK_OK(tokenizer_load(path, &tokenizer))) {
+            Encoder *encoder = encoder_create(tokenizer);
+            Buffer text = {0}, back = {0}, alone = {0};
+            Tokens ids = {0};
+            for (uint64_t k = 0; k < 300; k++) {
+                buffer_clear(&text);
+                for (uint64_t n = 0; n < 1 + k % 97; n++) {
+                    buffer_byte(&text, (char)(k < 256 && n == 0 ? k : philox(k, 3, n).word[0]));
+                }
+                ids.count = 0;
+                buffer_clear(&back);
+                encoder_encode(encoder, text.data, text.size, false, &ids);
+                tokenizer_decode(tokenizer, ids.ids, ids.count, true, &back);
+                CHECK(back.size == text.size && memcmp(back.data, text.data, text.size) == 0);
+                for (size_t n = 0; n < ids.count; n++) {
+                    CHECK(ids.ids[n] >= 0 && ids.ids[n] < tokenizer_vocabulary(tokenizer));
+                }
+            }
+            // Every id decodes to its bytes, which encode and decode to the same; beyond the vocabulary there is nothing.
+            for (int32_t id = -2; id < tokenizer_vocabulary(tokenizer) + 2; id++) {
+                buffer_clear(&alone);
+                buffer_reserve(&alone, 1);
+                tokenizer_decode(tokenizer, &id, 1, true, &alone);
+                CHECK((alone.size == 0) == (id < 0 || id >= tokenizer_vocabulary(tokenizer)));
+                ids.count = 0;
+                buffer_clear(&back);
+                encoder_encode(encoder, alone.data, alone.size, true, &ids);
+                tokenizer_decode(tokenizer, ids.ids, ids.count, true, &back);
+                CHECK(back.size == alone.size && (alone.size == 0 || memcmp(back.data, alone.data, alone.size) == 0));
+            }
+            buffer_free(&text);
+            buffer_free(&back);
+            buffer_free(&alone);
+            free(ids.ids);
+            encoder_free(encoder);
+            tokenizer_free(tokenizer);
+        }
+        free(path);
+    }
+}
+
+// The tiny gpt2 ranks behind a line, with `more` at their end: the id that ends a document, or the message.
+static void check_declared(const char *name, const char *first, const char *more, int32_t end_of_text, const char *declaration,
+                           const char *message) {
+    char *path = golden_path("tiny.gpt2.tiktoken");
+    Buffer file = {0}, ranks = {0};
+    Tokenizer *tokenizer;
+    CHECK_OK(file_read(path, 1 << 20, &ranks));
+    buffer_printf(&file, "%s%s%s", first, ranks.data, more);
+    Error *error = tokenizer_load_bytes(name, file.data, file.size, &tokenizer);
+    if (message != NULL) {
+        CHECK_FAILS(error, message);
+    } else if (CHECK_OK(error)) {
+        CHECK_I64(tokenizer_end_of_text(tokenizer), end_of_text);
+        CHECK_TEXT(tokenizer_declaration(tokenizer), declaration);
+        // A copy under another name, with its declaration, is the same tokenizer.
+        Buffer copy = {0};
+        Tokenizer *again;
+        buffer_printf(&copy, "%s%s", tokenizer_declaration(tokenizer), file.data);
+        if (CHECK_OK(tokenizer_load_bytes("tokenizer.tiktoken", copy.data, copy.size, &again))) {
+            CHECK(tokenizer_fingerprint(again) == tokenizer_fingerprint(tokenizer));
+            tokenizer_free(again);
+        }
+        buffer_free(&copy);
+        tokenizer_free(tokenizer);
+    }
+    buffer_free(&file);
+    buffer_free(&ranks);
+    free(path);
+}
+
+static void test_declared(void) {
+    check_declared("a.gpt2.tiktoken", "", "", 400, "# encoding gpt2\n", NULL);
+    check_declared("a.multilingual.tiktoken", "", "= 400\n", 401, "# encoding multilingual\n", NULL);  // a token without bytes
+    check_declared("a.tiktoken", "# encoding cl100k\r\n", "", 400, "", NULL);
+    check_declared("a.gpt2.tiktoken", "# encoding o200k end-of-text 512\n", "", 512, "", NULL);
+    check_declared("a.tiktoken", "", "", 0, NULL, "end-of-text 400");
+    check_declared("a.gpt2.tiktoken", "", "= 400\n= 401\n", 0, NULL, "have the same bytes");
+    check_declared("a.gpt2.tiktoken", "", "== 400\n", 0, NULL, ":401: not the base64");
+    static const char *const lines[] = {"#\n",
+                                        "# encoding\n",
+                                        "# encoding gpt3\n",
+                                        "# encoding gpt2 \n",
+                                        "#encoding gpt2\n",
+                                        "# encoding gpt2 end-of-text\n",
+                                        "# encoding gpt2 end-of-text -1\n",
+                                        "# encoding gpt2 end-of-text 4194304\n",
+                                        "# encoding gpt2 end-of-text 99999999999\n",
+                                        "# encoding gpt2 end-of-text 500 x\n",
+                                        "# encoding gpt2 end-of-text 0500\n"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        check_declared("a.gpt2.tiktoken", lines[i], "", 0, NULL, ":1: a line that begins with #");
+    }
+    check_declared("a.gpt2.tiktoken", "# encoding gpt2 end-of-text 399\n", "", 0, NULL, "end-of-text 399 is a rank");
+    // A whole Whisper file, by the number of its ranks alone, where the merges of GPT-2 are at hand.
+    const char *folder = getenv("ATHANOR_TOKENIZERS");
+    char *path = folder == NULL ? NULL : path_join(folder, "gpt2.tiktoken");
+    if (path != NULL && path_exists(path)) {
+        Buffer file = {0};
+        Tokenizer *tokenizer;
+        CHECK_OK(file_read(path, 1 << 24, &file));
+        buffer_text(&file, "= 50256\n");
+        if (CHECK_OK(tokenizer_load_bytes("tokenizer.tiktoken", file.data, file.size, &tokenizer))) {
+            CHECK_I64(tokenizer_end_of_text(tokenizer), 50257);
+            CHECK_I64(tokenizer_vocabulary(tokenizer), 50258);
+            CHECK_TEXT(tokenizer_declaration(tokenizer), "");
+            tokenizer_free(tokenizer);
+        }
+        buffer_free(&file);
+    }
+    free(path);
 }
 
 // The merges tried for a word of `size` bytes that repeats `unit`.
@@ -343,7 +650,8 @@ static void bad_pre_tokenizer(const char *value, const char *part) {
 }
 
 static void test_bad_json(void) {
-    bad_file("t.json", "", "t.json: the file is empty");
+    bad_file("t.json", "", "t.json: this file is empty");
+    bad_file("t.json", "\xEF\xBB\xBF{}", "a byte order mark");
     bad_file("t.json", "{\"model\": ", "t.json:1");
     bad_json("", "this is not a tokenizer.json");
     bad_json("\"model\": 3", "this is not a tokenizer.json");
@@ -453,7 +761,12 @@ int main(void) {
     RUN(test_parts);
     RUN(test_round_trip);
     RUN(test_decoding);
+    RUN(test_golden_parts);
+    RUN(test_golden_classes);
     RUN(test_unicode);
+    RUN(test_merging);
+    RUN(test_every_byte);
+    RUN(test_declared);
     RUN(test_adversarial);
     RUN(test_bad_json);
     RUN(test_bad_expressions);

@@ -2,6 +2,7 @@
 #include "data/tokenizer/tokenizer.h"
 
 #include "core/durable.h"
+#include "core/file_kind.h"
 #include "core/hash.h"
 #include "data/tokenizer/tokenizer_parts.h"
 #include "data/tokenizer/unicode.h"
@@ -188,8 +189,10 @@ Error *tokenizer_load_bytes(const char *name, const char *bytes, size_t size, To
     while (start < size && strchr(" \t\r\n", bytes[start]) != NULL) {
         start++;
     }
-    if (start == size) {
-        return damaged("%s: the file is empty; a tokenizer.json or .tiktoken file is expected", name);
+    TRY(file_kind_check(name, "a tokenizer.json or .tiktoken file", bytes, size));
+    if (size >= 3 && memcmp(bytes, "\xEF\xBB\xBF", 3) == 0) {
+        return damaged(
+            "%s: the file begins with a byte order mark, which other readers refuse too; remove its first three bytes", name);
     }
     Tokenizer *tokenizer = memory_zeroed(1, sizeof *tokenizer);
     added_set_create(&tokenizer->raw);
@@ -284,6 +287,10 @@ static void describe_added(const Tokenizer *tokenizer, Buffer *out) {
     if (tokenizer->added_count > SHOWN) {
         buffer_printf(out, "  and %zu more\n", tokenizer->added_count - SHOWN);
     }
+}
+
+const char *tokenizer_declaration(const Tokenizer *tokenizer) {
+    return tokenizer->declaration;
 }
 
 void tokenizer_describe(const Tokenizer *tokenizer, Buffer *out) {

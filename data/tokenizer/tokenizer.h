@@ -18,11 +18,16 @@ typedef struct Tokens {
 //
 // Of a tokenizer.json the post-processor, truncation and padding are not applied: they would add or drop ids of a whole text.
 // A .tiktoken file does not say how text is cut nor which special tokens there are: both follow from a hint in the file's name
-// (gpt2, r50k, p50k, cl100k, o200k, llama3, qwen) or from the number of tokens, see tokenizer_tiktoken.c.
+// (gpt2, r50k, p50k, multilingual, cl100k, o200k, llama3, qwen), from the number of tokens, or from a first line that only we
+// read, "# encoding gpt2 end-of-text 50257", which goes before both; see tokenizer_tiktoken.c.
 Error *tokenizer_load(const char *path, Tokenizer **out) MUST_CHECK;
 // The same from memory. `name` stands for the file in messages, and for hints.
 Error *tokenizer_load_bytes(const char *name, const char *bytes, size_t size, Tokenizer **out) MUST_CHECK;
 void tokenizer_free(Tokenizer *tokenizer);
+
+// What a copy of its file under a name without a hint must begin with, so that it is read as this one was: a line with its end,
+// or "" where nothing is needed.
+const char *tokenizer_declaration(const Tokenizer *tokenizer);
 
 // The number of ids, highest id + 1 (added tokens included).
 int32_t tokenizer_vocabulary(const Tokenizer *tokenizer);

@@ -45,6 +45,7 @@ struct Tokenizer {
     bool can_cut;       // see pattern_cut
     int32_t end_of_text;
     uint64_t fingerprint;
+    char declaration[64];  // see tokenizer_declaration
 };
 
 Error *tokenizer_from_json(const char *name, const char *bytes, size_t size, Tokenizer *out) MUST_CHECK;

@@ -4,12 +4,16 @@
 // tokens whose bytes together are a token, the pair of lowest rank merges first. That is a table of pairs, too: every way to
 // cut a token into two tokens is a pair with the token's rank.
 //
+// A token may have no bytes, written "=": Whisper's multilingual file ends with one, which is why its end of text is not the id
+// that its merges tell (they are as many as GPT-2's) but one more.
+//
 // The file tells neither the pattern nor the special tokens. They follow from a hint in its name, else from the number of
-// ranks.
+// ranks; before both goes a first line that we allow, "# encoding NAME" or "# encoding NAME end-of-text ID".
 #include "core/durable.h"
 #include "data/tokenizer/tokenizer_parts.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 enum { TOKEN_LONGEST = 1024 };
 
@@ -37,6 +41,7 @@ static const Encoding encodings[] = {
     {"gpt2", 50256, PATTERN_GPT2, {{50256, "<|endoftext|>"}}},
     {"r50k", 50256, PATTERN_GPT2, {{50256, "<|endoftext|>"}}},
     {"p50k", 50280, PATTERN_GPT2, {{50256, "<|endoftext|>"}}},
+    {"multilingual", 50257, PATTERN_GPT2, {{50257, "<|endoftext|>"}}},
     {"cl100k",
      100256,
      PATTERN_CL100K,
@@ -50,9 +55,14 @@ static const Encoding encodings[] = {
     {"qwen", 151643, PATTERN_QWEN, {{151643, "<|endoftext|>"}, {151644, "<|im_start|>"}, {151645, "<|im_end|>"}}},
 };
 
+enum { ENCODINGS = sizeof encodings / sizeof *encodings };
+
 // The bytes of a base64 text into `out` (room for TOKEN_LONGEST); -1 if it is not one.
 static int decode_base64(const char *text, size_t size, char *out) {
     static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    if (size == 1 && *text == '=') {
+        return 0;
+    }
     if (size == 0 || size % 4 != 0 || size / 4 * 3 > TOKEN_LONGEST) {
         return -1;
     }
@@ -98,8 +108,7 @@ static Error *read_line(const char *name, int64_t line, const char *text, size_t
     return NULL;
 }
 
-static Error *read_lines(const char *name, const char *bytes, size_t size, Tokenizer *tokenizer, int64_t *ranks) {
-    int64_t line = 0;
+static Error *read_lines(const char *name, const char *bytes, size_t size, int64_t line, Tokenizer *tokenizer, int64_t *ranks) {
     *ranks = 0;
     for (size_t start = 0, end; start < size; start = end + 1) {
         const char *newline = memchr(bytes + start, '\n', size - start);
@@ -138,7 +147,7 @@ static Error *build_pairs(const char *name, Tokenizer *tokenizer) {
     size_t count = 0;
     for (int32_t id = 0; id < tokenizer->vocabulary; id++) {
         const TokenSpan *span = &tokenizer->tokens[id];
-        if (span->size > 0 &&
+        if ((span->flags & TOKEN_BYTES) &&
             tokenizer_find_whole(tokenizer, (const uint8_t *)tokenizer->bytes.data + span->offset, span->size) != id) {
             return damaged("%s: ranks %d and another have the same bytes", name, id);
         }
@@ -159,33 +168,70 @@ static Error *build_pairs(const char *name, Tokenizer *tokenizer) {
     return NULL;
 }
 
-static Error *find_encoding(const char *name, int64_t ranks, const Encoding **out) {
-    enum { COUNT = sizeof encodings / sizeof *encodings };
+static Error *find_encoding(const char *name, int64_t ranks, const Tokenizer *tokenizer, const Encoding **out) {
     const char *file = path_name(name);
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < ENCODINGS; i++) {
         if (strstr(file, encodings[i].hint) != NULL) {
             *out = &encodings[i];
             return NULL;
         }
     }
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < ENCODINGS; i++) {
         if (encodings[i].ranks == ranks) {
             *out = &encodings[i];
             return NULL;
         }
     }
     return failure("%s: %" PRId64 " ranks tell no known encoding; name the file after the one it uses: "
-                   "gpt2, r50k, p50k, cl100k, o200k, llama3 or qwen, such as my.gpt2.tiktoken",
-                   name, ranks);
+                   "gpt2, r50k, p50k, multilingual, cl100k, o200k, llama3 or qwen, such as my.gpt2.tiktoken, or let its first "
+                   "line be \"# encoding gpt2 end-of-text %d\" with the id that ends a document",
+                   name, ranks, tokenizer->vocabulary);
+}
+
+// Reads a declaration, if the file begins with one. *start is behind it, *end_of_text -1 where it names no id.
+static Error *read_declaration(const char *name, const char *bytes, size_t size, size_t *start, const Encoding **encoding,
+                               int32_t *end_of_text) {
+    *start = 0;
+    *end_of_text = -1;
+    if (size == 0 || *bytes != '#') {
+        return NULL;
+    }
+    const char *newline = memchr(bytes, '\n', size);
+    size_t length = newline == NULL ? size : (size_t)(newline - bytes);
+    char line[80] = "", word[16] = "", behind = 0;
+    *start = newline == NULL ? size : length + 1;
+    memcpy(line, bytes, length < sizeof line ? length : sizeof line - 1);
+    int fields = sscanf(line, "# encoding %15[a-z0-9] end-of-text %" SCNd32 " %c", word, end_of_text, &behind);
+    for (int i = 0; i < ENCODINGS; i++) {
+        if (strcmp(word, encodings[i].hint) == 0) {
+            *encoding = &encodings[i];
+        }
+    }
+    char plain[80];
+    snprintf(plain, sizeof plain, fields == 1 ? "# encoding %s" : "# encoding %s end-of-text %" PRId32, word, *end_of_text);
+    size_t said = strlen(line) - (strlen(line) > 0 && line[strlen(line) - 1] == '\r');
+    if (*encoding == NULL || fields > 2 || strncmp(plain, line, said) != 0 || strlen(plain) != said ||
+        (fields == 2 && (*end_of_text < 0 || *end_of_text >= TOKEN_IDS_MOST))) {
+        return damaged(
+            "%s:1: a line that begins with # must be \"# encoding NAME\" or \"# encoding NAME end-of-text ID\" with one "
+            "of gpt2, r50k, p50k, multilingual, cl100k, o200k, llama3 or qwen and an id below %d",
+            name, TOKEN_IDS_MOST);
+    }
+    return NULL;
 }
 
 Error *tokenizer_from_tiktoken(const char *name, const char *bytes, size_t size, Tokenizer *out) {
     int64_t ranks;
+    size_t start;
+    int32_t end_of_text;
     const Encoding *encoding = NULL;
     out->format = "tiktoken";
     out->ignore_merges = true;
-    TRY(read_lines(name, bytes, size, out, &ranks));
-    TRY(find_encoding(name, ranks, &encoding));
+    TRY(read_declaration(name, bytes, size, &start, &encoding, &end_of_text));
+    TRY(read_lines(name, bytes + start, size - start, start > 0, out, &ranks));
+    if (encoding == NULL) {
+        TRY(find_encoding(name, ranks, out, &encoding));
+    }
     TRY(build_pairs(name, out));
     Pattern *pattern;
     if (encoding->pattern == PATTERN_OTHER) {
@@ -195,8 +241,17 @@ Error *tokenizer_from_tiktoken(const char *name, const char *bytes, size_t size,
     }
     tokenizer_add_stage(out, pattern);
     // A file with another number of ranks than the encoding's own ends documents with the id behind its last.
-    static const Special behind_last[] = {{-1, "<|endoftext|>"}, {0, NULL}};
-    const Special *special = ranks == encoding->ranks ? encoding->special : behind_last;
+    const Special declared[] = {{end_of_text, "<|endoftext|>"}, {0, NULL}};  // -1: behind the last
+    const Special *special = ranks == encoding->ranks && end_of_text < 0 ? encoding->special : declared;
+    if (end_of_text >= 0 && end_of_text < out->vocabulary && (out->tokens[end_of_text].flags & TOKEN_PRESENT)) {
+        return damaged("%s:1: end-of-text %d is a rank of the file", name, end_of_text);
+    }
+    const Encoding *unnamed = NULL;
+    Error *untold = find_encoding("", ranks, out, &unnamed);
+    if (start == 0 && unnamed != encoding) {
+        snprintf(out->declaration, sizeof out->declaration, "# encoding %s\n", encoding->hint);
+    }
+    error_free(untold);
     for (int i = 0; special[i].text != NULL; i++) {
         AddedToken token = {.id = special[i].id < 0 ? out->vocabulary : special[i].id,
                             .text = (char *)(uintptr_t)special[i].text,

@@ -299,10 +299,14 @@ static Error *copy_tokenizer(Building *building, char **copy) {
     }
     bool json = i < text.size && text.data[i] == '{';
     *copy = path_join(building->staging.whole, json ? "tokenizer.json" : "tokenizer.tiktoken");
+    Buffer whole = {0};  // under its new name it must be read as it was under its own
+    buffer_text(&whole, tokenizer_declaration(building->tokenizer));
+    buffer_append(&whole, text.data, text.size);
     if (error == NULL) {
-        error = file_write(*copy, text.data, text.size);
+        error = file_write(*copy, whole.data, whole.size);
     }
     buffer_free(&text);
+    buffer_free(&whole);
     return error;
 }
 

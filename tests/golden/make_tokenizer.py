@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 
 import tiktoken
@@ -141,6 +142,97 @@ def write_tiktoken_cases(name, ranks, pattern):
                 else encoding.encode_ordinary(text))
 
 
+# What a Split may say: atoms, places, repeats, put together by chance.
+ATOMS = (r"a b X s t k 1 é \n ' . \. \s \S \d \D \w \W \p{L} \p{Lu} \p{Ll} \p{N} \P{L} \p{M} \p{^N} \p{Han} \h \R \N \x41 \x{e9} "
+         r"\u4e00 \O [abX] [^a] [a-t] [^\s\p{L}] [^\r\n\p{L}\p{N}] [\p{L}&&[^a]] [[:alpha:]] [[:^alnum:]] [[:punct:]] [a-z&&[^b-t]] "
+         r"[^a-s&&\p{L}] [\p{Lu}\p{M}] [\w'] [\W] [\P{Ll}] \p{Emoji} \p{Punct} [[:space:]] [[:word:]] \p{Letter} \p{hiragana}").split() + [" "]
+PLACES = r"^ $ \A \z \Z \b \B (?=a) (?!b) (?!\S) (?<=a) (?<!\s) (?<=\p{L})".split()
+REPEATS = "? * + ?? *? +? ?+ *+ ++ {2} {1,3} {2,} {,2} {1,2}? {2}? {1,3}+ {2}+ {2,}?".split()
+BEHAVIORS = ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+CHARACTERS = ["a", "b", "X", "s", "S", "\u017f", "t", "k", "\u212a", "1", "2", "\u00e9", "\u00c9", "\n", " ", "  ", "'", ".", "\r\n", "\u4e00",
+              "\u3042", "\u0301", "\u00b2", "\u200d", "\U0001f600", "\u0663", "\u00df", "_", "\U0001e5d0", "\ua7da", "\U00016d40", "\u0897",
+              "\t", "\u0085", "\u3000", "aaa", "bb"]
+
+
+def expression(depth):
+    kind = random.random()
+    if depth == 0 or kind < .35:
+        return random.choice(ATOMS) + (random.choice(REPEATS) if random.random() < .35 else "")
+    if kind < .42:
+        return random.choice(PLACES)
+    if kind < .65:
+        return expression(depth - 1) + expression(depth - 1)
+    if kind < .75:
+        return expression(depth - 1) + "|" + expression(depth - 1)
+    group = random.choice(["(", "(?:", "(?i:", "(?>", "(?i)", "(?m:", "(?=", "(?!", "(?<q>", "(?-i:"])
+    if group == "(?i)":
+        return group + expression(depth - 1)
+    repeat = random.choice(REPEATS) if group not in ("(?=", "(?!") and random.random() < .5 else ""
+    return group + expression(depth - 1) + ")" + repeat
+
+
+def byte_model():
+    """Each byte a token, and each byte with a blank behind it: with a blank before every piece, ids tell where pieces end."""
+    alphabet = {b: c for c, b in ((c, list(tiktoken_ranks({"model": {"vocab": {c: 0}}}))[0][0]) for c in pre_tokenizers.ByteLevel.alphabet())}
+    vocabulary = {alphabet[b]: b for b in range(256)} | {alphabet[b] + alphabet[32]: 256 + b for b in range(256)}
+    return {"model": {"type": "BPE", "vocab": vocabulary, "merges": [[alphabet[b], alphabet[32]] for b in range(256)]}}
+
+
+def write_parts():
+    """parts.cases: fields of a tokenizer.json (which bytes.json completes), a tab, a case as in the other files."""
+    random.seed(11)
+    base, lines, last = byte_model(), [], {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+    (HERE / "bytes.json").write_text(json.dumps(base, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    def add(fields, choices, count):
+        try:
+            reference = Tokenizer.from_str(json.dumps(fields | base))
+        except Exception:  # chance made no expression
+            return
+        for special in random.choices("S-", k=count):
+            text = "".join(random.choices(choices, k=random.randint(1, 14)))
+            reference.encode_special_tokens = special == "-"
+            ids = reference.encode(text, add_special_tokens=False).ids
+            case = " ".join([special, text.encode().hex(), *map(str, ids)])
+            lines.append(json.dumps(fields, ensure_ascii=False) + "\t" + case)
+    for number in range(150):
+        chance = random.random()
+        pattern = {"String": random.choice(["a", " ", "a.", "\n", "\u00e9"])} if chance < .1 else {
+            "Regex": random.choice([GPT2, r"\p{N}", r"\p{N}+"]) if chance < .2 else expression(3)}
+        stages = [{"type": "Split", "pattern": pattern, "behavior": BEHAVIORS[number % 5], "invert": random.random() < .5}]
+        add({"pre_tokenizer": {"type": "Sequence", "pretokenizers": stages + [last]}}, CHARACTERS, 3)
+    names = ["special", "single_word", "lstrip", "rstrip", "normalized"]
+    for flags in range(32):
+        token = {"id": 512, "content": "e\u0301_t"} | {name: bool(flags >> i & 1) for i, name in enumerate(names)}
+        other = {"id": 513, "content": "t ", "special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        add({"added_tokens": [token, other], "normalizer": {"type": "NFC"} if flags % 3 else None, "pre_tokenizer": last},
+            ["e\u0301_t", "\u00e9_t", "e\u0301_", "t ", "t", " ", "\n", "\u3000", "a", "_", "\u0301", ".", "\u00b2", "\u200d"], 6)
+    (HERE / "parts.cases").write_text("\n".join(lines) + "\n")
+
+
+def write_classes():
+    """classes.cases: for properties and classes of the reference engine the number of their characters and two sums over them."""
+    table = (HERE.parents[2] / "data/tokenizer/unicode_table.c").read_text()
+    names = sorted({name for names in re.findall(r'"\|([a-z|]+)\|"', table) for name in names.split("|") if name != "qaai"})
+    names += ("L Lu Ll Lt Lm Lo LC M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp C Cc Cf Co Cn Any Assigned Alphabetic "
+              "Lowercase Uppercase Emoji Emoji_Presentation Extended_Pictographic White_Space Alnum Blank Graph Print Word Punct ASCII").split()
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    chunks = ["".join(characters[i:i + 8192]) for i in range(0, len(characters), 8192)]
+    lines = []
+    for name in [rf"\p{{{name}}}" for name in names] + [
+            r"\s", r"\w", r"\d", r"\h", r"[\w]", r"[[:alpha:]]", r"[[:punct:]]", r"[[:digit:]]", r"[[:cntrl:]]", r"(?i:[a-z])", r"(?i:[^\p{Lu}])",
+            r"(?i:[\p{Lu}&&[a-z]])", r"(?i:[\x{3b1}-\x{3c9}&&[^\x{3b9}\x{3c5}]])", r"(?i:[\x{410}-\x{42f}])", r"(?i:[\x{13a0}-\x{13ff}])"]:
+        split = pre_tokenizers.Split(Regex(f"(?:{name})+"), "removed")
+        codes = []
+        for chunk in chunks:
+            kept = set()
+            for _, (start, end) in split.pre_tokenize_str(chunk):
+                kept.update(range(start, end))
+            codes += [ord(c) for i, c in enumerate(chunk) if i not in kept]
+        lines.append(f"{len(codes)} {sum(codes)} {sum(c * c for c in codes) % (1 << 61)} {name}")
+    (HERE / "classes.cases").write_text("\n".join(lines) + "\n")
+
+
 def main():
     (HERE / "real").mkdir(parents=True, exist_ok=True)
     made = build()
@@ -160,6 +252,8 @@ def main():
     real = pathlib.Path(os.environ["ATHANOR_TOKENIZERS"])
     write_json_cases("real/gpt-neox-20b", real / "gpt-neox-20b.json")
     write_tiktoken_cases("real/gpt2", tiktoken.load.load_tiktoken_bpe(str(real / "gpt2.tiktoken")), GPT2)
+    write_parts()
+    write_classes()
     print("tokenizers", tokenizers.__version__, "tiktoken", tiktoken.__version__)
 
 
