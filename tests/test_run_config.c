@@ -6,8 +6,10 @@
 #include "tests/support/check.h"
 #include "train/run_plan.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <time.h>
+#include <unistd.h>
 
 static const char usual[] = "folder: x\ndata.corpus: none\ntrain.steps: 10\n";
 
@@ -682,6 +684,66 @@ static void test_vast(void) {
     free(text);
 }
 
+// ---- What is asked for and will not come to pass
+// ---------------------------------------------------------------------------------------
+
+// What run_config_remark logs of the usual run of 10 steps with more settings.
+static void remark(const char *more, Buffer *out) {
+    char *text = memory_format("%smodel: {layers: 2, width: 32, heads: 4, context: 64}\n%s", usual, more);
+    char *path = path_join(folder, "log");
+    RunConfig config;
+    CHECK_OK(read_run(&config, text, NULL, 0));
+    CHECK_OK(run_config_resolve(&config, 300, 1, "run.yaml"));
+    fflush(stderr);
+    int kept = dup(STDERR_FILENO), file = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    dup2(file, STDERR_FILENO);
+    run_config_remark(&config);
+    fflush(stderr);
+    dup2(kept, STDERR_FILENO);
+    close(kept);
+    close(file);
+    buffer_clear(out);
+    CHECK_OK(file_read(path, 1 << 20, out));
+    buffer_text(out, "");
+    run_config_free(&config);
+    free(path);
+    free(text);
+}
+
+static void test_remarks(void) {
+    static const struct {
+        const char *more, *told;  // NULL: nothing
+    } cases[] = {
+        {"checkpoint.every: 10\n", NULL},
+        {"checkpoint.every: 0\nschedule.warmup_steps: 9\n", NULL},
+        {"checkpoint.every: 0\nschedule.warmup_steps: 10\n", "schedule.warmup_steps is 10, but the run has 10 steps"},
+        {"checkpoint.every: 0\nschedule.warmup_steps: 40\n", "still rising when it ends, at 25% of its peak"},
+        {"checkpoint.every: 0\nschedule: {kind: wsd, decay_steps: 10}\n", NULL},
+        {"checkpoint.every: 0\nschedule: {kind: wsd, decay_steps: 11}\n", "schedule.decay_steps is 11"},
+        {"checkpoint.every: 0\nschedule: {kind: wsd, decay_steps: 8, warmup_steps: 3}\n",
+         "the learning rate falls in the other 7"},
+        {"checkpoint.every: 0\nschedule: {kind: wsd, warmup_steps: 3}\n", NULL},
+        {"checkpoint.every: 0\nschedule: {kind: cosine, decay_steps: 800}\n", NULL},
+        {"checkpoint.every: 11\n", "checkpoint.every is 11, more than the run's 10 steps: done at its ends only"},
+        {"checkpoint.every: 11\nvalidation.every: 12\nsamples.every: 13\n", "note      checkpoint.every is 11, more"},
+        {"checkpoint.every: 11\nvalidation.every: 12\nsamples.every: 13\ndata.validation: x\nsamples.prompts: [a]\n",
+         "checkpoint.every is 11, validation.every is 12, samples.every is 13, more"},
+    };
+    Buffer told = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        remark(cases[i].more, &told);
+        size_t lines = 0;
+        for (const char *p = told.data; *p != 0; p++) {
+            lines += *p == '\n';
+        }
+        bool right = cases[i].told == NULL ? lines == 0 : lines == 1 && strstr(told.data, cases[i].told) != NULL;
+        if (!CHECK(right)) {
+            printf("%s: %s\n", cases[i].more, told.data);
+        }
+    }
+    buffer_free(&told);
+}
+
 int main(void) {
     keys = run_config_keys(&key_count);
     folder = check_folder();
@@ -693,5 +755,6 @@ int main(void) {
     RUN(test_home);
     RUN(test_odd_values);
     RUN(test_vast);
+    RUN(test_remarks);
     return check_report();
 }
