@@ -309,23 +309,27 @@ def test_bad_input():
         (["instruction_set=mmx"], "it runs:"),
         (["folder="], "folder is missing"),
     ]
+    # Wrong whatever there is on the disk: wrong usage of the command line.
+    usage = ("heads", "groups", "64 or 128 would do", "= 64; 64 would do, or a smaller train.micro_batch",
+             "is 1048577, it must be between 1 and 1048576", "train.steps or train.tokens", "did you mean train.steps?",
+             "one of: adamw, lion, sgd", "must be a number", "more than the model's context", "vocabulary", "folder is missing")
     write("bad.yaml", base)
     run("train", "bad.yaml", "folder=lion", "optimizer.kind=lion", "train.steps=2")
     for overrides, part in cases:
-        run("train", "bad.yaml", *overrides, code=1, part=part)
+        run("train", "bad.yaml", *overrides, code=2 if part in usage else 1, part=part)
         check(not os.path.exists("bad"), f"{overrides} left a run folder")
         shutil.rmtree("bad", ignore_errors=True)
     # A model that is lost: steps without a finite gradient are skipped and counted, and the run says so in the end.
     run("train", "bad.yaml", "folder=lost", "optimizer.kind=sgd", "optimizer.learning_rate=1000", "optimizer.clip=0", "train.steps=200",
         "schedule.kind=constant", code=1, part="no finite gradient")
     check(records("lost")[-1]["skipped"] == 49, f"49 skipped steps are on record, not {records('lost')[-1]['skipped']}")
-    run("train", "bad.yaml", "model.heads=5", code=1, part="heads", ranks=2)
+    run("train", "bad.yaml", "model.heads=5", code=2, part="heads", ranks=2)
     run("train", code=2, part="configuration is missing")
     run("train", "bad.yaml", "nonsense", code=2, part="key.path=value")
     run("train", "missing.yaml", code=1, part="missing.yaml")
     run("train", write("tabs.yaml", "model:\n\twidth: 3\n"), code=1, part="tabs.yaml:2")
     run("generate", "--checkpoint", "nowhere", code=1, part="nowhere")
-    run("generate", code=2, part="--checkpoint is missing")
+    run("generate", code=2, part="RUN is missing")
     run("eval", "--checkpoint", "one", "--corpus", "nowhere", code=1, part="nowhere")
     # Another tokenizer's corpus.
     run("tokenizer", "train", "--input", "packed/train/*.jsonl.zst", "--vocab-size", "350", "--out", "other.json")
@@ -337,12 +341,28 @@ def test_bad_input():
     run("train", "one.yaml", "data.corpus=changed", "train.steps=70", code=1, part="another corpus")
 
 
+def test_numbers():
+    """One of a thing is told in the singular: a run of one step by one rank, continued, read and reported."""
+    write("single.yaml", CONFIG.format(folder="single"))
+    told = ""
+    for command in (["train", "single.yaml", "train.steps=1", "train.batch_tokens=0", "train.micro_batch=1", "threads=1"],
+                    ["train", "single.yaml", "train.steps=1", "train.batch_tokens=0", "train.micro_batch=1", "threads=1"],
+                    ["report", "single"], ["inspect", "single"], ["doctor"]):
+        done = subprocess.run([ATHANOR, *command], capture_output=True, text=True, errors="replace", timeout=600)
+        check(done.returncode == 0 or command[0] == "doctor", f"{command}: {done.stderr[-2000:]}")
+        told += done.stdout + done.stderr
+    wrong = [line for line in told.splitlines() if re.search(r"(?<![\d.,])(?<!\+ )1 (?!ms\b|steps; raise)[a-z-]{2,}s\b(?! parameters)", line)]
+    check(not wrong, f"one of several: {wrong}")
+    check("1 rank x 1 micro-batch x 1 sequence x" in told, "the batch is told")
+    check(" 0 ms left" not in told, "no time is left")
+
+
 def main():
     folder = tempfile.mkdtemp(prefix="athanor-train-")
     os.chdir(folder)
     try:
         make_corpus()
-        for test in (test_ranks, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input):
+        for test in (test_ranks, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input, test_numbers):
             before = failures
             start = time.time()
             test()

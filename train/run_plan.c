@@ -62,10 +62,12 @@ static void plan_samples(const RunConfig *config, const RunLayout *layout, const
     int64_t capacity = layout->prompt_tokens + config->samples.tokens, width = config->model.head_width;
     capacity = capacity < config->model.context ? capacity : config->model.context;
     decoder_plan(&config->model, machine, 1, capacity, out);
+    char threads[64];
     int64_t more =
         attention_scratch_bytes(capacity, width, false) - attention_scratch_bytes(config->data.sequence_length, width, true);
     if (machine->kind == DEVICE_CPU && more > 0) {
-        memory_plan_add(out, "kernels' scratch for samples", machine->threads * more, "%d threads, about", machine->threads);
+        memory_plan_add(out, "kernels' scratch for samples", machine->threads * more, "%s, about",
+                        text_number_of(threads, machine->threads, "thread"));
     }
 }
 
