@@ -312,7 +312,7 @@ static Error *read_includes(Reader *reader, const yaml_node_t *root) {
 }
 
 // What the YAML parser could not read, and where: "file.yaml:3:7: not valid YAML: ...".
-static Error *invalid(const char *name, const yaml_parser_t *parser, const char *text) {
+static Error *invalid(const char *name, const yaml_parser_t *parser, const char *text, const Key *key) {
     const char *problem = parser->problem != NULL ? parser->problem : "unknown problem";
     size_t line = parser->problem_mark.line + 1, column = parser->problem_mark.column + 1;
     char opened[120] = "";
@@ -326,8 +326,8 @@ static Error *invalid(const char *name, const yaml_parser_t *parser, const char 
     } else if (parser->context != NULL && parser->context_mark.line + 1 < line) {
         snprintf(opened, sizeof opened, " (%s that begins in line %zu)", parser->context, parser->context_mark.line + 1);
     }
-    if (name == NULL) {
-        return failure("command line: not valid YAML: %s", problem);
+    if (key != NULL) {
+        return failure("command line: %s is not valid YAML: %s", key->name, problem);
     }
     return failure("%s:%zu:%zu: not valid YAML: %s%s", name, line, column, problem, opened);
 }
@@ -357,7 +357,7 @@ static const char *unwanted(const yaml_event_t *event, int documents, int depth,
 }
 
 // Reads through the text, event by event, before anything of it is kept.
-static Error *refuse_unwanted(const char *name, const char *text, size_t size) {
+static Error *refuse_unwanted(const char *name, const char *text, size_t size, const Key *key) {
     yaml_parser_t parser;
     yaml_event_t event;
     ensure(yaml_parser_initialize(&parser), "no memory for a YAML parser");
@@ -365,7 +365,7 @@ static Error *refuse_unwanted(const char *name, const char *text, size_t size) {
     Error *error = NULL;
     for (int documents = 0, depth = 0, values = 0, done = 0; !done && error == NULL;) {
         if (!yaml_parser_parse(&parser, &event)) {
-            error = invalid(name, &parser, text);
+            error = invalid(name, &parser, text, key);
             break;
         }
         bool begins = event.type == YAML_SEQUENCE_START_EVENT || event.type == YAML_MAPPING_START_EVENT;
@@ -374,8 +374,8 @@ static Error *refuse_unwanted(const char *name, const char *text, size_t size) {
         depth += begins - ends;
         values += begins || event.type == YAML_SCALAR_EVENT;
         const char *reason = unwanted(&event, documents, depth, values);
-        if (reason != NULL && name == NULL) {
-            error = failure("command line: %s", reason);
+        if (reason != NULL && key != NULL) {
+            error = failure("command line: %s: %s", key->name, reason);
         } else if (reason != NULL) {
             error = failure("%s:%zu: %s", name, event.start_mark.line + 1, reason);
         }
@@ -396,7 +396,7 @@ static Error *read_root(Reader *reader, const yaml_node_t *root) {
 
 // Reads a file's text, or with `key` its value on the command line.
 static Error *read_text(const Reader *like, const char *name, const char *text, size_t size, const Key *key) {
-    TRY(refuse_unwanted(name, text, size));
+    TRY(refuse_unwanted(name, text, size, key));
     Reader reader = *like;
     reader.name = name;
     reader.lines = memory_zeroed((size_t)like->count, sizeof *reader.lines);
@@ -405,7 +405,7 @@ static Error *read_text(const Reader *like, const char *name, const char *text, 
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, size);
     Error *error = NULL;
     if (!yaml_parser_load(&parser, &reader.document)) {
-        error = invalid(name, &parser, text);
+        error = invalid(name, &parser, text, key);
     } else {
         yaml_node_t *root = yaml_document_get_root_node(&reader.document);
         if (root != NULL) {

@@ -16,9 +16,9 @@ static bool limited(const Key *key) {
     return key->least != 0 || key->most != 0;
 }
 
-// The shortest form that reads back as the same number. `out` has room for 40 bytes.
-static const char *shortest(char *out, double value) {
-    for (int digits = 1; digits <= 17; digits++) {
+// The shortest form of at least `digits` digits that reads back as the same number. `out` has room for 40 bytes.
+static const char *shortest(char *out, double value, int digits) {
+    for (; digits <= 17; digits++) {
         snprintf(out, 40, "%.*g", digits, value);
         if (strtod(out, NULL) == value) {
             break;
@@ -30,7 +30,7 @@ static const char *shortest(char *out, double value) {
 // A limit of a key: whole numbers in full.
 static const char *limit_text(char *out, const Key *key, double value) {
     if (key->type != KEY_INT) {
-        return shortest(out, value);
+        return shortest(out, value, 6);
     }
     snprintf(out, 40, "%.0f", value);
     return out;
@@ -130,7 +130,7 @@ Error *key_add_proportion(const Key *key, void *base, const char *name, double v
         return failure("%s: %s: '%s' must be a finite number", where, key->name, name);
     }
     char written[40];
-    TRY(error_wrap(check_range(key, value, shortest(written, value), where), "%s: '%s'", where, name));
+    TRY(error_wrap(check_range(key, value, shortest(written, value, 6), where), "%s: '%s'", where, name));
     for (size_t i = 0; i < proportions->count; i++) {
         if (strcmp(proportions->names[i], name) == 0) {
             return failure("%s: %s names '%s' twice", where, key->name, name);
@@ -242,7 +242,7 @@ void key_print(const Key *key, const void *base, Buffer *out) {
         break;
     case KEY_FLOAT: {
         char text[40];
-        buffer_text(out, shortest(text, *VALUE(const double, key, base)));
+        buffer_text(out, shortest(text, *VALUE(const double, key, base), 1));
         break;
     }
     case KEY_PATH:

@@ -2,6 +2,7 @@
 """The command line as a whole: every command helps, refuses wrong usage with code 2 and missing files with code 1, in one line."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,78 @@ class CommandLine(unittest.TestCase):
         self.one_line(athanor("tokenizer", "train", "--input", __file__, __file__, "--out", "OUT"), 2, "too many arguments",
                       f"'{__file__}'", "in quotes")
         self.assertNotIn("in quotes", athanor("generate", "/tmp").stderr)
+
+    def test_presets(self):
+        """An installed program lists its presets and finds them from any folder."""
+        with tempfile.TemporaryDirectory() as folder:
+            def installed(*arguments):
+                return subprocess.run([f"{folder}/bin/athanor", *arguments], capture_output=True, text=True, cwd=folder, timeout=60)
+
+            os.makedirs(f"{folder}/bin")
+            shutil.copy(ATHANOR, f"{folder}/bin/athanor")
+            self.one_line(installed("configs"), 1, "there are no presets")
+            self.one_line(installed("train", "tiny"), 1, "there is no tiny")
+            subprocess.run(["cmake", "--install", os.path.dirname(ATHANOR), "--prefix", folder], capture_output=True, check=True)
+            done = installed("configs")
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            source = f"{os.environ['ATHANOR_SOURCE']}/configs"
+            for kind in ("runs", "models"):
+                for name in os.listdir(f"{source}/{kind}"):
+                    with open(f"{source}/{kind}/{name}", encoding="utf-8") as file:
+                        head = file.readline().lstrip("# ").rstrip()
+                    self.assertRegex(done.stdout, rf"(?m)^  {re.escape(name[:-5])} +{re.escape(head)}$")
+                    if kind == "runs":
+                        for given in (name, name[:-5], f"share/athanor/configs/runs/{name}"):
+                            self.one_line(installed("train", given, "data.corpus=absent-corpus"), 1, "absent-corpus")
+                    else:
+                        self.one_line(installed("train", name[:-5]), 1, f"{name[:-5]} is a model")
+            self.assertIn(os.path.realpath(folder) + "/share/athanor/configs/runs", done.stdout)
+            self.one_line(installed("train", "tinny"), 1, "did you mean tiny?")
+            self.one_line(installed("train", "xyzzy"), 1, "'athanor configs' lists")
+            self.one_line(installed("train", "runs/tiny"), 1, "there is no file runs/tiny")
+            self.one_line(installed("train", "train.steps=5"), 2, "comes before the settings")
+            # A file of one's own comes first, a folder does not.
+            os.makedirs(f"{folder}/nano-bytes")
+            self.one_line(installed("train", "nano-bytes", "data.corpus=absent-corpus"), 1, "absent-corpus")
+            with open(f"{folder}/tiny", "w", encoding="utf-8") as file:
+                file.write("seed: x")
+            self.one_line(installed("train", "tiny"), 1, "tiny:1: seed is 'x'")
+
+    def test_exit_codes(self):
+        """Wrong settings on the command line are wrong usage; the same in a file are failures, with their line."""
+        wrong = ["trian.steps=5", "train.steps=x", "train.steps=-1", "train.stepz=5", "optimizer.kind=adam", "optimizer=adamw", "train.steps",
+                 "=5", "folder=", "folder=~nobody/x", "train.tokens=5", "data.mixture={a: 0}", "data.mixture={a: 1", "samples.prompts=[a, ~]",
+                 "optimizer.beta1=1", "train.steps=0", "x y", "--train.steps=5", "--lr=1"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/run.yaml"
+            for setting in wrong:
+                with self.subTest(setting):
+                    with open(path, "w", encoding="utf-8") as file:
+                        file.write("folder: x\ndata.corpus: none\ntrain.steps: 10\n")
+                    self.one_line(athanor("train", path, setting), 2)
+                    name, equals, value = setting.partition("=")
+                    if equals and name and value and not setting.startswith("--") and name not in ("train.steps", "folder"):
+                        with open(path, "a", encoding="utf-8") as file:
+                            file.write(f"{name}: {value}\n")
+                        self.one_line(athanor("train", path), 1, path)
+        self.one_line(athanor("train", "tiny", "--train.steps=5"), 2, "settings have no dashes: train.steps=5")
+        self.one_line(athanor("train", "tiny", "--lr", "1"), 2, "settings have no dashes: optimizer.learning_rate=VALUE")
+        self.one_line(athanor("train", "tiny", "seed=3", "seed=4"), 2, "seed is given twice")
+
+    def test_home(self):
+        """No path that begins with ~ makes a folder of that name."""
+        for command in commands():
+            for flag in re.findall(r"^  --([a-z][a-z-]+) PATH", athanor(*command.split(), "--help").stdout, re.MULTILINE):
+                with self.subTest(command, flag=flag):
+                    self.one_line(athanor(*command.split(), f"--{flag}", "~nobody/x"), 2, flag, "write the whole path")
+                    self.one_line(athanor(*command.split(), f"--{flag}", ""), 2, flag, "is empty")
+        with tempfile.TemporaryDirectory() as folder:
+            with open(f"{folder}/a.txt", "w", encoding="utf-8") as file:
+                file.write("A text.\n" * 20)
+            done = subprocess.run([ATHANOR, "data", "pack", "--set", "A=~/*.txt", "--out", "~/packed"], capture_output=True, text=True,
+                                  cwd=folder, env=os.environ | {"HOME": folder}, timeout=60)
+            self.assertEqual(done.returncode, 0, done)
+            self.assertEqual(sorted(os.listdir(folder)), ["a.txt", "packed"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <time.h>
 
 static void test_errors(void) {
     CHECK_FAILS(failure("file %s: %s", "a\nb", "\x1B[31mred"), "file a?b: ?[31mred");
@@ -171,6 +172,127 @@ static void test_config(void) {
     free(top);
 }
 
+// Appends `part` `count` times.
+static void repeat(Buffer *out, const char *part, int count) {
+    for (int i = 0; i < count; i++) {
+        buffer_text(out, part);
+    }
+}
+
+// What would be large or deep in YAML is refused in one line, in time that does not grow with it.
+static void test_hostile_config(void) {
+    static const struct {
+        const char *head, *part, *tail;
+        int most;
+    } shapes[] = {
+        {"data: {list: ", "[", "", 1000000},
+        {"", "{a: ", "", 250000},
+        {"", "[", "]", 1000000},
+        {"data:\n  list:\n", "- ", "x", 500000},
+        {"", "? ", "", 500000},
+        {"", "a: &x ", "", 150000},
+        {"data: {list: [", "x, ", "x]}", 300000},
+        {"data: {list: [", "*a, ", "x]}", 250000},
+        {"data: {mixture: {", "x: 1, ", "y: 1}}", 150000},
+        {"", "count: 1\n", "", 100000},
+        {"", "k: 1\n", "", 200000},
+        {"", "model:\n", "", 150000},
+        {"", "model.flag: yes\n", "", 60000},
+        {"model: {name: ", "long", "}", 250000},
+        {"model: {name: \"", "\\x41", "\"}", 250000},
+        {"model: {name: |\n", "  line\n", "", 150000},
+        {"model: {name: >\n", "\n", "", 1000000},
+        {"", "# comment\n", "count: 0", 100000},
+        {"", " ", "count: 0", 1000000},
+        {"", "\n", "count: 0", 1000000},
+        {"", "--- \n", "", 250000},
+        {"", "%YAML 1.1\n", "", 100000},
+        {"", "!x ", "", 300000},
+        {"include: [", "nowhere.yaml, ", "x]", 70000},
+        {"count: ", "1", "", 1000000},
+        {"count: ", "0.", "", 500000},
+        {"", "'", "", 1000000},
+        {"", "\"", "", 1000000},
+        {"", "- - - -\n", "", 100000},
+        {"", "a", ": 1", 1000000},
+        {"", ",", "", 1000000},
+        {"[", ",", "", 1000000},
+        {"", ":", "", 1000000},
+        {"", "-", "", 1000000},
+    };
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        Buffer text = {0};
+        Settings settings;
+        buffer_text(&text, shapes[s].head);
+        repeat(&text, shapes[s].part, shapes[s].most);
+        buffer_text(&text, shapes[s].tail);
+        clock_t start = clock();
+        Error *error = read_settings(&settings, text.data);
+        double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+        if (!CHECK(error != NULL && strchr(error->message, '\n') == NULL && strlen(error->message) < 700 && seconds < 2)) {
+            printf("%s%s: %.1f s, %.200s\n", shapes[s].head, shapes[s].part, seconds,
+                   error != NULL ? error->message : "accepted");
+        }
+        error_free(error);
+        keys_free(settings_keys, SETTINGS, &settings);
+        buffer_free(&text);
+    }
+    bad_settings("model: {deep: {rate: &x 0.5}}", "x.yaml:1: YAML anchors");
+    bad_settings("model:\n  name: !!str x", "x.yaml:2: YAML tags");
+
+    // Files that include each other many times.
+    const char *folder = check_folder();
+    for (int level = 0; level < 7; level++) {
+        char *path = memory_format("%s/%d.yaml", folder, level);
+        Buffer text = {0};
+        buffer_text(&text, "include: [");
+        for (int i = 0; i < 20; i++) {
+            buffer_printf(&text, "%d.yaml, ", level + 1);
+        }
+        buffer_text(&text, "]\n");
+        CHECK_OK(file_write(path, level < 6 ? text.data : "count: 1\n", level < 6 ? text.size : 9));
+        buffer_free(&text);
+        free(path);
+    }
+    char *path = path_join(folder, "0.yaml");
+    Settings settings = {0};
+    CHECK_FAILS(config_read(settings_keys, SETTINGS, &settings, path, NULL, 0, NULL), "more than 64 files");
+    keys_free(settings_keys, SETTINGS, &settings);
+    free(path);
+}
+
+// A byte that no text may hold, or a slip of the syntax, is told with its own line and column.
+static void test_config_places(void) {
+    static const char *const bad[] = {"\xFF",         "\x80", "\xC3(", "\x01", "\x7F",  "\xED\xA0\x80",
+                                      "\xEF\xBF\xBF", "@",    "`x",    "%x",   "\tx: ]"};
+    for (int line = 1; line < 400; line += 21) {
+        for (size_t b = 0; b < sizeof bad / sizeof *bad; b++) {
+            Buffer text = {0};
+            for (int i = 1; i < line; i++) {
+                buffer_printf(&text, "# line %d \xC3\xA9\n", i);
+            }
+            buffer_printf(&text, "count:%*s%s\nmodel: {}\n", (int)b + 1, "", bad[b]);
+            Settings settings;
+            Error *error = read_settings(&settings, text.data);
+            char *want = memory_format("x.yaml:%d:", line);
+            if (!CHECK(error != NULL && text_starts_with(error->message, want) &&
+                       strstr(error->message, "not valid YAML") != NULL)) {
+                printf("line %d, %zu: %s\n", line, b, error != NULL ? error->message : "accepted");
+            }
+            if (b < 3 && error != NULL) {
+                free(want);
+                want = memory_format("x.yaml:%d:%zu: not valid YAML: invalid", line, 8 + b + (b == 2));
+                CHECK(text_starts_with(error->message, want));
+            }
+            free(want);
+            error_free(error);
+            keys_free(settings_keys, SETTINGS, &settings);
+            buffer_free(&text);
+        }
+    }
+    bad_settings("count: 1\nmodel: {flag: yes\ndata: {}\n", "(while parsing a flow mapping that begins in line 2)");
+}
+
 static void test_options(void) {
     Settings s = {0};
     keys_defaults(settings_keys, SETTINGS, &s);
@@ -292,6 +414,8 @@ int main(void) {
     RUN(test_numbers);
     RUN(test_utf8);
     RUN(test_config);
+    RUN(test_hostile_config);
+    RUN(test_config_places);
     RUN(test_options);
     RUN(test_philox);
     RUN(test_threads);

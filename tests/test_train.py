@@ -369,6 +369,22 @@ def test_other_orders():
         check(newest_step(f"order-{name}") == 9, f"{name}: it goes on")
 
 
+def test_numbers():
+    """One of a thing is told in the singular: a run of one step by one rank, continued, read and reported."""
+    write("single.yaml", CONFIG.format(folder="single"))
+    told = ""
+    for command in (["train", "single.yaml", "train.steps=1", "train.batch_tokens=0", "train.micro_batch=1", "threads=1"],
+                    ["train", "single.yaml", "train.steps=1", "train.batch_tokens=0", "train.micro_batch=1", "threads=1"],
+                    ["report", "single"], ["inspect", "single"], ["doctor"]):
+        done = subprocess.run([ATHANOR, *command], capture_output=True, text=True, errors="replace", timeout=600)
+        check(done.returncode == 0 or command[0] == "doctor", f"{command}: {done.stderr[-2000:]}")
+        told += done.stdout + done.stderr
+    wrong = [line for line in told.splitlines() if re.search(r"(?<![\d.,])(?<!\+ )1 (?!ms\b|steps; raise)[a-z-]{2,}s\b(?! parameters)", line)]
+    check(not wrong, f"one of several: {wrong}")
+    check("1 rank x 1 micro-batch x 1 sequence x" in told, "the batch is told")
+    check(" 0 ms left" not in told, "no time is left")
+
+
 def main(*tests):
     """Runs tests in a folder of their own with a corpus; those named on the command line, or all."""
     folder = tempfile.mkdtemp(prefix="athanor-train-")
@@ -389,4 +405,4 @@ def main(*tests):
 
 
 if __name__ == "__main__":
-    main(test_ranks, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input, test_other_orders)
+    main(test_ranks, test_kills, test_stop, test_memory, test_damage, test_full_disk, test_use, test_bad_input, test_other_orders, test_numbers)

@@ -167,8 +167,8 @@ def test_choices():
 
 def test_errors():
     run("train", configure("bad", kind="bf16", device="cpu"), code=1, part="the CPU computes in fp32")
-    run("train", configure("bad"), "products=fast", code=1, part="must be one of: auto, ours, cublas, sm80")
-    run("train", configure("bad", device="cpu"), "products=fast", code=1, part="must be one of: auto, ours, cublas, sm80")
+    run("train", configure("bad"), "products=fast", code=2, part="must be one of: auto, ours, cublas, sm80")
+    run("train", configure("bad", device="cpu"), "products=fast", code=2, part="must be one of: auto, ours, cublas, sm80")
     run("train", configure("bad"), "card=63", code=1, part="no card 63" if DEVICE == "cuda" else "card")
     if DEVICE == "cuda":
         return

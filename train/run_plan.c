@@ -62,10 +62,12 @@ static void plan_samples(const RunConfig *config, const RunLayout *layout, const
     int64_t capacity = layout->prompt_tokens + config->samples.tokens, width = config->model.head_width;
     capacity = capacity < config->model.context ? capacity : config->model.context;
     decoder_plan(&config->model, machine, 1, capacity, out);
+    char threads[64];
     int64_t more =
         attention_scratch_bytes(capacity, width, false) - attention_scratch_bytes(config->data.sequence_length, width, true);
     if (machine->kind == DEVICE_CPU && more > 0) {
-        memory_plan_add(out, "kernels' scratch for samples", machine->threads * more, "%d threads, about", machine->threads);
+        memory_plan_add(out, "kernels' scratch for samples", machine->threads * more, "%s, about",
+                        text_number_of(threads, machine->threads, "thread"));
     }
 }
 
@@ -103,20 +105,30 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     memory_plan_add_host(out, kind, "checkpoint snapshot", saved, "this rank's share of weights and moments");
 }
 
+// What the run needs with another micro-batch and recompute, in `plan`; the error where that does not fit either.
+static Error *check_smaller(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t sequences,
+                            int recompute, MemoryPlan *plan) {
+    RunConfig less = *config;
+    RunLayout other = *layout;
+    less.train.micro_batch = sequences;
+    less.train.recompute = recompute;
+    other.micro_batches = layout->micro_batches * config->train.micro_batch / sequences;
+    run_plan(&less, &other, machine, plan);
+    return memory_plan_check(plan, machine);
+}
+
 Error *run_plan_check(const RunConfig *config, const RunLayout *layout, const Machine *machine) {
     MemoryPlan plan;
     run_plan(config, layout, machine, &plan);
     Error *error = memory_plan_check(&plan, machine);
     int64_t wanted = config->train.micro_batch;
-    for (int64_t sequences = wanted; error != NULL && sequences >= 1; sequences--) {
+    // Where not even the least fits, there is nothing to search for.
+    Error *least = error != NULL ? check_smaller(config, layout, machine, 1, RECOMPUTE_FULL, &plan) : NULL;
+    bool search = error != NULL && least == NULL;
+    error_free(least);
+    for (int64_t sequences = wanted; search && sequences >= 1; sequences--) {
         for (int recompute = config->train.recompute; recompute <= RECOMPUTE_FULL && wanted % sequences == 0; recompute++) {
-            RunConfig less = *config;
-            RunLayout other = *layout;
-            less.train.micro_batch = sequences;
-            less.train.recompute = recompute;
-            other.micro_batches = layout->micro_batches * wanted / sequences;
-            run_plan(&less, &other, machine, &plan);
-            Error *still = memory_plan_check(&plan, machine);
+            Error *still = check_smaller(config, layout, machine, sequences, recompute, &plan);
             if (still == NULL) {
                 char bytes[32];
                 Error *told = failure("%s. train.micro_batch=%lld train.recompute=%s would fit, with %s", error->message,

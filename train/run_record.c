@@ -11,15 +11,16 @@
 
 void run_record_print(const RunConfig *config, const Model *model, const Corpus *corpus, const Order *order, const Mesh *mesh,
                       int64_t micro_batches) {
-    char parameters[32], batch[32], layout[96];
-    log_info("model     %s parameters, %lld layers, width %lld, context %lld, vocabulary %lld",
-             text_count(parameters, (double)model->table.parameters), (long long)config->model.layers,
+    char parameters[32], batch[32], layout[96], layers[64], ranks[64], micro[64], sequences[64], length[64], threads[64];
+    log_info("model     %s parameters, %s, width %lld, context %lld, vocabulary %lld",
+             text_count(parameters, (double)model->table.parameters), text_number_of(layers, config->model.layers, "layer"),
              (long long)config->model.width, (long long)config->model.context, (long long)config->model.vocabulary);
-    log_info("batch     %s tokens a step: %d ranks x %lld micro-batches x %lld sequences x %lld tokens",
-             text_count(batch, (double)config->train.batch_tokens), mesh->size[MESH_DATA], (long long)micro_batches,
-             (long long)config->train.micro_batch, (long long)config->data.sequence_length);
-    log_info("device    %s, %s, %d threads a rank; layout: %s", model->device->name, data_type_name(model->device->type),
-             threads_count(model->device->pool), mesh_layout(mesh, layout));
+    log_info("batch     %s tokens a step: %s x %s x %s x %s", text_count(batch, (double)config->train.batch_tokens),
+             text_number_of(ranks, mesh->size[MESH_DATA], "rank"), text_number_of(micro, micro_batches, "micro-batch"),
+             text_number_of(sequences, config->train.micro_batch, "sequence"),
+             text_number_of(length, config->data.sequence_length, "token"));
+    log_info("device    %s, %s, %s a rank; layout: %s", model->device->name, data_type_name(model->device->type),
+             text_number_of(threads, threads_count(model->device->pool), "thread"), mesh_layout(mesh, layout));
     double samples = (double)config->train.steps * (double)config->train.batch_tokens / (double)config->data.sequence_length;
     for (int d = 0; d < corpus->set_count; d++) {
         char tokens[32];

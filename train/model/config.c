@@ -12,6 +12,8 @@ static const char *const norm_names[] = {"layer", "rms", NULL};
 static const char *const position_names[] = {"learned", "rotary", "none", NULL};
 static const char *const activation_names[] = {"none", "gelu_tanh", "gelu_erf", "relu", "silu", NULL};
 
+enum { HEAD_WIDTH_MOST = 4096 };
+
 #define AT(field) offsetof(ModelConfig, field)
 // What counts for a model's identity: shapes always, a switch where it is not what a model without that switch has.
 #define SHAPE .identity = true
@@ -29,8 +31,8 @@ const Key model_keys[] = {
      .also = "n_head n_heads nheads num_heads num_attention_heads attention_heads"},
     {"model.groups", KEY_INT, AT(groups), "0", 0, 1 << 14, .help = "Key/value heads, a divisor of the heads; 0: as many.",
      SHAPE, .also = "n_kv_head n_kv_heads num_kv_heads num_key_value_heads num_query_groups kv_heads"},
-    {"model.head_width", KEY_INT, AT(head_width), "0", 0, 4096, NULL, "channels", "Width of one head; 0: width / heads.", SHAPE,
-     .also = "head_dim head_size d_head kv_channels"},
+    {"model.head_width", KEY_INT, AT(head_width), "0", 0, HEAD_WIDTH_MOST, NULL, "channels",
+     "Width of one head; 0: width / heads.", SHAPE, .also = "head_dim head_size d_head kv_channels"},
     {"model.ffn_width", KEY_INT, AT(ffn_width), "0", 0, 1 << 20, NULL, "channels",
      "Inner width of the feed-forward part; 0: 4 times the width, gated 8/3 of it rounded up to a multiple of 64.", SHAPE,
      .also = "intermediate_size hidden_dim ffn_hidden_size ffn_dim d_ff mlp_dim mlp_width n_inner ffn_size hidden_ffn"},
@@ -106,6 +108,11 @@ Error *model_config_resolve(ModelConfig *config, const bool *seen, int64_t corpu
                            where, config->width, config->heads);
         }
         config->head_width = config->width / config->heads;
+        if (config->head_width > HEAD_WIDTH_MOST) {
+            return failure("%s: model.width %" PRId64 " in %" PRId64 " heads makes heads of %" PRId64
+                           " channels, at most %d are possible; give more model.heads",
+                           where, config->width, config->heads, config->head_width, HEAD_WIDTH_MOST);
+        }
     }
     if (config->ffn_width == 0) {
         config->ffn_width = config->gated ? ((8 * config->width + 2) / 3 + 63) / 64 * 64 : 4 * config->width;

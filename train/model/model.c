@@ -1,6 +1,7 @@
 // A model on a device: its memory and whole passes. See model.h; the step's state is in step.c.
 #include "train/model/model.h"
 
+#include "core/text.h"
 #include "kernels/scratch.h"
 #include "train/model/pass.h"
 
@@ -50,7 +51,9 @@ static int64_t plan_arena(Model *model, const Machine *machine, MemoryPlan *plan
     *plan = (MemoryPlan){0};
     memory_plan_add_host(plan, machine->kind, "program", machine->program, "so far");
     if (machine->kind == DEVICE_CPU) {
-        memory_plan_add(plan, "kernels' scratch", machine->threads * scratch_each, "%d threads, about", machine->threads);
+        char threads[64];
+        memory_plan_add(plan, "kernels' scratch", machine->threads * scratch_each, "%s, about",
+                        text_number_of(threads, machine->threads, "thread"));
     } else {
         memory_plan_add(plan, "kernels' workspace", card_workspace, "partial sums, about");
     }
