@@ -80,8 +80,8 @@ typedef struct RunConfig {
     } parallel;
 } RunConfig;
 
-// How ranks share a step of batch_tokens in sequences of `length` tokens: the largest train.micro_batch up to `at_most` for *ranks
-// of them, or else for the largest smaller number, which *ranks is set to. 0 where one rank cannot take it either.
+// How ranks share a step of batch_tokens in sequences of `length` tokens: the largest train.micro_batch up to `at_most` for
+// *ranks of them, or else for the largest smaller number, which *ranks is set to. 0 where one rank cannot take it either.
 int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks);
 
 // The whole table, the model's keys under "model." included.
