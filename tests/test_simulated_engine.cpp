@@ -1369,6 +1369,7 @@ static void test_wgmma_mistakes(void) {
     });
 }
 
+static const int DIVERGED = __LINE__;
 static void diverged(void) {
     if (threadIdx.x < 16) {
         __syncthreads();
@@ -1390,6 +1391,10 @@ static void arrive_at_neighbour(void) {
 
 static void test_faults(void) {
     CHECK_DIES("diverged __syncthreads", [] { start(dim3(1), dim3(32), 0, diverged); });
+    static const std::string lines[] = {"test_simulated_engine.cpp:" + std::to_string(DIVERGED + 3),
+                                        "test_simulated_engine.cpp:" + std::to_string(DIVERGED + 5)};
+    CHECK_DIES(lines[0].c_str(), [] { start(dim3(1), dim3(32), 0, diverged); });
+    CHECK_DIES(lines[1].c_str(), [] { start(dim3(1), dim3(32), 0, diverged); });
     CHECK_DIES("deadlock", [] {  // part of a warp at a barrier, the rest in a shuffle
         start(dim3(1), dim3(64), 0, [] {
             if (threadIdx.x < 8) {
