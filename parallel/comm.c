@@ -168,7 +168,7 @@ void comm_close(Comm *comm) {
 
 _Noreturn void comm_abort(Comm *comm, int code) {
     fflush(NULL);
-    if (world != NULL && world->agreed) {
+    if (world != NULL && (world->agreed || world->size == 1)) {
         world->backend->close(world);
         _exit(code);
     }
@@ -240,7 +240,6 @@ Error *comm_split(Comm *comm, int colour, int key, Comm **out) {
 
 Error *comm_agree(Comm *comm, Error *own) {
     if (comm->size == 1) {
-        comm->agreed = own != NULL;
         return own;
     }
     double worst = own != NULL ? comm->size - comm->rank : 0;

@@ -166,7 +166,7 @@ def test_ranks():
     check(worst < 1e-4, f"two ranks against one: relative difference of losses {worst}")
     check(abs(one[0][1] - two[0][1]) / one[0][1] < 2e-6, "the first step differs by rounding alone")
     check(course("threads") == one, "threads do not change a bit")
-    check(one[-1][1] < 0.8 * one[0][1], f"the loss falls: {one[0][1]} to {one[-1][1]}")
+    check(one[-1][1] < 0.85 * one[0][1], f"the loss falls: {one[0][1]} to {one[-1][1]}")
     first, last = (r["loss"] for r in (records("one", "valid")[0], [r for r in records("one", "valid") if r["set"] == "all"][-1]))
     # Which of our own files are held out changes with them, so this one leaves more room.
     check(last < 0.9 * first, f"the held-out loss falls: {first} to {last}")
