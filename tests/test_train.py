@@ -321,23 +321,27 @@ def test_bad_input():
         (["instruction_set=mmx"], "it runs:"),
         (["folder="], "folder is missing"),
     ]
+    # Wrong whatever there is on the disk: wrong usage of the command line.
+    usage = ("heads", "groups", "64 or 128 would do", "= 64; train.micro_batch=1 would do; for a new run also train.batch_tokens=64",
+             "is 1048577, it must be between 1 and 1048576", "train.steps or train.tokens", "did you mean train.steps?",
+             "one of: adamw, lion, sgd", "must be a number", "more than the model's context", "vocabulary", "folder is missing")
     write("bad.yaml", base)
     run("train", "bad.yaml", "folder=lion", "optimizer.kind=lion", "train.steps=2")
     for overrides, part in cases:
-        run("train", "bad.yaml", *overrides, code=1, part=part)
+        run("train", "bad.yaml", *overrides, code=2 if part in usage else 1, part=part)
         check(not os.path.exists("bad"), f"{overrides} left a run folder")
         shutil.rmtree("bad", ignore_errors=True)
     # A model that is lost: steps without a finite gradient are skipped and counted, and the run says so in the end.
     run("train", "bad.yaml", "folder=lost", "optimizer.kind=sgd", "optimizer.learning_rate=1000", "optimizer.clip=0", "train.steps=200",
         "schedule.kind=constant", code=1, part="no finite gradient")
     check(records("lost")[-1]["skipped"] == 49, f"49 skipped steps are on record, not {records('lost')[-1]['skipped']}")
-    run("train", "bad.yaml", "model.heads=5", code=1, part="heads", ranks=2)
+    run("train", "bad.yaml", "model.heads=5", code=2, part="heads", ranks=2)
     run("train", code=2, part="configuration is missing")
     run("train", "bad.yaml", "nonsense", code=2, part="key.path=value")
     run("train", "missing.yaml", code=1, part="missing.yaml")
     run("train", write("tabs.yaml", "model:\n\twidth: 3\n"), code=1, part="tabs.yaml:2")
     run("generate", "--checkpoint", "nowhere", code=1, part="nowhere")
-    run("generate", code=2, part="--checkpoint is missing")
+    run("generate", code=2, part="RUN is missing")
     run("eval", "--checkpoint", "one", "--corpus", "nowhere", code=1, part="nowhere")
     # Another tokenizer's corpus.
     run("tokenizer", "train", "--input", "packed/train/*.jsonl.zst", "--vocab-size", "350", "--out", "other.json")
