@@ -54,7 +54,7 @@ def test_other_numbers_of_ranks():
 
 def test_new_runs():
     """Every size of a step that ranks cannot share: each alternative of the advice works."""
-    for batch in range(1, 9 * LENGTH, 37):
+    for batch in [*range(1, 9 * LENGTH, 37), *range(LENGTH, 9 * LENGTH, LENGTH)]:
         for micro in (1, 2, 3):
             line = ["advice.yaml", "folder=advice", *SETTINGS, "train.steps=1", f"train.micro_batch={micro}", f"train.batch_tokens={batch}"]
             shutil.rmtree("advice", ignore_errors=True)
