@@ -207,7 +207,7 @@ Error *block_file_read(BlockFile *file, int64_t from, void *out, size_t size) {
         int64_t block = from / BLOCK_BYTES;
         size_t inside = (size_t)(from % BLOCK_BYTES), piece = BLOCK_BYTES - inside;
         piece = piece < size ? piece : size;
-        if (bit_get(file->known, block) || block + 1 == file->size / BLOCK_BYTES + 1) {
+        if (bit_get(file->known, block)) {
             TRY(read_at(file, from, to, piece));
         } else {
             TRY(read_block(file, block, bytes));
