@@ -57,8 +57,13 @@ Error *block_file_open(const char *path, BlockFile **out) {
     file->descriptor = descriptor;
     file->size = info.st_size;
     file->blocks = (file->size + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    block_file_in_order(file, false);
     *out = file;
     return NULL;
+}
+
+void block_file_in_order(const BlockFile *file, bool in_order) {
+    posix_fadvise(file->descriptor, 0, 0, in_order ? POSIX_FADV_SEQUENTIAL : POSIX_FADV_RANDOM);
 }
 
 void block_file_close(BlockFile *file) {
@@ -219,6 +224,7 @@ Error *block_file_hash(BlockFile *file, uint64_t *hash) {
     char bytes[BLOCK_BYTES];
     Hasher *hasher = hasher_create();
     Error *error = NULL;
+    block_file_in_order(file, true);
     for (int64_t from = 0, size; from < file->size && error == NULL; from += size) {
         size = file->size - from < BLOCK_BYTES ? file->size - from : BLOCK_BYTES;
         error = block_file_read(file, from, bytes, (size_t)size);
@@ -226,6 +232,7 @@ Error *block_file_hash(BlockFile *file, uint64_t *hash) {
             hasher_add(hasher, bytes, (size_t)size);
         }
     }
+    block_file_in_order(file, false);
     *hash = hasher_result(hasher);
     hasher_destroy(hasher);
     return error;

@@ -49,6 +49,10 @@ void block_file_give_back(BlockFile *file, int64_t block);  // a block that was 
 // Copies bytes [from, from + size), which must lie inside. An error names file, bytes and what to do.
 Error *block_file_read(BlockFile *file, int64_t from, void *out, size_t size) MUST_CHECK;
 
+// Tells the system how the file will be read: in no order, as it is after opening, so that it reads nothing ahead in vain; or
+// from front to back.
+void block_file_in_order(const BlockFile *file, bool in_order);
+
 // XXH3-64 of the whole, read block by block.
 Error *block_file_hash(BlockFile *file, uint64_t *hash) MUST_CHECK;
 

@@ -198,17 +198,20 @@ int64_t token_file_document_at(const TokenFile *file, int64_t token) {
 Error *token_file_range(const TokenFile *file, int32_t *lowest, int32_t *highest) {
     enum { STEP = 4096 };
     int32_t low = INT32_MAX, high = INT32_MIN, tokens[STEP];
-    for (int64_t first = 0; first < file->tokens; first += STEP) {
-        int64_t count = file->tokens - first < STEP ? file->tokens - first : STEP;
-        TRY(token_file_read(file, first, count, tokens));
-        for (int64_t i = 0; i < count; i++) {
+    Error *error = NULL;
+    block_file_in_order(file->bin, true);
+    for (int64_t first = 0, count; first < file->tokens && error == NULL; first += count) {
+        count = file->tokens - first < STEP ? file->tokens - first : STEP;
+        error = token_file_read(file, first, count, tokens);
+        for (int64_t i = 0; i < count && error == NULL; i++) {
             low = tokens[i] < low ? tokens[i] : low;
             high = tokens[i] > high ? tokens[i] : high;
         }
     }
+    block_file_in_order(file->bin, false);
     *lowest = file->tokens > 0 ? low : 0;
     *highest = file->tokens > 0 ? high : -1;
-    return NULL;
+    return error;
 }
 
 Error *token_file_sums(const TokenFile *file, TokenSums *out) {
