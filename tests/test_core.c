@@ -238,6 +238,7 @@ static void test_hostile_config(void) {
         buffer_free(&text);
     }
     bad_settings("model: {deep: {rate: &x 0.5}}", "x.yaml:1: YAML anchors");
+    bad_settings("data: {list: [[[[[[[a]]]]]]]}", "x.yaml:1: maps and lists are nested too deeply");
     bad_settings("model:\n  name: !!str x", "x.yaml:2: YAML tags");
 
     // Files that include each other many times.
