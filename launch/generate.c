@@ -64,6 +64,7 @@ static Error *write_text(const Options *options, const SavedRun *saved, const Bu
     }
     if (output.begun) {
         printf("\n");
+        fflush(stdout);  // the line below goes another way and must not come first
     }
     if (error == NULL) {
         log_info("%lld tokens, %.0f tokens/s, step %lld of %s", (long long)drawn, (double)drawn / (clock_seconds() - start),
