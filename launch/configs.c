@@ -58,6 +58,8 @@ static Error *no_preset(const char *folder, const char *name) {
                           folder, name, ending);
     } else if (error == NULL && strchr(name, '=') != NULL) {
         error = usage_error("the configuration comes before the settings, such as 'athanor train tiny %s'", name);
+    } else if (error == NULL && strchr(name, '/') != NULL && path_is_folder(name)) {
+        error = error_new(ERROR_MISSING, "%s is a folder: give the configuration, a file (a run's is its config.yaml)", name);
     } else if (error == NULL && strchr(name, '/') != NULL) {
         error = error_new(ERROR_MISSING, "there is no file %s ('athanor configs' lists the presets)", name);
     } else if (error == NULL && nearest >= 0) {

@@ -160,6 +160,8 @@ class CommandLine(unittest.TestCase):
             self.one_line(installed("train", "tinny"), 1, "did you mean tiny?")
             self.one_line(installed("train", "xyzzy"), 1, "'athanor configs' lists")
             self.one_line(installed("train", "runs/tiny"), 1, "there is no file runs/tiny")
+            os.makedirs(f"{folder}/runs/mine")
+            self.one_line(installed("train", "runs/mine"), 1, "runs/mine is a folder")
             self.one_line(installed("train", "train.steps=5"), 2, "comes before the settings")
             # A file of one's own comes first, a folder does not.
             os.makedirs(f"{folder}/nano-bytes")
