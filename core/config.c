@@ -106,7 +106,8 @@ static Error *set_proportions(Reader *reader, const Key *key, const yaml_node_t 
         TRY(need_text(reader, value, key->name));
         double number;
         if (!text_to_f64(scalar(value), &number)) {
-            return failure("%s: %s: '%.100s' must be a number", place(reader, value), key->name, scalar(value));
+            return failure("%s: %s: '%.100s' must be a number%s", place(reader, value), key->name, scalar(value),
+                           *scalar(value) == 0 ? ", with a blank between colon and number" : "");
         }
         TRY(key_add_proportion(key, reader->base, scalar(name), number, place(reader, name)));
     }
