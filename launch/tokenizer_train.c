@@ -56,8 +56,10 @@ static Error *take_events(Intake *intake, const char *path, ShardReader *reader,
                             intake->bad_lines == BAD_LINES_SHOWN ? " (more are only counted)" : "");
             }
             if (intake->bad_lines > intake->options->most_bad_lines) {
-                return failure("%s:%lld: more than %lld bad lines; raise --max-bad-lines to pass over more", path,
-                               (long long)event.line, (long long)intake->options->most_bad_lines);
+                return failure("%s:%lld: more than %lld bad lines; %s", path, (long long)event.line,
+                               (long long)intake->options->most_bad_lines,
+                               taken == 0 ? "if these are files of text, 'athanor data pack' makes shards of them"
+                                          : "raise --max-bad-lines to pass over more");
             }
         } else if (event.kind != SHARD_END) {
             trainer_add(intake->trainer, event.text, event.size);

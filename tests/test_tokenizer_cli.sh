@@ -59,6 +59,8 @@ expect 1 "more than 0 bad lines" \
 expect 1 "there is no text in the input" "$athanor" tokenizer train --input "$folder/bad.jsonl" --out "$folder/x.json"
 for _ in $(seq 40); do echo "a line of text that is no shard's"; done > "$folder/text.txt"
 expect 1 "athanor data pack" "$athanor" tokenizer train --input "$folder/text.txt" --out "$folder/x.json"
+expect 1 "athanor data pack" \
+    "$athanor" tokenizer train --input "$folder/text.txt" --max-bad-lines 9 --out "$folder/x.json"
 [ "$("$athanor" tokenizer train --input "$folder/text.txt" --out "$folder/x.json" 2>&1 | wc -l)" = 11 ] || failed=1
 cat "$folder/text.txt" "$golden/trained.jsonl" > "$folder/mixed.jsonl"
 expect 0 "40 bad lines were skipped" \
