@@ -7,6 +7,7 @@
 #include "train/checkpoint/checkpoint.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static bool has(const char *folder, const char *name) {
     char *path = path_join(folder, name);
@@ -30,10 +31,15 @@ static Error *describe(const char *path, Buffer *out) {
             return describe_tokenizer(path, out);
         }
         char *prefix = token_file_prefix(path), *idx = memory_format("%s.idx", prefix);
-        Error *error =
-            path_exists(idx) || path_exists(path)
-                ? token_file_describe(path, true, out)
-                : error_new(ERROR_MISSING, "there is no %s, neither a file nor a folder nor the prefix of a token file", path);
+        Error *error = NULL;
+        if (!path_exists(idx) && !path_exists(path)) {
+            error =
+                error_new(ERROR_MISSING, "there is no %s, neither a file nor a folder nor the prefix of a token file", path);
+        } else if (!path_exists(idx) && strcmp(prefix, path) == 0) {
+            error = failure("%s is no token file (.bin, .idx) and no tokenizer (.json, .tiktoken)", path);
+        } else {
+            error = token_file_describe(path, true, out);
+        }
         free(prefix);
         free(idx);
         return error;
