@@ -260,8 +260,8 @@ static Error *look(Trainer *t, bool edge) {
     double before = clock_seconds();
     Error *error = comm_agree(t->world, trainer_look(t, edge));
     t->told_at += clock_seconds() - before;
-    if (error == NULL) {
-        return NULL;
+    if (error == NULL || error->kind == ERROR_NOT_FINITE) {  // of a model that is lost
+        return error;
     }
     if (*error->message != 0) {
         log_warning("step %lld: %s; training goes on", (long long)t->step, error->message);
