@@ -91,8 +91,11 @@ static const char *another_value(const Key *key) {
     case KEY_CHOICE:
         return key->choices[strcmp(key->default_value, key->choices[0]) == 0];
     case KEY_INT:
-    case KEY_FLOAT:
-        return strcmp(key->default_value, "1") == 0 ? "0" : "1";
+    case KEY_FLOAT: {
+        static char limit[40];
+        snprintf(limit, sizeof limit, "%.17g", atof(key->default_value) == key->least ? key->most : key->least);
+        return limit;
+    }
     default:
         return "y";
     }
