@@ -441,9 +441,8 @@ Error *config_read_text(const Key *keys, int count, void *base, const char *name
                      NULL);
 }
 
-// An override "key=value". A list or map may be written in YAML flow style: data.mixture={a: 1, b: 2}. `given`: the keys that
-// earlier overrides set.
-static Error *override_key(const Reader *reader, const char *text, bool *given) {
+// An override "key=value". A list or map may be written in YAML flow style: data.mixture={a: 1, b: 2}.
+static Error *override_key(const Reader *reader, const char *text) {
     const Key *keys = reader->keys;
     const char *equals = strchr(text, '=');
     if (equals == NULL || equals == text) {
@@ -458,8 +457,6 @@ static Error *override_key(const Reader *reader, const char *text, bool *given) 
     if (key == NULL) {
         error = is_section(keys, reader->count, name) ? section_without_keys(keys, reader->count, name, "command line")
                                                       : keys_unknown(keys, reader->count, name, "command line", "key", "");
-    } else if (given[key - keys]) {
-        error = failure("command line: %s is given twice", name);
     } else if (key->type == KEY_LIST || key->type == KEY_PROPORTIONS) {
         key_clear(key, reader->base);
         error = read_text(reader, NULL, value, strlen(value), key);
@@ -467,11 +464,8 @@ static Error *override_key(const Reader *reader, const char *text, bool *given) 
         key_clear(key, reader->base);
         error = may_be_null(key) && is_null(value) ? NULL : key_parse(key, reader->base, value, "command line");
     }
-    if (key != NULL) {
-        given[key - keys] = true;
-        if (reader->seen != NULL) {
-            reader->seen[key - keys] = true;
-        }
+    if (key != NULL && reader->seen != NULL) {
+        reader->seen[key - keys] = true;
     }
     free(name);
     return error;
@@ -482,12 +476,10 @@ Error *config_read(const Key *keys, int count, void *base, const char *path, cha
     int files = 0;
     Reader reader = {.keys = keys, .count = count, .base = base, .seen = seen, .files = &files, .include_depth = -1};
     TRY(read_file(&reader, path));
-    bool *given = memory_zeroed((size_t)count, sizeof *given);
     Error *error = NULL;
     for (int i = 0; i < override_count && error == NULL; i++) {
-        error = override_key(&reader, overrides[i], given);
+        error = override_key(&reader, overrides[i]);
     }
-    free(given);
     if (error != NULL) {
         error->kind = ERROR_USAGE;
     }

@@ -16,8 +16,8 @@
 #include "core/keys.h"
 
 // Reads `path`, then the overrides "key.path=value" in order. `base` must hold the defaults. A key of type list or map that is
-// given replaces the earlier value. An override is given once. `seen` (count entries, may be NULL) is set for each key that was
-// given anywhere. What is wrong with an override is ERROR_USAGE.
+// given replaces the earlier value. Of overrides of one key the last counts, so that scripts can add theirs. `seen` (count
+// entries, may be NULL) is set for each key that was given anywhere. What is wrong with an override is ERROR_USAGE.
 Error *config_read(const Key *keys, int count, void *base, const char *path, char *const *overrides, int override_count,
                    bool *seen) MUST_CHECK;
 

@@ -120,7 +120,8 @@ static Error *learn(Intake *intake) {
         log_info("%lld rare words were dropped to bound memory", (long long)trainer_dropped(intake->trainer));
     }
     if (intake->bad_lines > BAD_LINES_SHOWN) {
-        log_warning("%lld bad lines were skipped", (long long)intake->bad_lines);
+        char bad[64];
+        log_warning("%s skipped", text_number_of(bad, intake->bad_lines, "bad line"));
     }
     printf("wrote %s: %d tokens, learned from %lld documents, %s\n", options->out, vocabulary, (long long)intake->documents,
            text_bytes(bytes, (double)intake->bytes));

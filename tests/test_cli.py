@@ -189,7 +189,6 @@ class CommandLine(unittest.TestCase):
                         self.one_line(athanor("train", path), 1, path)
         self.one_line(athanor("train", "tiny", "--train.steps=5"), 2, "settings have no dashes: train.steps=5")
         self.one_line(athanor("train", "tiny", "--lr", "1"), 2, "settings have no dashes: optimizer.learning_rate=VALUE")
-        self.one_line(athanor("train", "tiny", "seed=3", "seed=4"), 2, "seed is given twice")
 
     def test_home(self):
         """No path that begins with ~ makes a folder of that name."""

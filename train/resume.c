@@ -220,6 +220,9 @@ static Error *try_checkpoint(Trainer *t, const char *path, bool *may_be_damage) 
     model_set_control(t->model, &t->control);
     t->resumed = true;
 out:
+    if (error != NULL && error->kind == ERROR_DAMAGED) {
+        checkpoint_known_damaged(checkpoint);  // so that it does not count among those that are kept
+    }
     checkpoint_close(checkpoint);
     return error;
 }

@@ -402,7 +402,7 @@ void run_config_document(Buffer *out) {
         "# Configuration\n\nEvery key of `athanor train CONFIG.yaml`, made by `athanor train --keys`. A dotted key is "
         "nested in "
         "YAML; on the command line it is written `key.path=value`. `include: other.yaml` reads another file first, and what "
-        "comes later wins; within one file, and on the command line, a key is given once.\n\n"
+        "comes later wins; within one file a key is given once; on the command line the last counts.\n\n"
         "Numbers are written 1000, 1_000, 1e3, 1k or 1Ki; switches true or false, yes or no, on or off; null, ~ or nothing "
         "is no value. ~ at the beginning of a path is the home folder. A warm-up or decay that is longer than the run, and "
         "whatever is due less often than once in it, is said when the run starts.\n");

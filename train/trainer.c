@@ -252,7 +252,8 @@ static Error *train_step(Trainer *t, Shared *shared) {
     return tell_steps(t, t->late ? 1 : 0);
 }
 
-// Validation and samples. What goes wrong there, on one rank or all, is told and does not end the run.
+// Validation and samples. What goes wrong there, on one rank or all, is told and does not end the run, but for a model that is
+// lost, and for what is wrong before anything was done.
 static Error *look(Trainer *t, bool edge) {
     if (!edge && !trainer_looks(t)) {
         return NULL;
@@ -260,8 +261,8 @@ static Error *look(Trainer *t, bool edge) {
     double before = clock_seconds();
     Error *error = comm_agree(t->world, trainer_look(t, edge));
     t->told_at += clock_seconds() - before;
-    if (error == NULL) {
-        return NULL;
+    if (error == NULL || error->kind == ERROR_NOT_FINITE || t->step == 0) {
+        return error;
     }
     if (*error->message != 0) {
         log_warning("step %lld: %s; training goes on", (long long)t->step, error->message);

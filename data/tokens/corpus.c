@@ -256,7 +256,7 @@ static Error *open_either(const char *path, Corpus *out) {
     if (error == NULL) {
         error = found
                     ? open_foreign(out)
-                    : error_new(ERROR_MISSING, "there is no corpus %s, neither as a folder nor as a token file %s", path, idx);
+                    : error_new(ERROR_MISSING, "there is no corpus %s, neither a folder nor the prefix of a token file", path);
     }
     free(prefix);
     free(idx);

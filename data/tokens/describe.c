@@ -64,9 +64,10 @@ static void describe_source(const Corpus *corpus, Buffer *out) {
         buffer_printf(out, "no end-of-text id, ");
     }
     buffer_printf(out, "fingerprint %016" PRIx64 "\n", corpus->tokenizer_fingerprint);
-    buffer_printf(out, "built from   %d shard%s of %s; %lld bad lines and %lld empty documents left out\n", corpus->input_count,
-                  corpus->input_count == 1 ? "" : "s", text_bytes(bytes, stored), (long long)corpus->bad_lines,
-                  (long long)corpus->empty_documents);
+    char shards[64], bad[64], empty[64];
+    buffer_printf(out, "built from   %s of %s; %s and %s left out\n", text_number_of(shards, corpus->input_count, "shard"),
+                  text_bytes(bytes, stored), text_number_of(bad, corpus->bad_lines, "bad line"),
+                  text_number_of(empty, corpus->empty_documents, "empty document"));
 }
 
 Error *corpus_describe(const char *path, bool verify, Buffer *out) {
