@@ -254,9 +254,13 @@ static Error *open_either(const char *path, Corpus *out) {
     char *prefix = token_file_prefix(path), *idx = memory_format("%s.idx", prefix);
     Error *error = look_at(idx, &found, &folder);
     if (error == NULL) {
-        error = found
-                    ? open_foreign(out)
-                    : error_new(ERROR_MISSING, "there is no corpus %s, neither a folder nor the prefix of a token file", path);
+        error =
+            found
+                ? open_foreign(out)
+                : error_new(
+                      ERROR_MISSING,
+                      "there is no corpus %s, neither a folder nor the prefix of a token file; 'athanor data build' makes one",
+                      path);
     }
     free(prefix);
     free(idx);
