@@ -138,8 +138,8 @@ const Command command_configs = {
     .name = "configs",
     .arguments = "",
     .summary = "list the presets, configurations that come with the program",
-    .details =
-        "'athanor train NAME' trains a run by its name, from any folder; 'include: FILE' in a configuration takes a model.",
+    .details = "'athanor train NAME' trains a run by its name; 'include: FILE' in a configuration takes a model. Paths in a\n"
+               "configuration count from the current folder: launch/quickstart, in a clone, makes the data of its runs there.",
     .example = "  athanor configs",
     .run = run,
 };

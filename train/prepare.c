@@ -9,7 +9,7 @@
 
 static Error *open_corpora(Trainer *t) {
     const RunConfig *config = t->config;
-    TRY(corpus_open(config->data.corpus, &t->corpus));
+    TRY(error_wrap(corpus_open(config->data.corpus, &t->corpus), "data.corpus"));
     TRY(corpus_load_tokenizer(&t->corpus, &t->tokenizer));
     if (t->tokenizer == NULL && config->model.vocabulary == 0) {
         return failure("%s: corpus %s does not tell its vocabulary; set model.vocabulary", t->config_path, t->corpus.path);
@@ -18,7 +18,7 @@ static Error *open_corpora(Trainer *t) {
         return NULL;
     }
     t->has_validation = true;
-    TRY(corpus_open(config->data.validation, &t->validation));
+    TRY(error_wrap(corpus_open(config->data.validation, &t->validation), "data.validation"));
     if (t->corpus.tokenizer_fingerprint != 0 && t->validation.tokenizer_fingerprint != 0 &&
         t->corpus.tokenizer_fingerprint != t->validation.tokenizer_fingerprint) {
         return failure("%s and %s were built with different tokenizers; build one of them again", t->corpus.path,
