@@ -124,6 +124,31 @@ def test_lost_data():
         shutil.rmtree("calm")
 
 
+def test_changed_in_place():
+    """What is written into a corpus under a run, though every value be a likely one, ends it, saved, and is not trained on."""
+    for suffix, change in itertools.product((".bin", ".idx", ".sums"), ("written", "cut", "touched")):
+        shutil.rmtree("changed", ignore_errors=True)
+        shutil.copytree("corpus", "changed")
+        running = Run("under", 0, [*LONG, "data.corpus=changed"])
+        for name in glob.glob(f"changed/*{suffix}"):
+            size = os.path.getsize(name)
+            if change == "written":
+                with open(name, "r+b") as file:
+                    file.seek(size // 2)
+                    file.write(bytes(size - size // 2))
+            elif change == "cut":
+                os.truncate(name, size // 2)
+            else:
+                os.utime(name)
+        if change == "touched":
+            running.process.send_signal(signal.SIGTERM)
+            check(running.end() == 1 and "stopped by a signal" in running.lines[0], f"{suffix} touched: {running.lines}")
+            continue
+        code = running.end()
+        check(code == 1 and len(running.lines) == 1 and suffix in running.lines[0] and "saved after step" in running.lines[0],
+              f"{suffix} {change}: {code} {running.lines}")
+
+
 def test_held_out_lost():
     """Held-out text that cannot be used any more is told at every look; training goes on."""
     for ranks in (0, 2):
@@ -187,5 +212,5 @@ def test_closed_descriptors():
 
 
 if __name__ == "__main__":
-    main((test_one_failed_line, test_every_call, test_folder_gone, test_lost_data, test_held_out_lost, test_folder_of_others, test_folder_of_each_rank,
+    main((test_one_failed_line, test_every_call, test_folder_gone, test_lost_data, test_changed_in_place, test_held_out_lost, test_folder_of_others, test_folder_of_each_rank,
           test_closed_descriptors))
