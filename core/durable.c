@@ -227,8 +227,8 @@ static bool takes_bytes(const char *path) {
 }
 
 static Error *write_into(const char *path, const void *bytes, size_t size) {
-    int descriptor = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
-    if (descriptor < 0) {
+    int descriptor = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);  // a pipe without a reader is not waited for
+    if (descriptor < 0 || fcntl(descriptor, F_SETFL, O_WRONLY) != 0) {
         return error_system(errno, "%s cannot be opened", path);
     }
     Error *error = file_write_all(descriptor, path, bytes, size);
