@@ -217,7 +217,31 @@ Error *file_commit(const char *from, const char *to) {
     return sync_parent(to);
 }
 
+// Whether the name is that of a device, a pipe or an open descriptor (/dev/stdout, /dev/fd/3), which takes the bytes itself: a
+// file that is renamed to it would take its place.
+static bool takes_bytes(const char *path) {
+    struct stat info;
+    return strncmp(path, "/dev/stdout", 11) == 0 || strncmp(path, "/dev/stderr", 11) == 0 ||
+           strncmp(path, "/dev/fd/", 8) == 0 || strncmp(path, "/proc/", 6) == 0 ||
+           (stat(path, &info) == 0 && (S_ISCHR(info.st_mode) || S_ISBLK(info.st_mode) || S_ISFIFO(info.st_mode)));
+}
+
+static Error *write_into(const char *path, const void *bytes, size_t size) {
+    int descriptor = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);  // a pipe without a reader is not waited for
+    if (descriptor < 0 || fcntl(descriptor, F_SETFL, O_WRONLY) != 0) {
+        return error_system(errno, "%s cannot be opened", path);
+    }
+    Error *error = file_write_all(descriptor, path, bytes, size);
+    if (close(descriptor) != 0 && error == NULL) {
+        error = error_system(errno, "%s cannot be closed", path);
+    }
+    return error;
+}
+
 Error *file_write(const char *path, const void *bytes, size_t size) {
+    if (takes_bytes(path)) {
+        return write_into(path, bytes, size);
+    }
     char *partial = memory_format("%s.%d%s", path, (int)getpid(), PARTIAL_SUFFIX);
     int descriptor = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     Error *error = NULL;

@@ -29,7 +29,8 @@ bool file_try_again(Error **error, int *tries);
 Error *file_read(const char *path, size_t limit, Buffer *out) MUST_CHECK;
 Error *file_read_stream(const char *path, size_t limit, Buffer *out) MUST_CHECK;
 
-// Replaces `path` by these bytes, atomically and durably.
+// Replaces `path` by these bytes, atomically and durably. A device, a pipe or a descriptor's
+// name (/dev/stdout) is written into and stays what it is.
 Error *file_write(const char *path, const void *bytes, size_t size) MUST_CHECK;
 
 // Writes all bytes to a descriptor, whatever it takes; `path` is for the message.

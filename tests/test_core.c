@@ -9,9 +9,12 @@
 #include "tests/support/check.h"
 #include "tests/support/settings.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 static void test_errors(void) {
     CHECK_FAILS(failure("file %s: %s", "a\nb", "\x1B[31mred"), "file a?b: ?[31mred");
@@ -388,6 +391,17 @@ static void test_durable(void) {
     CHECK(bytes == 11 && hash == hash64("hello again", 11));
     CHECK_FAILS(file_hash(folder, &bytes, &hash), "is a folder");
     CHECK_FAILS(file_read(folder, 5, &text), "is a folder");
+    // A name that is no plain file's takes the bytes and stays what it is.
+    char *pipe = path_join(folder, "a/pipe"), told[6] = "";
+    struct stat still;
+    CHECK(mkfifo(pipe, 0600) == 0);
+    int reader = open(pipe, O_RDONLY | O_NONBLOCK);
+    CHECK_OK(file_write(pipe, "hello", 5));
+    CHECK(read(reader, told, 5) == 5 && strcmp(told, "hello") == 0);
+    CHECK(stat(pipe, &still) == 0 && S_ISFIFO(still.st_mode));
+    close(reader);
+    CHECK(unlink(pipe) == 0);
+    free(pipe);
     Mapped mapped;
     CHECK_OK(file_map(file, &mapped));
     CHECK(mapped.size == 11 && memcmp(mapped.data, "hello again", 11) == 0);

@@ -124,6 +124,31 @@ def test_lost_data():
         shutil.rmtree("calm")
 
 
+def test_changed_in_place():
+    """What is written into a corpus under a run, though every value be a likely one, ends it, saved, and is not trained on."""
+    for suffix, change in itertools.product((".bin", ".idx", ".sums"), ("written", "cut", "touched")):
+        shutil.rmtree("changed", ignore_errors=True)
+        shutil.copytree("corpus", "changed")
+        running = Run("under", 0, [*LONG, "data.corpus=changed"])
+        for name in glob.glob(f"changed/*{suffix}"):
+            size = os.path.getsize(name)
+            if change == "written":
+                with open(name, "r+b") as file:
+                    file.seek(size // 2)
+                    file.write(bytes(size - size // 2))
+            elif change == "cut":
+                os.truncate(name, size // 2)
+            else:
+                os.utime(name)
+        if change == "touched":
+            running.process.send_signal(signal.SIGTERM)
+            check(running.end() == 1 and "stopped by a signal" in running.lines[0], f"{suffix} touched: {running.lines}")
+            continue
+        code = running.end()
+        check(code == 1 and len(running.lines) == 1 and suffix in running.lines[0] and "saved after step" in running.lines[0],
+              f"{suffix} {change}: {code} {running.lines}")
+
+
 def test_held_out_lost():
     """Held-out text that cannot be used any more is told at every look; training goes on."""
     for ranks in (0, 2):
@@ -139,6 +164,31 @@ def test_held_out_lost():
         running.end()
         check_saved(running, f"held-out text lost, {ranks} ranks")
         check(running.told.count("harmed") > 1 and "training goes on" in running.told, f"told: {running.told[-400:]}")
+
+
+def test_folder_of_others():
+    """A run does not begin in a checkpoint, among checkpoints or in a corpus, where it would write over what is there."""
+    run("train", *PLAIN, "folder=owner", "train.steps=12")
+    def files():
+        return {p: open(p, "rb").read() for f in ("owner", "corpus") for p in glob.glob(f"{f}/**", recursive=True) if os.path.isfile(p)}
+    before = files()
+    for folder in ("owner/checkpoints/step-00000012", "owner/checkpoints", "corpus"):
+        run("train", *PLAIN, f"folder={folder}", "train.steps=24", code=1, part=f"{folder} is no folder for a run")
+    check(files() == before, "and leaves all as it was")
+
+
+def test_folder_of_each_rank():
+    """Ranks that see other folders under one name end before the first step, not with checkpoints that are never whole."""
+    os.mkdir("elsewhere")
+    for name in ("corpus", "held-out", "life.yaml"):
+        os.symlink(os.path.abspath(name), f"elsewhere/{name}")
+    train = [ATHANOR, "train", *PLAIN, "folder=apart", "train.steps=12"]
+    line = ["mpirun", "-n", "1", *train, ":", "-n", "1", "-wdir", os.path.abspath("elsewhere"), *train]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=60, env=environment(2))
+    told = [l for l in result.stderr.splitlines() if "athanor: " in l]
+    check(result.returncode == 1 and len(told) == 1 and "rank 1" in told[0] and "is not the one of rank 0" in told[0],
+          f"folders apart: {result.returncode} {result.stderr[-400:]}")
+    check(os.listdir("apart/checkpoints") == ["lock"] and not os.path.exists("elsewhere/apart"), "nothing was trained or left")
 
 
 def test_closed_descriptors():
@@ -162,4 +212,5 @@ def test_closed_descriptors():
 
 
 if __name__ == "__main__":
-    main((test_one_failed_line, test_every_call, test_folder_gone, test_lost_data, test_held_out_lost, test_closed_descriptors))
+    main((test_one_failed_line, test_every_call, test_folder_gone, test_lost_data, test_changed_in_place, test_held_out_lost, test_folder_of_others, test_folder_of_each_rank,
+          test_closed_descriptors))

@@ -18,9 +18,32 @@ static bool learned(const json_t *state) {
     return json_integer_value(json_object_get(state, "skipped_in_a_row")) == 0;
 }
 
+// A run in a checkpoint, a corpus or a run's folder of checkpoints would write over what belongs to others.
+static Error *refuse_folder(const char *folder) {
+    char *manifest = path_join(folder, "manifest.json");
+    int64_t *steps = NULL;
+    int count = 0;
+    Error *error = NULL;
+    if (path_exists(manifest)) {
+        error = failure(
+            "%s is no folder for a run: it holds a checkpoint or a corpus (%s); give the run's own folder, or a new one",
+            folder, manifest);
+    } else if (path_is_folder(folder)) {
+        error = steps_list(folder, &steps, &count);
+        if (error == NULL && count > 0) {
+            error = failure(
+                "%s is no folder for a run: it holds the checkpoints of one; give the folder of the run, or a new one", folder);
+        }
+    }
+    free(steps);
+    free(manifest);
+    return error;
+}
+
 static Error *make_writer(Trainer *t, int64_t total_bytes) {
     const RunConfig *config = t->config;
     if (t->world->rank == 0) {
+        TRY(refuse_folder(config->folder));
         TRY(folder_create(config->folder));
     }
     char layout[96];
@@ -43,11 +66,59 @@ static Error *make_writer(Trainer *t, int64_t total_bytes) {
     return checkpoint_writer_create(&plan, &t->writer);
 }
 
+// The identity of a run that has none: of when and where it began.
+static uint64_t draw_run(const Trainer *t) {
+    char *begin =
+        memory_format("%.9f %s %lld %s", clock_wall_seconds(), t->world->host, (long long)getpid(), t->config->folder);
+    uint64_t run = hash64(begin, strlen(begin));
+    free(begin);
+    return run != 0 ? run : 1;
+}
+
+// Whether the file is there. A network file system may tell the others late.
+static bool appears(const char *path) {
+    enum { TRIES = 30, SLEEP_US = 100000 };
+    for (int i = 0; i < TRIES && !path_exists(path); i++) {
+        usleep(SLEEP_US);
+    }
+    return path_exists(path);
+}
+
+// The same path may be another folder elsewhere: on another host's disk, or from another working directory. Then no checkpoint
+// would ever be whole. Rank 0 makes a file of a name that nobody had before, which all must see.
+static Error *compare_folders(const Trainer *t) {
+    if (t->world->size == 1) {
+        return NULL;
+    }
+    Buffer path = {0};
+    Error *error = NULL;
+    if (t->world->rank == 0) {
+        buffer_printf(&path, "%s/checkpoints/ranks-%016llx.partial", t->config->folder, (unsigned long long)draw_run(t));
+        error = file_write(path.data, "", 0);
+    }
+    TRY_GOTO(error, out, comm_agree(t->world, error));
+    TRY_GOTO(error, out, comm_broadcast_buffer(t->world, &path, 0));
+    bool seen = appears(path.data);
+    error =
+        seen ? NULL
+             : failure("the run folder %s is not the one of rank 0: all ranks need the same, on a file system that their hosts "
+                       "share and from the same working directory",
+                       t->config->folder);
+    error = comm_agree(t->world, error);
+    if (t->world->rank == 0) {
+        error_free(folder_remove(path.data));
+    }
+out:
+    buffer_free(&path);
+    return error;
+}
+
 Error *trainer_make_writer(Trainer *t) {
     double total = (double)checkpoint_snapshot_bytes(t->parts.parts, t->parts.count);
     TRY(comm_all_reduce_doubles(t->world, &total, 1, COMM_SUM));
     // Rank 0 first, which makes the folder and takes what an interrupted save left out of the others' way.
     TRY(comm_agree(t->world, t->world->rank == 0 ? make_writer(t, (int64_t)total) : NULL));
+    TRY(compare_folders(t));
     return comm_agree(t->world, t->world->rank != 0 ? make_writer(t, (int64_t)total) : NULL);
 }
 
@@ -344,15 +415,6 @@ static void save_sums(KeptSums *kept) {
         log_warning("%s: the checksums of what was read of the corpus are not saved yet", error->message);
         error_free(error);
     }
-}
-
-// The identity of a run that has none: of when and where it began.
-static uint64_t draw_run(const Trainer *t) {
-    char *begin =
-        memory_format("%.9f %s %lld %s", clock_wall_seconds(), t->world->host, (long long)getpid(), t->config->folder);
-    uint64_t run = hash64(begin, strlen(begin));
-    free(begin);
-    return run != 0 ? run : 1;
 }
 
 Error *trainer_resume(Trainer *t) {

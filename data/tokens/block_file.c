@@ -14,6 +14,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { MOST_WATCHED = 2 };
+
+// A mapped file: what is written into it in place shows in the mapping, and what is cut off ends whoever reads there.
+typedef struct Watched {
+    char *path;
+    const void *data;
+    size_t size;
+    uint64_t hash;
+    ino_t inode;
+    _Atomic int64_t stamp;
+} Watched;
+
 struct BlockFile {
     char *path;
     int descriptor;
@@ -22,8 +34,16 @@ struct BlockFile {
     _Atomic uint64_t *kept;   // per block, 0 unknown: where sums are kept
     _Atomic uint64_t *known;  // bits: the block was compared
     _Atomic uint64_t *fresh;  // bits: the kept sum was not taken yet
+    _Atomic int64_t stamp;    // for which `known` holds
+    Watched watched[MOST_WATCHED];
+    int watched_count;
     _Atomic int64_t asked, taken;
 };
+
+// Another number where a file was written to.
+static int64_t stamp_of(const struct stat *info) {
+    return (int64_t)info->st_mtim.tv_sec * 1000000000 + info->st_mtim.tv_nsec + (int64_t)info->st_size * 0x9E3779B9;
+}
 
 static _Atomic uint64_t *bits_create(int64_t count) {
     return memory_zeroed((size_t)(count + 63) / 64 + 1, sizeof(uint64_t));
@@ -57,6 +77,7 @@ Error *block_file_open(const char *path, BlockFile **out) {
     file->descriptor = descriptor;
     file->size = info.st_size;
     file->blocks = (file->size + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    file->stamp = stamp_of(&info);
     block_file_in_order(file, false);
     *out = file;
     return NULL;
@@ -70,6 +91,9 @@ void block_file_close(BlockFile *file) {
     if (file != NULL) {
         close(file->descriptor);
         file_unmap(&file->sums);
+        for (int i = 0; i < file->watched_count; i++) {
+            free(file->watched[i].path);
+        }
         free(file->kept);
         free(file->known);
         free(file->fresh);
@@ -112,10 +136,51 @@ Error *block_file_expect(BlockFile *file, const char *path, uint64_t checksum) {
         return damaged("%s does not hold the checksums of the %lld blocks of %s: they do not belong together", path,
                        (long long)file->blocks, file->path);
     }
+    block_file_watch(file, path, sums.data, sums.size);
     file_release(&sums);
     file->sums = sums;
     file->known = bits_create(file->blocks);
     return NULL;
+}
+
+void block_file_watch(BlockFile *file, const char *path, const void *data, size_t size) {
+    ensure(file->watched_count < MOST_WATCHED, "%s has too much beside it", file->path);
+    struct stat info;
+    if (stat(path, &info) == 0 && (size_t)info.st_size == size) {
+        file->watched[file->watched_count++] = (Watched){.path = memory_string(path),
+                                                         .data = data,
+                                                         .size = size,
+                                                         .hash = hash64(data, size),
+                                                         .inode = info.st_ino,
+                                                         .stamp = stamp_of(&info)};
+    }
+}
+
+// A file that was renamed or removed is still mapped as it was.
+static Error *check_watched(Watched *watched) {
+    struct stat now;
+    if (stat(watched->path, &now) != 0 || stamp_of(&now) == atomic_load(&watched->stamp)) {
+        return NULL;
+    }
+    bool cut = now.st_ino == watched->inode && (size_t)now.st_size < watched->size;
+    if (cut || hash64(watched->data, watched->size) != watched->hash) {
+        return damaged("%s was %s while it was in use; restore it as it was", watched->path, cut ? "cut off" : "changed");
+    }
+    atomic_store(&watched->stamp, stamp_of(&now));
+    return NULL;
+}
+
+// The stamp of the file as it is. What is known of its blocks holds for the one that it had.
+static int64_t renew(BlockFile *file) {
+    struct stat now;
+    int64_t stamp = fstat(file->descriptor, &now) == 0 ? stamp_of(&now) : 0;
+    if (stamp != atomic_load(&file->stamp)) {
+        for (int64_t word = 0; word <= file->blocks / 64; word++) {
+            atomic_store(&file->known[word], 0);
+        }
+        atomic_store(&file->stamp, stamp);
+    }
+    return stamp;
 }
 
 void block_file_keep(BlockFile *file) {
@@ -178,8 +243,9 @@ static uint64_t expected_sum(BlockFile *file, int64_t block, uint64_t found) {
     return sum;
 }
 
-// Reads a whole block and compares it. `bytes` has room for BLOCK_BYTES.
-static Error *read_block(BlockFile *file, int64_t block, char *bytes) {
+// Reads a whole block and compares it; it is known then, if the file is still the one of that stamp. `bytes` has room for
+// BLOCK_BYTES.
+static Error *read_block(BlockFile *file, int64_t stamp, int64_t block, char *bytes) {
     int64_t from = block * BLOCK_BYTES, end = from + BLOCK_BYTES < file->size ? from + BLOCK_BYTES : file->size;
     TRY(read_at(file, from, bytes, (size_t)(end - from)));
     uint64_t found = hash64(bytes, (size_t)(end - from));
@@ -191,7 +257,9 @@ static Error *read_block(BlockFile *file, int64_t block, char *bytes) {
                        file->kept != NULL ? "when this run first read them it was" : "it was built with", expected,
                        file->kept != NULL ? "restore the file as it was" : "restore the corpus, or build it again");
     }
-    bit_set(file->known, block);
+    if (renew(file) == stamp) {
+        bit_set(file->known, block);
+    }
     return NULL;
 }
 
@@ -203,6 +271,10 @@ Error *block_file_read(BlockFile *file, int64_t from, void *out, size_t size) {
     if (file->known == NULL) {
         return read_at(file, from, to, size);
     }
+    for (int i = 0; i < file->watched_count; i++) {
+        TRY(check_watched(&file->watched[i]));
+    }
+    int64_t stamp = renew(file);
     while (size > 0) {
         int64_t block = from / BLOCK_BYTES;
         size_t inside = (size_t)(from % BLOCK_BYTES), piece = BLOCK_BYTES - inside;
@@ -210,7 +282,7 @@ Error *block_file_read(BlockFile *file, int64_t from, void *out, size_t size) {
         if (bit_get(file->known, block)) {
             TRY(read_at(file, from, to, piece));
         } else {
-            TRY(read_block(file, block, bytes));
+            TRY(read_block(file, stamp, block, bytes));
             memcpy(to, bytes + inside, piece);
         }
         from += (int64_t)piece;

@@ -9,6 +9,7 @@
 //   block_file_expect   a .sums file beside the tokens, itself protected by a checksum that the caller knows
 //   block_file_keep     nowhere: what is read first is what later reads must find (kept_sums.h carries that over runs)
 //   neither             nothing is checked
+// A file that changes under its readers (its size or its time of change) is new to them: its blocks are compared again.
 //
 // A .sums file: "ATHSUMS\0", u32 version 1, u32 BLOCK_BYTES, then a u64 for each block; little-endian.
 //
@@ -45,6 +46,10 @@ bool block_file_know(BlockFile *file, int64_t block, uint64_t sum);
 // where there is none.
 int64_t block_file_take_new(BlockFile *file, int64_t from, uint64_t *sum);
 void block_file_give_back(BlockFile *file, int64_t block);  // a block that was taken is new again
+
+// From now on a read also sees whether a file that is mapped beside this one, such as an index, was changed in place. `data`
+// stays the caller's and must outlive `file`. At most two.
+void block_file_watch(BlockFile *file, const char *path, const void *data, size_t size);
 
 // Copies bytes [from, from + size), which must lie inside. An error names file, bytes and what to do.
 Error *block_file_read(BlockFile *file, int64_t from, void *out, size_t size) MUST_CHECK;

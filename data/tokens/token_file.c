@@ -142,6 +142,9 @@ Error *token_file_open(const char *path, TokenFile *out) {
     if (error == NULL) {
         error = check_arrays(idx, bin, out, indices);
     }
+    if (error == NULL) {
+        block_file_watch(out->bin, idx, out->idx.data, out->idx.size);
+    }
     if (error != NULL) {
         token_file_close(out);
     }
