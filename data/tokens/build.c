@@ -347,7 +347,8 @@ static Error *build(Building *building, ThreadPool *pool) {
         tokens += building->parts[p].counts.tokens;
     }
     if (tokens == 0) {
-        return failure("there is no document with text in the %d shards", building->shard_count);
+        char shards[64];
+        return failure("there is no document with text in %s", text_number_of(shards, building->shard_count, "shard"));
     }
     building->made = memory_zeroed((size_t)building->set_count, sizeof *building->made);
     progress_begin(&building->progress, "sorting documents into sets", "B", (double)tokens * building->bytes_per_token);
