@@ -75,9 +75,11 @@ static void *watch_start(void *context) {
     if (!patience->started) {
         char host[64] = "?";
         gethostname(host, sizeof host - 1);
-        log_warning("MPI on %s has not started after %d s; the usual cause is a host that cannot look up its own name: `getent "
-                    "hosts %s` must answer at once, else add a line with its address and '%s' to /etc/hosts",
-                    host, PATIENCE_SECONDS, host, host);
+        log_warning(
+            "MPI on %s has not started after %d s: it waits for ranks that do not start, or do not run athanor train too; or a "
+            "host cannot look up its own name: `getent hosts %s` must answer at once, else add a line with its address "
+            "and '%s' to /etc/hosts",
+            host, PATIENCE_SECONDS, host, host);
     }
     pthread_mutex_unlock(&patience->lock);
     return NULL;

@@ -383,7 +383,7 @@ static Error *of_the_run(const Search *s, int at, const char *path, const Checkp
         *is = !contradicted;
         snprintf(reason, sizeof reason, "it is of version 1, but older ones are of this run, %016" PRIx64 ", already", s->run);
     } else {
-        snprintf(reason, sizeof reason, "its run is %016" PRIx64 ", this folder's %016" PRIx64, info->run, s->run);
+        snprintf(reason, sizeof reason, "its run is %016" PRIx64 ", this folder's (run.json) %016" PRIx64, info->run, s->run);
     }
     if (!*is) {
         skip(s, path, "is of another run", reason);
