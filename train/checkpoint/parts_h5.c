@@ -395,6 +395,10 @@ Error *h5_locate(const char *file, H5Dataset *datasets, int count) {
     hid_t access = access_properties();
     hid_t handle = H5Fopen(file, H5F_ACC_RDONLY, access);
     Error *error = handle < 0 ? h5_failure(file, "cannot be opened") : NULL;
+    if (error != NULL && stat(file, &info) != 0) {  // gone since: HDF5 says only that it could not look at it
+        error_free(error);
+        error = error_system(errno, "%s cannot be read", file);
+    }
     for (int i = 0; i < count && error == NULL; i++) {
         error = locate_dataset(file, handle, info.st_size, &datasets[i]);
     }
