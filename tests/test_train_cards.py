@@ -128,11 +128,16 @@ def test_loss_scale():
     # Gradients grow on their way to a small embedding, so that the first steps overflow.
     more = ["schedule.kind=constant", "model.embedding_scale=0.03", "model.norm_epsilon=1e-12", "checkpoint.every=0"]
     run("train", configure("scaled", kind="fp16"), *more)
-    for stops in ((4,), (2, 6)):
+    # How many overflow depends on the texts: a stop after a step that counted, behind ones that did not.
+    skipped = [0] + [count for _, _, _, _, count in course("scaled")]
+    good = [s for s in range(2, 8) if skipped[s] > 0 and skipped[s] == skipped[s - 1]]
+    if not check(good, f"overflows, then a good step: {skipped}"):
+        return
+    for stops in ((good[0],), (2, 6)):
         name = f"scaled-{len(stops)}"
         for steps in (*stops, 8):
             run("train", configure(name, kind="fp16"), *more, f"train.steps={steps}")
-            if steps == 4:
+            if len(stops) == 1 and steps == good[0]:
                 middle = state(name, steps)
                 check(1 < middle["loss_scale"] < 65536 and middle["good_steps"] > 0 and middle["skipped"] > 0, f"overflows, then good steps: {middle}")
         check(state(name, 8) == state("scaled", 8), f"{name}: {state(name, 8)}, undisturbed {state('scaled', 8)}")
