@@ -434,8 +434,9 @@ static void test_find_run(void) {
     place_step(other, run, 5, WHOLE);
     Strings skipped = {0};
     CHECK_I64(found_of(run, INT64_MAX, TOY_RUN, &skipped), 4);
-    CHECK(skipped.count == 1 && strstr(skipped.items[0], "step-00000005 is of another run and was skipped: its run is "
-                                                         "000000000000004d, this folder's (run.json) 0000000000abcdef") != NULL);
+    CHECK(skipped.count == 1 &&
+          strstr(skipped.items[0], "step-00000005 is of another run and was skipped: its run is "
+                                   "000000000000004d, this folder's (run.json) 0000000000abcdef") != NULL);
     CHECK_I64(found_of(run, 4, TOY_RUN, &skipped), 2);
     CHECK_I64(skipped.count, 2);
     CHECK_I64(found_of(run, 2, TOY_RUN, NULL), 1);
