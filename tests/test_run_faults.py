@@ -207,6 +207,14 @@ def test_closed_descriptors():
                 check(same == open(f"open/{name}").read(), f"{closing}: {name}")
             check(weights("closed") == weights("open"), f"{closing}: the weights")
             json.load(open("closed/run.json"))
+    # What is closed is nowhere while the run works, so that no file of its own gets the number.
+    for closed in (0, 1, 2):
+        running = Run("closed", before=lambda: os.close(closed))
+        for descriptor in (0, 1, 2):
+            target = os.readlink(f"/proc/{running.process.pid}/fd/{descriptor}")
+            check((target == "/dev/null") >= (descriptor == closed), f"{closed} closed: {descriptor} is {target}")
+        running.process.kill()
+        running.process.communicate()
     result = subprocess.run(["bash", "-c", "exec \"$0\" train --keys >&-", ATHANOR], capture_output=True, text=True)
     check(result.returncode == 1 and "standard output cannot be written" in result.stderr, f"results nowhere: {result.returncode}")
 
