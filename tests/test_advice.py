@@ -4,11 +4,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 
-import test_train
-from test_train import ATHANOR, RANKS_ENVIRONMENT, check, run, write
+from test_train import ATHANOR, CONFIG, RANKS_ENVIRONMENT, check, main, run, write
 
 SETTINGS = "model.layers=1 model.width=16 model.heads=2 model.groups=2 checkpoint.every=2 validation.every=0 samples.every=0".split()
 LENGTH = 32
@@ -69,20 +66,9 @@ def test_new_runs():
                 run("train", *line, f"train.micro_batch={value}")
 
 
-def main():
-    folder = tempfile.mkdtemp(prefix="athanor-advice-")
-    os.chdir(folder)
-    try:
-        test_train.make_corpus()
-        write("advice.yaml", test_train.CONFIG.format(folder="advice").replace(", batch_tokens: 256", ""))
-        for test in (test_other_numbers_of_ranks, test_new_runs):
-            test()
-    finally:
-        os.chdir("/")
-        shutil.rmtree(folder, ignore_errors=True)
-    print(f"{test_train.checks} checks, {test_train.failures} failed")
-    sys.exit(test_train.failures > 0)
+def make_configuration():
+    write("advice.yaml", CONFIG.format(folder="advice").replace(", batch_tokens: 256", ""))
 
 
 if __name__ == "__main__":
-    main()
+    main(make_configuration, test_other_numbers_of_ranks, test_new_runs)
