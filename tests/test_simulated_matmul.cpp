@@ -2,6 +2,10 @@
 // columns, one block and clusters of two, parts of K, every form and epilogue; asynchronous work as late and as early as may
 // be, and at random. Then that the cut chosen for a shape is sensible.
 //
+//   test_simulated_matmul --plan FORM M N K [WORDS [MULTIPROCESSORS]]      prints the cut that is chosen, without a card
+//     FORM: forward, input or weight; WORDS, with commas between: bias residual pre accumulate float gated
+//     gelu_tanh gelu_erf relu silu, or none; MULTIPROCESSORS: 132
+//
 // An element may err by one rounding of its type and by what fp32 sums of that length err. Rows have gaps, which must stay.
 #define _Noreturn [[noreturn]]
 extern "C" {
@@ -333,7 +337,59 @@ static void test_choice(void) {
     }
 }
 
-int main(void) {
+// ---- The choice for a shape that is asked for
+
+static bool has_word(const char *words, const char *word) {
+    size_t length = strlen(word);
+    for (const char *at = words; (at = strstr(at, word)) != NULL; at++) {
+        if ((at == words || at[-1] == ',') && (at[length] == 0 || at[length] == ',')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// What a call of matmul.cu's operations makes of it. Tensors that there are get an address: none is read.
+static Product asked_product(const char *form, const char *words, int64_t m, int64_t n, int64_t k) {
+    static const char *const activations[] = {"none", "gelu_tanh", "gelu_erf", "relu", "silu"};
+    static char something[1];
+    Product p = forward_product(m, n, k);
+    bool gated = has_word(words, "gated");
+    if (strcmp(form, "forward") == 0) {
+        p.epilogue = gated ? EPILOGUE_GATED : EPILOGUE_FORWARD;
+    } else {
+        p.form = strcmp(form, "input") == 0 ? PRODUCT_BACKWARD_INPUT : PRODUCT_BACKWARD_WEIGHT;
+        p.epilogue = gated ? EPILOGUE_GATED_BACKWARD : EPILOGUE_BACKWARD;
+    }
+    for (int i = 1; i < 5; i++) {
+        p.activation = has_word(words, activations[i]) ? (Activation)i : p.activation;
+    }
+    p.float_output = p.form == PRODUCT_BACKWARD_WEIGHT || has_word(words, "float");
+    p.accumulate = p.form == PRODUCT_BACKWARD_WEIGHT || has_word(words, "accumulate");
+    p.bias = has_word(words, "bias") ? something : NULL;
+    p.residual = has_word(words, "residual") ? something : NULL;
+    p.pre = has_word(words, "pre") || (p.form == PRODUCT_BACKWARD_INPUT && p.activation != ACTIVATION_NONE) ? something : NULL;
+    return p;
+}
+
+static int print_plan(int count, char **arguments) {
+    if (count < 4) {
+        fprintf(stderr, "--plan FORM M N K [WORDS [MULTIPROCESSORS]]\n");
+        return 2;
+    }
+    Product p = asked_product(arguments[0], count > 4 ? arguments[4] : "none", atoll(arguments[1]), atoll(arguments[2]),
+                              atoll(arguments[3]));
+    int multiprocessors = count > 5 ? atoi(arguments[5]) : 132;
+    Sm90Plan plan = sm90_choose(&p, multiprocessors);
+    printf("columns %d cluster %d parts %d works %d k_blocks %d part_blocks %d cycles %.0f\n", plan.columns, plan.cluster,
+           plan.parts, plan.works, plan.k_blocks, plan.part_blocks, sm90_cycles(&p, &plan, multiprocessors));
+    return 0;
+}
+
+int main(int count, char **arguments) {
+    if (count > 1 && strcmp(arguments[1], "--plan") == 0) {
+        return print_plan(count - 2, arguments + 2);
+    }
     RUN(test_choice);
     RUN(test_late);
     RUN(test_early);

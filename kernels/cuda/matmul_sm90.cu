@@ -57,7 +57,7 @@ static double sm90_end_cycles(const Product *p, bool float_sums) {
 
 // About how many cycles a plan takes: waves of tiles, limited by tensor cores (4096 operations a cycle) or by what L2 gives one
 // multiprocessor (46 bytes a cycle), and the ends of tiles. Estimates from the numbers in matmul_sm90.h, not measured.
-static double sm90_cycles(const Product *p, const Sm90Plan *plan, int multiprocessors) {
+double sm90_cycles(const Product *p, const Sm90Plan *plan, int multiprocessors) {
     double bytes = (int)SM90_A_BYTES + (double)(plan->columns * SM90_DEPTH * 2) / plan->cluster;
     double block = fmax(4.0 * plan->columns, bytes / 46);
     double end = plan->columns * sm90_end_cycles(p, p->float_output || plan->parts > 1) + 300;

@@ -24,6 +24,8 @@ typedef struct Sm90Plan {
 bool sm90_takes(const Card *card, const Product *p);
 // The plan with that tile and cluster and at most that many parts.
 Sm90Plan sm90_plan(const Product *p, int multiprocessors, int columns, int cluster, int parts);
+// About how many cycles of the card's clock it takes: an estimate, not a measurement.
+double sm90_cycles(const Product *p, const Sm90Plan *plan, int multiprocessors);
 // The plan that should take the least time.
 Sm90Plan sm90_choose(const Product *p, int multiprocessors);
 // Computes the product so. False: TMA cannot address one of the tensors.
