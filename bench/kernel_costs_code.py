@@ -72,6 +72,11 @@ class Cubin:
     def text(self, at):
         return self.data[at:self.data.index(b"\0", at)].decode()
 
+    def table(self, kernel):
+        """The constants that a kernel's jumps by a table read."""
+        _, _, at, length, _ = self.sections.get(".nv.constant2." + kernel, (0, 0, 0, 0, 0))
+        return self.data[at:at + length]
+
     def parameters(self, kernel):
         """The attributes of .nv.info: a byte of form, a byte of kind, then a value, or (form 4) a size and so many bytes."""
         _, _, at, length, _ = self.sections[".nv.info." + kernel]
@@ -94,12 +99,12 @@ def cubins(path, folder):
     data = pathlib.Path(path).read_bytes()
     if data[:4] == b"\x7fELF" and struct.unpack_from("<H", data, 0x12)[0] == 190:
         return [Cubin(path)]
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        done = subprocess.run([tool("cuobjdump"), "-xelf", "all", os.path.abspath(path)], cwd=place, capture_output=True, text=True)
-        found = sorted(glob.glob(place + "/*sm_90*.cubin"))
-        if done.returncode != 0 or not found:
-            raise Problem(f"{path} holds no code for sm_90: {(done.stderr.strip().splitlines() or ['nothing was found'])[0]}")
-        return [Cubin(name) for name in found]
+    place = tempfile.mkdtemp(dir=folder)
+    done = subprocess.run([tool("cuobjdump"), "-xelf", "sm_90", os.path.abspath(path)], cwd=place, capture_output=True, text=True)
+    found = sorted(glob.glob(place + "/*sm_90*.cubin"))
+    if done.returncode != 0 or not found:
+        raise Problem(f"{path} holds no code for sm_90: {(done.stderr.strip().splitlines() or ['nothing was found'])[0]}")
+    return [Cubin(name) for name in found]
 
 
 def demangle(names):

@@ -97,6 +97,18 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *ho
     return cudaSuccess;
 }
 
+// Small things that are brought to the card decide what kernels do: "memory address bytes".
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    if (kind == cudaMemcpyHostToDevice && bytes <= 4096) {
+        printf("memory %" PRIuPTR " ", (uintptr_t)to);
+        for (size_t i = 0; i < bytes; i++) {
+            printf("%02x", ((const unsigned char *)from)[i]);
+        }
+        printf("\n");
+    }
+    return cudaSuccess;
+}
+
 static int encode_map(void) {
     return 0;
 }
@@ -190,7 +202,6 @@ NOTHING(cudaGraphDestroy, cudaGraph_t graph)
 NOTHING(cudaGraphExecDestroy, cudaGraphExec_t graph)
 NOTHING(cudaGraphInstantiate, cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags)
 NOTHING(cudaGraphLaunch, cudaGraphExec_t graph, cudaStream_t stream)
-NOTHING(cudaMemcpyAsync, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream)
 NOTHING(cudaMemsetAsync, void *memory, int value, size_t bytes, cudaStream_t stream)
 NOTHING(cudaStreamBeginCapture, cudaStream_t stream, enum cudaStreamCaptureMode mode)
 NOTHING(cudaStreamCreateWithFlags, cudaStream_t *stream, unsigned flags)
@@ -318,8 +329,13 @@ static void norm(Device *d, const int64_t *n, bool backward) {
 static void update(Device *d, const int64_t *n) {
     OptimizerUpdate a = {.kind = OPTIMIZER_ADAMW, .segment_count = 1, .count = n[0], .beta1 = 0.9F, .beta2 = 0.95F};
     a.epsilon = 1e-8F;
-    a.segments = memory_of(d, sizeof(UpdateSegment));
-    a.control = memory_of(d, sizeof(StepControl));
+    UpdateSegment segment = {.count = n[0], .rate_scale = 1};
+    StepControl control = {.updates = 1, .learning_rate = 1e-3F, .grad_scale = 1, .correction1 = 1, .correction2 = 1};
+    void *segments = memory_of(d, sizeof segment), *step = memory_of(d, sizeof control);
+    device_upload(d, segments, &segment, sizeof segment);
+    device_upload(d, step, &control, sizeof control);
+    a.segments = segments;
+    a.control = step;
     a.grads = memory_of(d, n[0] * 4);
     a.weights = memory_of(d, n[0] * 2);
     a.moment_type = n[1] ? MOMENT_8BIT : MOMENT_FP32;

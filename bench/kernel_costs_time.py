@@ -27,7 +27,7 @@ from kernel_costs_walk import Kernel  # noqa: F401
 
 CLOCK, BUSY_CLOCK, IDLE_SHARE = 1.755e9, 1.50e9, 0.35
 MULTIPROCESSORS, TENSOR_RATE = 132, 4096  # tensor: floating-point operations a cycle of one multiprocessor
-L2_RATE, SHARED_RATE = 38.0, 128.0
+L2_RATE, SHARED_RATE, A_BYTES = 38.0, 128.0, 16384
 
 LATENCY = {"LDS": 29, "LDSM": 33, "LDL": 33, "STL": 33, "LDG": 280, "LD": 280, "ATOMG": 700, "ATOM": 700, "MUFU": 22, "SHFL": 24,
            "S2R": 20, "S2UR": 25, "LDC": 30, "ULDC": 20, "R2UR": 12, "SYNCS": 20, "STS": 20, "STSM": 25, "STG": 20, "F2F": 20,
@@ -94,7 +94,8 @@ class Role:
         self.walk, self.quarter, self.at, self.ready = walk, quarter, 0, 0.0
         self.boards = [0.0] * 8
         self.groups, self.stores, self.done = [], [], 0.0
-        self.counts, self.parts = {}, {}
+        self.counts, self.announced = {}, {}
+        self.multicast = any(event[0] == "load" and event[2] for event in walk.events.values())
 
 
 class Clock:
@@ -132,8 +133,9 @@ class Clock:
                 return None
         return max(last, self.filled.get((key, k), 0.0))
 
-    def wake(self, key, heap):
+    def wake(self, key, heap, t):
         for role in self.waiting.pop(key, []):
+            role.ready = max(role.ready, t)
             heapq.heappush(heap, (role.ready, id(role), role))
 
     def run(self):
@@ -148,7 +150,7 @@ class Clock:
                 if role.at >= len(trace):
                     self.ends[role.walk.thread] = max(role.ready, role.done)
                     for key in [k for k, waiting in self.waiting.items() if waiting]:
-                        self.wake(key, heap)
+                        self.wake(key, heap, role.ready)
                     break
                 kind, stall, wait, result, read, cycles, pipe, latency = plans[trace[role.at]]
                 t = role.ready
@@ -172,6 +174,7 @@ class Clock:
                         role.ready = t
                         self.waiting.setdefault(key, []).append(role)
                         break
+                    horizon = heap[0][0] if heap else float("inf")
                 else:
                     after = t
                 finished = after + latency
@@ -227,24 +230,23 @@ class Clock:
         if kind == "load":
             # Bytes are charged when the arrival announced them; the last copy's latency counts.
             k = len(self.arrived.get((where, role), [])) - 1
-            total, parts = role.parts.get(where, (0, 1))
-            if event[2]:  # of what goes to both blocks each loads a half
-                total = (16384 + (total - 16384) / 2) if total > 16384 else total / 2
+            total = role.announced.pop(where, 0)
+            if role.multicast:  # of B, which goes to both blocks of a cluster, each loads a half
+                total -= max(0, total - A_BYTES) / 2
             if total:
                 self.l2 = max(self.l2, t) + total / L2_RATE
-                role.parts[where] = (0, parts)
             previous = self.filled.get((where, k), 0.0)
             self.filled[where, k] = max(previous, self.l2 + TMA_LOAD, t + TMA_LOAD)
             if self.waiting.get(where):
-                self.wake(where, heap)
+                self.wake(where, heap, t)
             return t
         if kind == "arrive":
             self.arrived.setdefault((where, role), []).append(t)
             if event[2]:
-                role.parts[where] = (event[2] & 0xFFFFF, 1)
+                role.announced[where] = event[2] & 0xFFFFF
                 k = len(self.arrived[where, role]) - 1
                 self.filled[where, k] = t + TMA_LOAD  # until the copies say more
-            self.wake(where, heap)
+            self.wake(where, heap, t)
             return t
         key = ("bar", where)
         times = self.arrived.setdefault((key, role), [])
@@ -252,7 +254,7 @@ class Clock:
         if k is None:
             times.append(t)
             k = len(times) - 1
-            self.wake(key, heap)
+            self.wake(key, heap, t)
         if kind == "meet":
             return t
         role.counts[key, "at"] = k

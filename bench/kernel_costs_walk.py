@@ -252,6 +252,8 @@ def translate(instruction):
     if base in ("LDC", "DC"):  # ULDC loses its U
         match, count = CONSTANT.match(o[1]), words(name)
         places = out(count)
+        if o[1].startswith("c[0x2]") and count == 1:  # the targets of a jump by a table
+            return places, f"{put(places[0])}=W.table({address(o[1])})"
         if not match or not NUMBER.match(match.group(2)):
             return places, ""
         at = int(match.group(2), 16)
@@ -325,7 +327,8 @@ def translate(instruction):
         read = (lambda x: value(x)) if wide else (lambda x: f"signed({value(x)})")
         a, b, chosen = read(o[1]), read(o[2]), o[3]
         if base == "VIADDMNMX":
-            a, b, chosen = f"signed(({value(o[1])}+{value(o[2])})&{MASK})", read(o[3]), o[4]
+            total = f"(({value(o[1])}+{value(o[2])})&{MASK})"
+            a, b, chosen = total if wide else f"signed({total})", read(o[3]), o[4]
         relu = "RELU" in parts
         text = f"{'min' if chosen == 'PT' else 'max'}({a},{b})"
         if chosen not in ("PT", "!PT"):
@@ -447,8 +450,8 @@ def compile_step(instruction):
 class Kernel:
     """A kernel's instructions with what each does, made when it is first passed."""
 
-    def __init__(self, name, code, base):
-        self.name, self.code, self.base = name, code, base
+    def __init__(self, name, code, base, table=b""):
+        self.name, self.code, self.base, self.table = name, code, base, table
         self.steps = [None] * len(code)
 
     def step(self, at):
@@ -492,7 +495,7 @@ class Walk:
 
     def __init__(self, block, thread, most=MOST_STEPS, stop=None):
         self.block, self.thread, self.stop = block, thread, stop
-        self.trace, self.events, self.guesses = [], {}, {}
+        self.trace, self.events, self.guesses, self.places = [], {}, {}, {}
         self.R, self.U, self.P, self.Q = [None] * 260, [None] * 68, [None] * 8, [None] * 8
         self.P[7] = self.Q[7] = 1
         self.local, self.view, self.phases, self.time = {}, {}, {}, 0
@@ -532,6 +535,9 @@ class Walk:
                 except TypeError:
                     self.P[i] = None
 
+    def table(self, at):
+        return struct.unpack_from("<I", self.block.launch.kernel.table, at)[0]
+
     def number(self, expression):
         """The value of an expression over the registers now; None where it is unknown."""
         try:
@@ -569,6 +575,7 @@ class Walk:
         if base in ("LDS", "LDL", "LDG", "LD"):
             place, count = to_register(o[0]), words(i.name)
             at = self.number(address(o[-1]))
+            self.places[len(self.trace) - 1] = at
             for n, where in enumerate(following(place, count)):
                 if where is None:
                     continue
@@ -583,6 +590,9 @@ class Walk:
                 if got is None and base in ("LDG", "LD") and self.block.load is not None and "STRONG" not in i.name:
                     got = self.block.load(i, at, n)
                 (self.R if where[0] == "R" else self.U)[where[1]] = got
+            return True
+        if base in ("STG", "ST"):
+            self.places[len(self.trace) - 1] = self.number(address(o[0]))
             return True
         if base in ("STS", "STL"):
             at, count = self.number(address(o[0])), words(i.name)
@@ -651,7 +661,7 @@ class Walk:
         if target is None or target <= at:
             return False
         code = self.block.launch.kernel.code
-        return any(code[k].base in ("NANOSLEEP", "BPT") or code[k].base == "CALL" and k < at + 4
+        return any(code[k].base in ("NANOSLEEP", "BPT") or code[k].base == "CALL" and k < at + 6
                    for k in range(at + 1, min(at + 8, target, len(code))))
 
     def run(self, most):
@@ -707,8 +717,12 @@ class Walk:
                     raise Problem(f"{kernel.name}: a return without a call")
                 at = calls.pop()
                 continue
-            if base in ("BRX", "JMX"):
-                raise Problem(f"{kernel.name}: a jump by a table, which cannot be followed")
+            if base == "BRX":  # to the place in the register: what is added is where the next instruction stands
+                place = self.number(value(i.operands[0].split()[0]))
+                if place is None:
+                    raise Problem(f"{kernel.name}: a jump by a table to an unknown place")
+                at = (place - code[0].place) // 16
+                continue
             if guard is None:
                 for place in kernel.step(at)[1]:
                     {"R": R, "U": U, "P": P, "Q": Q}[place[0]][place[1]] = None
