@@ -89,6 +89,9 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 __device__ __forceinline__ uint32_t cluster_rank();
 // A barrier of all threads of the cluster. Of what they wrote it publishes only what fence_mbarrier_init does.
 __device__ __forceinline__ void cluster_sync();
+// Writes a word of shared memory at the same address of block `rank`, which must have begun (cluster_sync); seen there behind
+// another cluster_sync.
+__device__ __forceinline__ void cluster_store(uint32_t shared, uint32_t rank, int value);
 
 // ---- TMA: one thread. Coordinates in elements, the fastest dimension first; what lies outside reads as 0 and is not written.
 
@@ -300,6 +303,13 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 }
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_store(uint32_t shared, uint32_t rank, int value) {
+    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "st.shared::cluster.s32 [remote], %2;\nfence.acq_rel.cluster;\n}" ::"r"(shared),
+                 "r"(rank), "r"(value)
+                 : "memory");
 }
 
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map) {

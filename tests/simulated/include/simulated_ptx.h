@@ -100,6 +100,9 @@ inline void cluster_sync() {
     simulator::cluster_sync();
 }
 
+inline void cluster_store(uint32_t shared, uint32_t rank, int value) {
+    simulator::cluster_store(shared, rank, value);
+}
 inline void tma_prefetch(const CUtensorMap *map) {
     simulator::tma_prefetch(map);
 }
