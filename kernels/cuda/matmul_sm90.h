@@ -439,17 +439,17 @@ __device__ __forceinline__ void sm90_store_box(const float (&sum)[COUNT], Sm90Pa
     sm90_send_box<false>(part, to, column, slab);
 }
 
-template <Activation A> __device__ __forceinline__ void activate(float (&x)[8]) {
+template <typename T, Activation A> __device__ __forceinline__ void activate(float (&x)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        x[i] = activation_value(A, x[i]);
+        x[i] = activation_value<T>(A, x[i]);
     }
 }
-template <Activation A>
+template <typename T, Activation A>
 __device__ __forceinline__ void activate_both(const float (&x)[8], float (&value)[8], float (&slope)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        activation_both(A, x[i], &value[i], &slope[i]);
+        activation_both<T>(A, x[i], &value[i], &slope[i]);
     }
 }
 
@@ -493,7 +493,7 @@ __device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Run
         for (int j = 0; j < 8; j++) {
             x[j] = sum[X + 8 * i + j];
         }
-        activate<A>(x);
+        activate<T, A>(x);
         if constexpr (GATED) {
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -535,7 +535,7 @@ __device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Runs 
             float at[8], value[8], slope[8];
             ldmatrix_x4(four, sm90_fragments(part, i));
             unpack_sums<T>(at, four);
-            activate_both<A>(at, value, slope);
+            activate_both<T, A>(at, value, slope);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 value[j] *= sum[X + 8 * i + j];

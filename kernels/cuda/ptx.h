@@ -44,6 +44,11 @@ __device__ __forceinline__ void nap();
 // 2^x and tanh(x), one instruction each; relative error 2^-22, absolute error 2^-11.
 __device__ __forceinline__ float exp2_fast(float x);
 __device__ __forceinline__ float tanh_fast(float x);
+// 1 / x, one instruction: relative error 2^-23; 0 where it is below 2^-126, infinity where x is.
+__device__ __forceinline__ float reciprocal_fast(float x);
+// The lesser and the greater of two, NaN where one is, which fminf and fmaxf would not keep.
+__device__ __forceinline__ float min_or_nan(float x, float y);
+__device__ __forceinline__ float max_or_nan(float x, float y);
 
 // ---- Tensor cores of sm_80: a warp
 
@@ -223,6 +228,21 @@ __device__ __forceinline__ float tanh_fast(float x) {
     float y;
     asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float min_or_nan(float x, float y) {
+    float z;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+    float z;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
 }
 
 #define MMA_16816(type)                                                                                                        \
