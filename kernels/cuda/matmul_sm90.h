@@ -692,15 +692,22 @@ __device__ __forceinline__ void sm90_pass_turn(int *word, const Sm90Work &work, 
     }
 }
 
-// All threads of a cluster that runs. The last ticket is followed by the first of the next product.
-__device__ __forceinline__ void sm90_draw_ticket(const Sm90Plan &plan, uint32_t to) {
-    if (threadIdx.x == 0 && cluster_rank() == 0) {
-        int ticket = (int)atomicInc((unsigned *)plan.turns, (unsigned)plan.clusters - 1);
-        for (int rank = 0; rank < plan.cluster; rank++) {
-            cluster_store(to, (uint32_t)rank, ticket);
+// A cluster's number, drawn by thread 0 of its first block. The last one is followed by the first of the next product.
+template <ProductForm FORM> __device__ __forceinline__ int sm90_draw(const Sm90Plan &plan) {
+    bool draws = SM90_STREAMS<FORM> && plan.streams > 0 && threadIdx.x == 0 && cluster_rank() == 0;
+    return draws ? (int)atomicInc((unsigned *)plan.turns, (unsigned)plan.clusters - 1) : 0;
+}
+// All threads of the cluster, whose blocks have begun.
+template <ProductForm FORM> __device__ __forceinline__ void sm90_tell(const Sm90Plan &plan, int ticket, uint32_t to) {
+    if (SM90_STREAMS<FORM> && plan.streams > 0) {
+        if (threadIdx.x < 32) {
+            ticket = __shfl_sync(0xFFFFFFFFu, ticket, 0);
+            if (cluster_rank() == 0 && threadIdx.x < (unsigned)plan.cluster) {
+                cluster_store(to, threadIdx.x, ticket);
+            }
         }
+        cluster_sync();
     }
-    cluster_sync();
 }
 
 // ---- The kernel
@@ -759,6 +766,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
     typedef Sm90Shared<COLUMNS> Shared;
     DYNAMIC_SHARED(memory);
     const Sm90Maps maps = {&a, &b, &c, &pre};
+    int ticket = sm90_draw<FORM>(plan);  // comes while the barriers are made
     if (threadIdx.x == 0) {
         Sm90Ring<COLUMNS> ring = {shared_address_swizzled(memory), 0, 0};
         for (int i = 0; i < Shared::STAGES; i++) {
@@ -771,9 +779,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
         tma_prefetch(&c);
     }
     cluster_sync();
-    if (SM90_STREAMS<FORM> && plan.streams > 0) {
-        sm90_draw_ticket(plan, shared_address(memory) + Shared::TICKET);
-    }
+    sm90_tell<FORM>(plan, ticket, shared_address(memory) + Shared::TICKET);
     if (threadIdx.x < 128) {
         registers_shrink<40>();
         if (threadIdx.x < 32) {
