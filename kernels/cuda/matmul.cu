@@ -75,6 +75,10 @@ static struct MatmulChoices *choices_of(Card *card) {
     return card->choices;
 }
 
+bool matmul_portable(Card *card) {
+    return strcmp(choices_of(card)->products, "sm80") == 0;
+}
+
 static ProductShape shape_of(const Product *p) {
     ProductShape shape = {};
     shape.form = p->form;
@@ -215,7 +219,7 @@ void product_compute(Card *card, const Product *product) {
     struct MatmulChoices *choices = choices_of(card);
     ProductShape shape = shape_of(p);
     const ProductChoice *known = choice_find(choices, &shape);
-    bool portable = strcmp(choices->products, "sm80") == 0;
+    bool portable = matmul_portable(card);
     if (known != NULL) {
         // A body may still refuse: memory of another alignment.
         if (!run_body(card, known->body, p)) {
