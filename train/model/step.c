@@ -15,7 +15,12 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
     Device *device = model->device;
     StepControl *control = model->control;
     const ModelWeights *weights = &model->weights;
-    device->op->squares(device, weights->placement.gradients, weights->grads, &control->grad_squares);
+    // Rows that are not cut count once, on the first of the tensor-parallel ranks.
+    int64_t first = model->options.tensor.rank > 0 ? weights->placement.whole_gradients : 0;
+    device->op->squares(device, weights->placement.gradients - first, weights->grads + first, &control->grad_squares);
+    if (model->options.tensor.ranks > 1 && model->tensor->failed == NULL) {
+        model->tensor->failed = group_all_reduce(model->tensor->group, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
+    }
     device->op->step_decide(device, &(StepDecide){
                                         .control = control,
                                         .batch_weight = options->batch_weight,
@@ -43,6 +48,12 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
                                              .scale2 = weights->scale2,
                                              .seed = options->seed,
                                          });
+}
+
+Error *model_tensor_error(Model *model) {
+    Error *failed = model->tensor->failed;
+    model->tensor->failed = NULL;
+    return failed;
 }
 
 void model_send_control(Model *model) {
