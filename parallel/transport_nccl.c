@@ -41,6 +41,7 @@ typedef struct NcclState {
 typedef struct CardId {
     char uuid[16];
     int32_t ordinal;  // on its host
+    int32_t nccl;     // the library's version there; 0: there is none
 } CardId;
 
 static Error *nccl_error(NcclState *state, ncclResult_t code) {
@@ -64,11 +65,16 @@ static Error *cuda_error(NcclState *state, cudaError_t code) {
 
 // ---- Opening
 
+// 0 where this machine has no such library.
+static int library_version(void) {
+    int version = 0;
+    return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}
+
 // NCCL before 2.30 refuses two ranks on one card; later versions take them where the environment allows it.
 static bool allows_shared_cards(void) {
-    int version = 0;
     const char *allowed = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
-    return ncclGetVersion(&version) == ncclSuccess && version >= 23000 && allowed != NULL && strcmp(allowed, "1") == 0;
+    return library_version() >= 23000 && allowed != NULL && strcmp(allowed, "1") == 0;
 }
 
 // Which card this rank computes on: hosts may have one name, cards on one place of the bus may be parts of one. The thread that
@@ -84,6 +90,7 @@ static Error *own_card(Comm *comm, CardId *id) {
     }
     memcpy(id->uuid, properties.uuid.bytes, sizeof id->uuid);
     id->ordinal = ordinal;
+    id->nccl = library_version();
     return NULL;
 }
 
@@ -97,6 +104,10 @@ static Error *nccl_usable(Comm *comm, bool *usable, Buffer *why) {
     const CardId *ids = (const CardId *)all.data;
     *usable = true;
     for (int i = 0; error == NULL && *usable && i < comm->size; i++) {
+        if (ids[i].nccl == 0) {
+            *usable = false;
+            buffer_printf(why, "rank %d finds no libnccl.so.2 (LD_LIBRARY_PATH names where it lies)", i);
+        }
         for (int j = 0; *usable && j < i && !allows_shared_cards(); j++) {
             if (memcmp(ids[i].uuid, ids[j].uuid, sizeof ids[i].uuid) == 0) {
                 *usable = false;
@@ -149,8 +160,10 @@ static Error *prepare(const Group *group, NcclState *state, ncclUniqueId *id) {
 
 static const char *nccl_version(void) {
     static char text[32];
-    int version = 0;
-    ncclGetVersion(&version);
+    int version = library_version();
+    if (version == 0) {
+        return "no libnccl.so.2 is found";
+    }
     snprintf(text, sizeof text, "%d.%d.%d", version / 10000, version / 100 % 100, version % 100);
     return text;
 }

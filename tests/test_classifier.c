@@ -26,6 +26,7 @@ typedef struct Case {
     int zeros;         // 0: no row has weight 0, 1: some, 2: all
     float loss_scale;  // 0: none
     bool frozen;       // dw is NULL
+    int64_t masked;    // the first columns, whose bias is -infinity
 } Case;
 
 typedef struct Inputs {
@@ -122,13 +123,17 @@ static Inputs inputs_new(const Case *c, DataType type) {
     in.x = random_new(type, R * C, 1, c->spread);
     in.w = random_new(type, V * C, 2, 1 / sqrtf((float)C));
     in.bias = random_new(type, V, 3, 1);
+    for (int64_t v = 0; v < c->masked; v++) {
+        in.bias[v] = -INFINITY;
+    }
     in.loss_weights = memory_new((size_t)R, sizeof(float));
     in.targets = memory_new((size_t)R, sizeof(int32_t));
     for (int64_t r = 0; r < R; r++) {
         uint64_t random = philox_u64(11, philox_stream(RANDOM_TEST, 4), (uint64_t)r);
         bool zero = c->zeros == 2 || (c->zeros == 1 && (random % 3 == 0 || r == 0 || r == R - 1));
         in.loss_weights[r] = zero ? 0 : 0.25f * (float)(1 + random % 7);
-        in.targets[r] = zero && random % 2 == 0 ? -1 : (int32_t)((random >> 8) % (uint64_t)V);
+        in.targets[r] =
+            zero && random % 2 == 0 ? -1 : (int32_t)((random >> 8) % (uint64_t)(V - c->masked) + (uint64_t)c->masked);
     }
     for (int i = 0; i < OUTPUTS; i++) {
         in.start[i] = random_new(output_type(type, i), in.counts[i], 5 + (uint64_t)i, 0.1f);
@@ -447,6 +452,23 @@ static void test_large_logits(void) {
     check_case(&(Case){12, 16, 130, 12, .grad_scale = 1, .gradient = true, .zs = true, .spread = 300});
 }
 
+// Rows of many packs for each thread of a block: GPT-2's own vocabulary, of which a card keeps all or a part in shared memory;
+// a round that is just full, and one pack more; threads whose first packs are -infinity.
+static void test_wide(void) {
+    Case c = {2, 4, 50257, 2, 0.01f, 0.5f, .bias = true, .dbias = true, .zs = true, .gradient = true, .spread = 2};
+    c.masked = 20000;
+    check_case(&c);
+    c.vocabulary = 16384;
+    c.masked = 0;
+    check_case(&c);
+    c.vocabulary = 16385;
+    c.masked = 16000;
+    for (int d = 0; d < cards.count; d++) {
+        check_twins(&cards.twins[d], &c);
+        check_split(&cards.twins[d], &c);
+    }
+}
+
 int main(void) {
     op_devices_cpu(&cpus);
     op_devices_cards(&cards);
@@ -455,6 +477,7 @@ int main(void) {
     RUN(test_forward_only);
     RUN(test_no_weight);
     RUN(test_large_logits);
+    RUN(test_wide);
     op_devices_close(&cpus);
     op_devices_close(&cards);
     return check_report();

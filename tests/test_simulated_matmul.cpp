@@ -1,10 +1,16 @@
 // The matrix product of Hopper on the simulated card, against float64, with the cut of the product given: tiles of 128 and 256
 // columns, one block and clusters of two, parts of K, every form and epilogue; asynchronous work as late and as early as may
-// be, and at random. Then that the cut chosen for a shape is sensible.
+// be, and at random. Streamed products too, with fewer and more multiprocessors than tiles: the same bits whatever the order of
+// blocks, one after another, and from a recorded graph. Then that the cut chosen for a shape is sensible.
+//
+//   test_simulated_matmul --plan FORM M N K [WORDS [MULTIPROCESSORS]]      prints the cut that is chosen, without a card
+//     FORM: forward, input or weight; WORDS, with commas between: bias residual pre accumulate float gated
+//     gelu_tanh gelu_erf relu silu, or none; MULTIPROCESSORS: 132
 //
 // An element may err by one rounding of its type and by what fp32 sums of that length err. Rows have gaps, which must stay.
 #define _Noreturn [[noreturn]]
 extern "C" {
+#include "core/hash.h"
 #include "core/memory.h"
 #include "core/philox.h"
 #include "tests/support/check.h"
@@ -296,6 +302,133 @@ static void test_random(void) {
     }
 }
 
+// ---- Streamed products
+
+typedef struct Stream {
+    int m, n, k, columns, cluster, multiprocessors, streams;  // streams: of a group that are to be, 0: none
+} Stream;
+
+static const Stream streams[] = {
+    {40, 72, 1500, 128, 1, 7, 7},      // one tile: its first, its last and parts between
+    {40, 72, 1500, 128, 2, 7, 3},      // the second block of the cluster has no rows
+    {40, 72, 1500, 256, 1, 132, 132},  // more clusters than there is work for
+    {264, 72, 700, 128, 1, 2, 2},      // three tiles for two
+    {264, 136, 1000, 128, 1, 4, 2},    // six for four, in groups; edges
+    {264, 136, 1000, 128, 1, 7, 7},    // six for seven
+    {391, 133, 640, 128, 1, 5, 5},     // a whole wave of five before seven
+    {391, 133, 640, 128, 2, 6, 3},     // four for three clusters
+    {389, 517, 1100, 256, 2, 8, 2},    // six for four clusters
+    {200, 520, 900, 256, 2, 11, 5},    // three for five
+    {264, 72, 50, 128, 1, 7, 7},       // one block of K: nothing to cut
+    {264, 72, 300, 128, 1, 2, 2},      // five blocks of K
+    {264, 72, 300, 128, 1, 3, 0},      // whole waves
+    {264, 72, 300, 128, 2, 1, 0},
+};
+enum { STREAMS = sizeof streams / sizeof *streams };
+
+static Matrix aligned_matrix(Device *device, DataType type, int64_t rows, int64_t width, float deviation, uint64_t stream) {
+    return matrix_new(device, type, rows, width, 8 + (8 - width % 8) % 8, deviation, stream);
+}
+
+static void upload(Device *device, const Matrix *x) {
+    device_upload(device, x->card, x->host, (size_t)(x->rows * x->stride) * sizeof(float));
+}
+static uint64_t bits_of(Device *device, const Matrix *x) {
+    size_t bytes = (size_t)(x->rows * x->stride) * sizeof(float);
+    void *copy = memory_new(bytes, 1);
+    device_download(device, copy, x->card, bytes);
+    CHECK_OK(device_finish(device));
+    uint64_t bits = hash64(copy, bytes);
+    free(copy);
+    return bits;
+}
+
+static void check_float64(Device *device, const Stream *s, const Tensors *t, bool accumulate) {
+    Row r = {};
+    r.form = W;
+    r.k = s->k;
+    double *want = (double *)memory_new((size_t)(s->m * s->n), sizeof(double));
+    for (int i = 0; i < s->m; i++) {
+        for (int j = 0; j < s->n; j++) {
+            want[i * s->n + j] = sum_of(&r, t, i, j) + (accumulate ? (double)t->c.host[i * t->c.stride + j] : 0);
+        }
+    }
+    double worst = worst_of(device, &t->c, want, 2e-6 * (1 + sqrt((double)s->k) / 16));
+    if (!CHECK(worst <= 1)) {
+        printf("stream %d: worst error %g of its tolerance\n", (int)(s - streams), worst);
+    }
+    free(want);
+}
+
+// `*bits`: those that it must have; 0: not known yet.
+static void check_stream(Device *device, const Stream *s, bool accumulate, uint64_t *bits) {
+    Card *card = card_of(device);
+    Tensors t = {};
+    t.a = aligned_matrix(device, device->type, s->k, s->m, 1, 1);
+    t.b = aligned_matrix(device, device->type, s->k, s->n, 1 / sqrtf((float)s->k), 2);
+    t.c = aligned_matrix(device, TYPE_FP32, s->m, s->n, 1, 3);
+    Product p = {};
+    p.form = W;
+    p.epilogue = B;
+    p.type = device->type;
+    p.float_output = p.wide = true;
+    p.accumulate = accumulate;
+    p.m = s->m;
+    p.n = s->n;
+    p.k = s->k;
+    p.a = t.a.card;
+    p.b = t.b.card;
+    p.c = t.c.card;
+    p.a_stride = t.a.stride;
+    p.b_stride = t.b.stride;
+    p.c_stride = t.c.stride;
+    Sm90Plan plan = sm90_plan(&p, s->multiprocessors, s->columns, s->cluster, SM90_STREAMED);
+    CHECK_I64(plan.streams, s->streams);
+    CHECK(sm90_run(card, &p, &plan));
+    uint64_t have = bits_of(device, &t.c);
+    if (*bits == 0) {
+        check_float64(device, s, &t, accumulate);
+        *bits = have;
+    }
+    CHECK(have == *bits);
+    // Once more behind it, and twice from a graph.
+    DeviceGraph *graph = NULL;
+    upload(device, &t.c);
+    CHECK(sm90_run(card, &p, &plan));
+    CHECK(bits_of(device, &t.c) == *bits);
+    if (CHECK(device_record(device))) {
+        CHECK(sm90_run(card, &p, &plan));
+        CHECK_OK(device_record_end(device, &graph));
+        for (int i = 0; i < 2; i++) {
+            upload(device, &t.c);
+            device_graph_run(device, graph);
+            CHECK(bits_of(device, &t.c) == *bits);
+        }
+        device_graph_destroy(device, graph);
+    }
+    Matrix *all[] = {&t.a, &t.b, &t.c};
+    for (Matrix *x : all) {
+        matrix_free(device, x);
+    }
+}
+
+static void test_streams(void) {
+    static uint64_t bits[STREAMS][2];
+    for (int seed = 0; seed < 12; seed++) {
+        const simulator::Timing timings[] = {simulator::Timing::LATE, simulator::Timing::EARLY, simulator::Timing::RANDOM};
+        Device *device;
+        simulator::settings().timing = timings[seed % 3];
+        simulator::settings().seed = (uint64_t)seed;
+        if (CHECK_OK(device_open_card(DEVICE_SIMULATED, 0, TYPE_BF16, 1, &device))) {
+            for (int i = 0; i < STREAMS; i++) {
+                int accumulate = (i + seed / 3) % 2;
+                check_stream(device, &streams[i], accumulate, &bits[i][accumulate]);
+            }
+            device_close(device);
+        }
+    }
+}
+
 // ---- The choice of a cut
 
 static Product forward_product(int64_t m, int64_t n, int64_t k) {
@@ -322,6 +455,9 @@ static void test_choice(void) {
     p.epilogue = EPILOGUE_BACKWARD;
     p.float_output = true;
     plan = sm90_choose(&p, 132);
+    CHECK(plan.parts == 1 && plan.streams > 0);
+    p = forward_product(768, 768, 32768);
+    plan = sm90_choose(&p, 132);
     CHECK(plan.parts > 2 && plan.parts * plan.part_blocks >= 512 && (plan.parts - 1) * plan.part_blocks < 512);
     // Every tile and part once, whatever the group.
     for (int cluster = 1; cluster <= 2; cluster++) {
@@ -333,8 +469,103 @@ static void test_choice(void) {
     }
 }
 
-int main(void) {
+// Every block of K of every streamed tile once, in parts that are worth their end, and no cluster longer than was planned.
+static void test_cuts(void) {
+    for (int multiprocessors = 1; multiprocessors <= SM90_MOST_STREAMS; multiprocessors += 1 + multiprocessors / 8) {
+        for (int i = 0; i < 60; i++) {
+            Product p = forward_product(1 + i * 331 % 5000, 1 + i * 577 % 3000, 1 + i * i * 37 % 40000);
+            p.form = PRODUCT_BACKWARD_WEIGHT;
+            p.epilogue = EPILOGUE_BACKWARD;
+            p.float_output = true;
+            Sm90Plan plan = sm90_plan(&p, multiprocessors, i % 2 ? 128 : 256, 1 + i / 2 % 2, SM90_STREAMED);
+            int left = plan.works - plan.whole, k_blocks = plan.k_blocks;
+            if (plan.streams == 0) {
+                CHECK_I64(left, 0);
+                continue;
+            }
+            CHECK(plan.whole % plan.clusters == 0 && plan.clusters % plan.streams == 0);
+            CHECK_I64(plan.clusters / plan.streams * plan.stream_tiles, left);
+            CHECK_I64(plan.first[0], 0);
+            CHECK_I64(plan.first[plan.streams], plan.stream_tiles * k_blocks);
+            for (int s = 0; s < plan.streams; s++) {
+                int begin = plan.first[s], end = plan.first[s + 1], length = end - begin;
+                int of_tile = begin % k_blocks == 0 ? k_blocks : k_blocks - begin % k_blocks;
+                CHECK(length >= 0 && length < plan.stream_blocks);
+                CHECK(length == 0 || begin % k_blocks == 0 || (length < of_tile ? length : of_tile) >= SM90_LEAST_BLOCKS);
+                CHECK(length == 0 || end % k_blocks == 0 ||
+                      (length < end % k_blocks ? length : end % k_blocks) >= SM90_LEAST_BLOCKS);
+            }
+        }
+    }
+}
+
+// ---- The choice for a shape that is asked for
+
+static bool has_word(const char *words, const char *word) {
+    size_t length = strlen(word);
+    for (const char *at = words; (at = strstr(at, word)) != NULL; at++) {
+        if ((at == words || at[-1] == ',') && (at[length] == 0 || at[length] == ',')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// What a call of matmul.cu's operations makes of it. Tensors that there are get an address: none is read.
+static Product asked_product(const char *form, const char *words, int64_t m, int64_t n, int64_t k) {
+    static const char *const activations[] = {"none", "gelu_tanh", "gelu_erf", "relu", "silu"};
+    static char something[1];
+    Product p = forward_product(m, n, k);
+    bool gated = has_word(words, "gated");
+    if (strcmp(form, "forward") == 0) {
+        p.epilogue = gated ? EPILOGUE_GATED : EPILOGUE_FORWARD;
+    } else {
+        p.form = strcmp(form, "input") == 0 ? PRODUCT_BACKWARD_INPUT : PRODUCT_BACKWARD_WEIGHT;
+        p.epilogue = gated ? EPILOGUE_GATED_BACKWARD : EPILOGUE_BACKWARD;
+    }
+    for (int i = 1; i < 5; i++) {
+        p.activation = has_word(words, activations[i]) ? (Activation)i : p.activation;
+    }
+    p.float_output = p.form == PRODUCT_BACKWARD_WEIGHT || has_word(words, "float");
+    p.accumulate = p.form == PRODUCT_BACKWARD_WEIGHT || has_word(words, "accumulate");
+    p.bias = has_word(words, "bias") ? something : NULL;
+    p.residual = has_word(words, "residual") ? something : NULL;
+    p.pre = has_word(words, "pre") || (p.form == PRODUCT_BACKWARD_INPUT && p.activation != ACTIVATION_NONE) ? something : NULL;
+    return p;
+}
+
+static void print_plan(const Product *p, const Sm90Plan *plan) {
+    printf("columns %d cluster %d parts %d works %d k_blocks %d part_blocks %d cycles %.0f", plan->columns, plan->cluster,
+           plan->parts, plan->works, plan->k_blocks, plan->part_blocks, sm90_cycles(p, plan));
+    if (plan->streams > 0) {
+        printf(" whole %d streamed %d", plan->whole, plan->stream_tiles);
+        for (int i = 0; i <= plan->streams; i++) {
+            printf("%c%d", i > 0 ? ',' : ' ', plan->first[i]);
+        }
+    }
+    printf("\n");
+}
+
+static int print_choice(int count, char **arguments) {
+    if (count < 4) {
+        fprintf(stderr, "--plan FORM M N K [WORDS [MULTIPROCESSORS]]\n");
+        return 2;
+    }
+    Product p = asked_product(arguments[0], count > 4 ? arguments[4] : "none", atoll(arguments[1]), atoll(arguments[2]),
+                              atoll(arguments[3]));
+    int multiprocessors = count > 5 ? atoi(arguments[5]) : 132;
+    Sm90Plan plan = sm90_choose(&p, multiprocessors);
+    print_plan(&p, &plan);
+    return 0;
+}
+
+int main(int count, char **arguments) {
+    if (count > 1 && strcmp(arguments[1], "--plan") == 0) {
+        return print_choice(count - 2, arguments + 2);
+    }
     RUN(test_choice);
+    RUN(test_cuts);
+    RUN(test_streams);
     RUN(test_late);
     RUN(test_early);
     RUN(test_random);

@@ -24,6 +24,7 @@ NOT_HERE = {
     r"launch/test": "runs all tests, this one too",
     r"cmake --preset .*": "minutes; every test runs in a build that it made",
     r"bench/gpu": "needs a card; tests/test_bench_gpu.py rehearses it",
+    r"bench/card_\w+ .*|debootstrap .*|cp -r build-card .*|mount --bind .*|chroot .*": "needs nvcc, a card or root's rights; tests/test_bench_card.py rehearses it",
     r"athanor train .*device=cuda.*|mpirun -n 8 .*|athanor train my\.yaml .*": "needs a card; tests/test_train_cards.py does it on the simulated one",
     r"athanor train \S+ device=simulated": "minutes; tests/test_train_cards.py does it",
     r"tests/golden/\S+ .*": "makes what the repository holds",

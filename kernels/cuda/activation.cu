@@ -16,7 +16,7 @@ template <Activation A> struct Activating {
     template <typename T, int N> __device__ __forceinline__ void operator()(Unit<T, N> &x, int64_t i) const {
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            x.at[j] = from_float<T>(activation_value(A, to_float(x.at[j])));
+            x.at[j] = from_float<T>(activation_value<T>(A, to_float(x.at[j])));
         }
     }
 };
@@ -57,7 +57,7 @@ static __device__ __forceinline__ void gate_some(int64_t rows, uint32_t units, c
         if (row < rows) {
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                gate[u].at[j] = from_float<T>(activation_value(A, to_float(gate[u].at[j])) * to_float(up[u].at[j]));
+                gate[u].at[j] = from_float<T>(activation_value<T>(A, to_float(gate[u].at[j])) * to_float(up[u].at[j]));
             }
             store_unit(y + (row * units + unit) * N, gate[u]);
         }
@@ -108,7 +108,7 @@ static __device__ __forceinline__ void gate_some_backward(int64_t rows, uint32_t
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 float value, slope, dj = to_float(d[u].at[j]);
-                activation_both(A, to_float(gate[u].at[j]), &value, &slope);
+                activation_both<T>(A, to_float(gate[u].at[j]), &value, &slope);
                 gate[u].at[j] = from_float<T>(dj * to_float(up[u].at[j]) * slope);
                 up[u].at[j] = from_float<T>(dj * value);
             }

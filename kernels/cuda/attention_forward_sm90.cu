@@ -11,11 +11,11 @@
 //     consumer 0, 1   64 queries each: both products by wgmma, the softmax between them in registers
 //
 //   shared memory of a block, in KiB          D = 64   128   256
-//     Q  2 tiles of 64 queries                    16    32    64
+//     Q  2 tiles of 64 queries, D <= 128 twice    32    64    64
 //     K  2 stages of a block of keys              32    64    80
 //     V  2 stages                                 32    64    80
 //     O  2 tiles of 64 queries                    16    32   (in Q's place)
-//                                                 96   192   224
+//                                                112   224   224
 //
 // A consumer hides the softmax of a block behind the product of the block before it, and the two consumers hide theirs behind
 // each other's products (for D <= 128; `turn` are named barriers):
@@ -26,14 +26,21 @@
 //
 //   who waits for whom, by mbarriers (full: bytes have come; empty: both consumers have read):
 //     producer  -- k_full[stage], v_full[stage] -->  consumers  -- k_empty[stage], v_empty[stage] -->  producer
-//     producer  -- q_full[w] (and the tile's number) -->  consumer w  -- q_empty[w] -->  producer
+//     producer  -- q_full[task] (and which tile and blocks of keys) -->  consumer w  -- q_empty[task] -->  producer
 //
 // Scores are kept in units of log2, so that P is one FMA and one exp2 an element. P goes from the accumulator of the first
 // product into the A operand of the second without leaving its registers: their layouts agree. Blocks of keys that no query of
 // the tile sees are skipped, and only blocks on an edge (the diagonal, a document's start, the window's) are masked.
 //
 // One block a multiprocessor stays for the whole launch and takes tiles by ticket, the longest first within as many heads as
-// the second-level cache holds keys and values of (attention_place). While a tile ends, the producer is in the next one.
+// the second-level cache holds keys and values of (attention_place). The producer draws a tile while it loads the one before,
+// and says with Q which one it is and which blocks of keys it meets: consumers divide nothing and load nothing that they do not
+// mask with. For D <= 128 tiles are chained: the first S of a tile is issued before the last O += P V of the tile before, as
+// within a tile, and what ends a tile (log-sum-exp, division, the copy of O) stands between products of the next:
+//
+//     S1' | O += Pn Vn | log-sum-exp ... | softmax 1' ........ | O out | S2' | O' += P1' V1' | softmax 2' ......
+//
+// Above 128 O is copied by way of Q's place, and a tile begins when that before has ended.
 //
 // Registers of a thread: the launch gives 168; the producer gives back all but 40, the consumers take 232. Of them the
 // accumulators are S 64 + O 64 and P 32 at D = 128 (S 40 + O 128 and P 20 at D = 256).
@@ -50,40 +57,48 @@ enum { FORWARD_TURN = 1, FORWARD_STORE = 1 + FORWARD_CONSUMERS };
 template <int D> struct ForwardTile {
     static const int KEYS = D <= 128 ? 128 : 80;
     static const int PANELS = D / PANEL_COLUMNS;
-    static const bool TURNS = D <= 128;  // above, there are no registers to spare and the products outweigh the softmax
-    static const bool OUT_APART = D <= 128;
+    static const bool TURNS = D <= 128;    // above, there are no registers to spare and the products outweigh the softmax
+    static const bool CHAINED = D <= 128;  // Q has two places and O its own, so that the next tile begins before this one ends
+    static const int TASKS = CHAINED ? 2 : 1;
     static const uint32_t QUERY_BYTES = PANELS * STORE_PANEL;  // of one consumer
     static const uint32_t KEY_PANEL = KEYS * PANEL_ROW_BYTES, KEY_BYTES = PANELS * KEY_PANEL;
     // Places in shared memory.
-    static const uint32_t QUERY = 0, KEY = QUERY + FORWARD_CONSUMERS * QUERY_BYTES, VALUE = KEY + FORWARD_STAGES * KEY_BYTES;
-    static const uint32_t OUT = OUT_APART ? VALUE + FORWARD_STAGES * KEY_BYTES : QUERY;
-    static const uint32_t BARRIERS = VALUE + FORWARD_STAGES * KEY_BYTES + (OUT_APART ? FORWARD_CONSUMERS * QUERY_BYTES : 0);
+    static const uint32_t QUERY = 0, KEY = QUERY + TASKS * FORWARD_CONSUMERS * QUERY_BYTES;
+    static const uint32_t VALUE = KEY + FORWARD_STAGES * KEY_BYTES, OUT = CHAINED ? VALUE + FORWARD_STAGES * KEY_BYTES : QUERY;
+    static const uint32_t BARRIERS = VALUE + FORWARD_STAGES * KEY_BYTES + (CHAINED ? FORWARD_CONSUMERS * QUERY_BYTES : 0);
     static const uint32_t BYTES = BARRIERS + 256;
 };
 
-// The addresses of the mbarriers, from ForwardTile::BARRIERS on, and behind them the tile's number for each consumer.
+// A tile as the producer tells a consumer of it, in shared memory.
+struct alignas(16) ForwardTask {
+    AttentionBlocks blocks;  // end = 0: there are no more tiles
+    AttentionPlace place;
+};
+
+// The addresses of the mbarriers, from ForwardTile::BARRIERS on. Behind them stand the tasks. `task` is the place of a task and
+// its Q: FORWARD_CONSUMERS times the number in the ring and the consumer's number.
+enum { FORWARD_TASKS = 2 * FORWARD_CONSUMERS, FORWARD_BARRIERS = 2 * FORWARD_TASKS + 4 * FORWARD_STAGES };
 struct ForwardBarriers {
     uint32_t base;
-    __device__ uint32_t q_full(int w) const {
-        return base + 8u * (uint32_t)w;
+    __device__ uint32_t q_full(int task) const {
+        return base + 8u * (uint32_t)task;
     }
-    __device__ uint32_t q_empty(int w) const {
-        return base + 8u * (uint32_t)(FORWARD_CONSUMERS + w);
+    __device__ uint32_t q_empty(int task) const {
+        return base + 8u * (uint32_t)(FORWARD_TASKS + task);
     }
     __device__ uint32_t k_full(int stage) const {
-        return base + 8u * (uint32_t)(2 * FORWARD_CONSUMERS + stage);
+        return base + 8u * (uint32_t)(2 * FORWARD_TASKS + stage);
     }
     __device__ uint32_t k_empty(int stage) const {
-        return base + 8u * (uint32_t)(2 * FORWARD_CONSUMERS + FORWARD_STAGES + stage);
+        return base + 8u * (uint32_t)(2 * FORWARD_TASKS + FORWARD_STAGES + stage);
     }
     __device__ uint32_t v_full(int stage) const {
-        return base + 8u * (uint32_t)(2 * FORWARD_CONSUMERS + 2 * FORWARD_STAGES + stage);
+        return base + 8u * (uint32_t)(2 * FORWARD_TASKS + 2 * FORWARD_STAGES + stage);
     }
     __device__ uint32_t v_empty(int stage) const {
-        return base + 8u * (uint32_t)(2 * FORWARD_CONSUMERS + 3 * FORWARD_STAGES + stage);
+        return base + 8u * (uint32_t)(2 * FORWARD_TASKS + 3 * FORWARD_STAGES + stage);
     }
 };
-enum { FORWARD_BARRIERS = 2 * FORWARD_CONSUMERS + 4 * FORWARD_STAGES };
 
 // What all tiles of a launch share.
 struct ForwardWork {
@@ -96,53 +111,63 @@ struct ForwardWork {
 
 // ---- The producer: one thread
 
+// Tile number `tile` of the launch.
+template <int D> __device__ __forceinline__ ForwardTask forward_task(const ForwardWork &work, int tile) {
+    ForwardTask task = {};
+    if (tile < work.tiles) {
+        const AttentionPlan &plan = work.plan;
+        task.place = attention_place(tile, plan.batch, plan.heads, work.blocks, work.near, true);
+        task.blocks =
+            attention_key_blocks<FORWARD_ROWS, ForwardTile<D>::KEYS, true>(plan, task.place.b, task.place.block * FORWARD_ROWS);
+    }
+    return task;
+}
+
 template <int D>
 __device__ __forceinline__ void forward_produce(const ForwardWork &work, ForwardBarriers barriers, uint32_t shared,
-                                                volatile int *tile_of, const CUtensorMap *query_map, const CUtensorMap *key_map,
+                                                ForwardTask *tasks, const CUtensorMap *query_map, const CUtensorMap *key_map,
                                                 const CUtensorMap *value_map) {
     typedef ForwardTile<D> Tile;
-    const AttentionPlan &plan = work.plan;
     tma_prefetch(query_map);
     tma_prefetch(key_map);
     tma_prefetch(value_map);
-    Ring ring = {0, 0};
-    uint32_t parity = 0;
-    for (int64_t tile = blockIdx.x; tile < work.tiles; tile = (int64_t)gridDim.x + atomicAdd(work.ticket, 1)) {
-        AttentionPlace place = attention_place(tile, plan.batch, plan.heads, work.blocks, work.near, true);
-        int row = place.block * FORWARD_ROWS, group = place.head / plan.share;
+    Ring ring = {0, 0}, turn = {0, 0};
+    ForwardTask task = forward_task<D>(work, (int)blockIdx.x);
+    for (bool more = true; more; turn.advance<Tile::TASKS>()) {
+        more = task.blocks.end > 0;
+        int ticket = more ? atomicAdd(work.ticket, 1) : 0;  // looked at when it has long come
         for (int w = 0; w < FORWARD_CONSUMERS; w++) {
-            mbarrier_wait(barriers.q_empty(w), parity ^ 1);
-            tile_of[w] = (int)tile;
-            mbarrier_expect(barriers.q_full(w), Tile::QUERY_BYTES);
-            for (int i = 0; i < Tile::PANELS; i++) {
-                tma_load_4d(shared + Tile::QUERY + (uint32_t)w * Tile::QUERY_BYTES + (uint32_t)i * STORE_PANEL, query_map,
-                            barriers.q_full(w), i * PANEL_COLUMNS, place.head, row + w * 64, place.b);
+            int at = turn.stage * FORWARD_CONSUMERS + w;
+            mbarrier_wait(barriers.q_empty(at), turn.parity ^ 1);
+            tasks[at] = task;
+            mbarrier_expect(barriers.q_full(at), more ? Tile::QUERY_BYTES : 0);
+            for (int i = 0; more && i < Tile::PANELS; i++) {
+                tma_load_4d(shared + Tile::QUERY + (uint32_t)at * Tile::QUERY_BYTES + (uint32_t)i * STORE_PANEL, query_map,
+                            barriers.q_full(at), i * PANEL_COLUMNS, task.place.head, task.place.block * FORWARD_ROWS + w * 64,
+                            task.place.b);
             }
         }
-        parity ^= 1;
-        AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS, true>(plan, place.b, row);
+        int group = task.place.head / work.plan.share, b = task.place.b, begin = task.blocks.begin;
 #pragma unroll 1
-        for (int n = blocks.end - 1; n >= blocks.begin; n--) {
+        for (int n = task.blocks.end - 1; n >= begin; n--) {
             uint32_t stage = (uint32_t)ring.stage * Tile::KEY_BYTES;
             mbarrier_wait(barriers.k_empty(ring.stage), ring.parity ^ 1);
             mbarrier_expect(barriers.k_full(ring.stage), Tile::KEY_BYTES);
             for (int i = 0; i < Tile::PANELS; i++) {
                 tma_load_4d(shared + Tile::KEY + stage + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.k_full(ring.stage),
-                            i * PANEL_COLUMNS, group, n * Tile::KEYS, place.b);
+                            i * PANEL_COLUMNS, group, n * Tile::KEYS, b);
+            }
+            if (n == begin) {  // while there is no room yet for V
+                task = forward_task<D>(work, (int)gridDim.x + ticket);
             }
             mbarrier_wait(barriers.v_empty(ring.stage), ring.parity ^ 1);
             mbarrier_expect(barriers.v_full(ring.stage), Tile::KEY_BYTES);
             for (int i = 0; i < Tile::PANELS; i++) {
                 tma_load_4d(shared + Tile::VALUE + stage + (uint32_t)i * Tile::KEY_PANEL, value_map,
-                            barriers.v_full(ring.stage), i * PANEL_COLUMNS, group, n * Tile::KEYS, place.b);
+                            barriers.v_full(ring.stage), i * PANEL_COLUMNS, group, n * Tile::KEYS, b);
             }
             ring.advance();
         }
-    }
-    for (int w = 0; w < FORWARD_CONSUMERS; w++) {
-        mbarrier_wait(barriers.q_empty(w), parity ^ 1);
-        tile_of[w] = -1;
-        mbarrier_arrive(barriers.q_full(w));
     }
 }
 
@@ -175,8 +200,8 @@ __device__ __forceinline__ void issue_values(float (&o)[D / 2], const uint32_t (
 
 // The two rows of a thread and what they have seen so far.
 struct ForwardRows {
-    int query[2], least[2];  // the row, and the row of the first key that it sees
-    float most[2], sum[2];   // the running maximum, in units of log2, and sum (this thread's columns)
+    int query, least[2];    // the first row, and for each the row of the first key that it sees
+    float most[2], sum[2];  // the running maximum, in units of log2, and sum (this thread's columns)
 };
 
 // Soft-cap and slopes: scores in units of log2. `key` is that of the thread's first column.
@@ -197,23 +222,29 @@ __device__ __forceinline__ void modify_scores(float (&s)[KEYS / 2], const Attent
     }
 #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) {
-        s[i] += slope * (float)(key + i / 4 * 8 + i % 2 - rows.query[i / 2 % 2]);
+        s[i] += slope * (float)(key + i / 4 * 8 + i % 2 - rows.query - i / 2 % 2 * 8);
     }
 }
 
-// The keys end at row `keys`.
+// Hides what comes after a row's query and, of the keys, from row `keys` on; and what comes before the row's first key.
 template <int KEYS>
-__device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const ForwardRows &rows, int key, int keys) {
-    unsigned seen[2];  // how many each sees
-    int from[2] = {key - rows.least[0], key - rows.least[1]};
+__device__ __forceinline__ void mask_behind(float (&s)[KEYS / 2], const ForwardRows &rows, int key, int keys) {
+    int seen[2];  // how many from `key` on
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        int end = rows.query[r] < keys ? rows.query[r] + 1 : keys;
-        seen[r] = end > rows.least[r] ? (unsigned)(end - rows.least[r]) : 0;
+        int query = rows.query + 8 * r;
+        seen[r] = (query < keys ? query + 1 : keys) - key;
     }
 #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) {
-        s[i] = (unsigned)(from[i / 2 % 2] + i / 4 * 8 + i % 2) < seen[i / 2 % 2] ? s[i] : -INFINITY;
+        s[i] = i / 4 * 8 + i % 2 < seen[i / 2 % 2] ? s[i] : -INFINITY;
+    }
+}
+template <int KEYS> __device__ __forceinline__ void mask_before(float (&s)[KEYS / 2], const ForwardRows &rows, int key) {
+    int hidden[2] = {rows.least[0] - key, rows.least[1] - key};
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i++) {
+        s[i] = i / 4 * 8 + i % 2 >= hidden[i / 2 % 2] ? s[i] : -INFINITY;
     }
 }
 
@@ -252,93 +283,172 @@ template <int D> __device__ __forceinline__ void scale_rows(float (&o)[D / 2], c
     }
 }
 
+// What is the same for all threads of a warp, and the compiler is told so: where it has to think that they part, it moves every
+// descriptor anew from each thread's registers.
+__device__ __forceinline__ bool all_alike(bool yes) {
+    return __any_sync(0xFFFFFFFFu, yes) != 0;
+}
+__device__ __forceinline__ int all_alike(int x) {
+    return __shfl_sync(0xFFFFFFFFu, x, 0);
+}
+
+// The scores of block n of a task, whose product with K is there, become probabilities.
+template <typename T, int D, bool MODIFIED>
+__device__ __forceinline__ void block_softmax(float (&s)[ForwardTile<D>::KEYS / 2], const AttentionPlan &plan,
+                                              const ForwardTask &task, int n, ForwardRows &rows, float (&shrink)[2]) {
+    const int KEYS = ForwardTile<D>::KEYS;
+    int key = n * KEYS + (int)threadIdx.x % 4 * 2 - plan.offset;
+    if (MODIFIED) {  // the slope is loaded anew: there are no registers to keep it
+        modify_scores<KEYS>(s, plan, attention_slope(plan, task.place.head), rows, key);
+    }
+    if (all_alike(n >= task.blocks.whole_end)) {
+        mask_behind<KEYS>(s, rows, key, plan.keys - plan.offset);
+    }
+    if (all_alike(n < task.blocks.whole_begin)) {
+        mask_before<KEYS>(s, rows, key);
+    }
+    softmax<KEYS>(s, rows, MODIFIED ? 1.0f : plan.scale_log2, shrink);
+}
+
+// ---- A tile's beginning and end
+
+// Waits for task and Q at `at`.
+__device__ __forceinline__ ForwardTask take_task(ForwardBarriers barriers, const ForwardTask *tasks, int at, uint32_t parity) {
+    mbarrier_wait(barriers.q_full(at), parity);
+    return tasks[at];
+}
+
+// The thread's rows of a tile of consumer w, which have seen nothing yet.
+__device__ __forceinline__ ForwardRows first_rows(const AttentionPlan &plan, AttentionPlace place, int w) {
+    ForwardRows rows;
+    int thread = (int)threadIdx.x % WARPGROUP;
+    rows.query = place.block * FORWARD_ROWS + w * 64 + thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        rows.least[r] = attention_least<true>(plan, place.b, rows.query + 8 * r) - plan.offset;
+        rows.most[r] = -INFINITY;
+        rows.sum[r] = 0;
+    }
+    return rows;
+}
+
+// Rows that have seen all: their log-sum-exp is written; share[] is what a row of P V is to be multiplied with.
+__device__ __forceinline__ void last_rows(const ForwardWork &work, AttentionPlace place, const ForwardRows &rows,
+                                          float (&share)[2]) {
+    const AttentionPlan &plan = work.plan;
+    int head = (int)computed_anew((uint32_t)place.head);  // or every block of keys would compute the addresses
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float sum = rows.sum[r];
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
+        share[r] = sum > 0 ? 1.0f / sum : 0.0f;  // 0: a row that sees nothing
+        int query = rows.query + 8 * r;
+        if (threadIdx.x % 4 == 0 && query < plan.queries && work.lse != NULL) {
+            work.lse[((int64_t)place.b * plan.heads + head) * plan.queries + query] =
+                rows.most[r] * 0.693147180559945f + logf(sum);
+        }
+    }
+}
+
+// O, whose products are there, to global memory by way of `out`.
+template <typename T, int D>
+__device__ __forceinline__ void write_out(float (&o)[D / 2], const float (&share)[2], uint32_t out, const CUtensorMap *out_map,
+                                          AttentionPlace place, int w) {
+    scale_rows<D>(o, share);
+    if (ForwardTile<D>::CHAINED) {
+        if (threadIdx.x % WARPGROUP == 0) {
+            tma_store_wait_read<0>();  // of the tile before
+        }
+        barrier_sync(FORWARD_STORE + w, WARPGROUP);
+    }
+    int head = all_alike(place.head), row = all_alike(place.block) * FORWARD_ROWS + w * 64, b = all_alike(place.b);
+    store_rows<T, D>(o, out, STORE_PANEL, out_map, 0, head, row, b, FORWARD_STORE + w);
+    __syncwarp();  // says again that a warp goes one way
+}
+
+template <int D> __device__ __forceinline__ void clear_out(float (&o)[D / 2]) {
+#pragma unroll
+    for (int i = 0; i < D / 2; i++) {
+        o[i] = 0;
+    }
+}
+
 // ---- A consumer: all tiles of this block
 
 template <typename T, int D, bool MODIFIED>
 __device__ __forceinline__ void forward_consume(const ForwardWork &work, ForwardBarriers barriers, uint32_t shared,
-                                                const volatile int *tile_of, const CUtensorMap *out_map, int w) {
+                                                const ForwardTask *tasks, const CUtensorMap *out_map, int w) {
     typedef ForwardTile<D> Tile;
     const int KEYS = Tile::KEYS;
     const AttentionPlan &plan = work.plan;
-    int thread = (int)threadIdx.x % WARPGROUP, lane = thread % 32;
-    uint32_t query = shared + Tile::QUERY + (uint32_t)w * Tile::QUERY_BYTES;
-    uint32_t out = shared + Tile::OUT + (uint32_t)w * Tile::QUERY_BYTES;
-    float unit = MODIFIED ? 1.0f : plan.scale_log2;
-    bool elected = thread == 0;
-    Ring ring = {0, 0};
-    uint32_t parity = 0;
+    uint32_t query = shared + Tile::QUERY + (uint32_t)w * Tile::QUERY_BYTES, key = shared + Tile::KEY;
+    uint32_t value = shared + Tile::VALUE, out = shared + Tile::OUT + (uint32_t)w * Tile::QUERY_BYTES;
+    const uint32_t QUERIES = FORWARD_CONSUMERS * Tile::QUERY_BYTES;  // from task to task
+    int lane = (int)threadIdx.x % 32;
+    bool elected = threadIdx.x % WARPGROUP == 0;
+    float s[KEYS / 2], o[D / 2], shrink[2], share[2];
+    uint32_t p[KEYS / 16][4];
+    Ring ring = {0, 0}, turn = {0, 0};
     if (Tile::TURNS && w == 1) {
         barrier_arrive(FORWARD_TURN, 2 * WARPGROUP);  // consumer 0 begins
     }
-    for (;;) {
-        mbarrier_wait(barriers.q_full(w), parity);
-        int tile = __shfl_sync(0xFFFFFFFFu, tile_of[w], 0);  // tells the compiler that a warp goes one way
-        if (tile < 0) {
-            break;
-        }
-        parity ^= 1;
-        AttentionPlace place = attention_place(tile, plan.batch, plan.heads, work.blocks, work.near, true);
-        int row = place.block * FORWARD_ROWS;
-        AttentionBlocks blocks = attention_key_blocks<FORWARD_ROWS, Tile::KEYS, true>(plan, place.b, row);
-        row += w * 64;
-        float slope = MODIFIED ? attention_slope(plan, place.head) : 0;
-        ForwardRows rows;
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            rows.query[r] = row + thread / 32 * 16 + lane / 4 + 8 * r;
-            rows.least[r] = attention_least<true>(plan, place.b, rows.query[r]) - plan.offset;
-            rows.most[r] = -INFINITY;
-            rows.sum[r] = 0;
-        }
-        float s[KEYS / 2], o[D / 2], shrink[2];
-        uint32_t p[KEYS / 16][4];
-        int key = (blocks.end - 1) * KEYS + lane % 4 * 2 - plan.offset;
-
+    ForwardTask task = take_task(barriers, tasks, w, 0);
+    while (all_alike(task.blocks.end > 0)) {  // where tiles are chained, once
+        int n = task.blocks.end - 1;
         mbarrier_wait(barriers.k_full(ring.stage), ring.parity);
-        issue_scores<T, D>(s, query, shared + Tile::KEY + (uint32_t)ring.stage * Tile::KEY_BYTES);
-#pragma unroll
-        for (int i = 0; i < D / 2; i++) {
-            o[i] = 0;
-        }
+        issue_scores<T, D>(s, query + (uint32_t)turn.stage * QUERIES, key + (uint32_t)ring.stage * Tile::KEY_BYTES);
+        ForwardRows rows = first_rows(plan, task.place, w);
+        clear_out<D>(o);
         wgmma_wait<0>();
         registers_fence(s);
         if (elected) {
             mbarrier_arrive(barriers.k_empty(ring.stage));
         }
-        if (MODIFIED) {
-            modify_scores<KEYS>(s, plan, slope, rows, key);
-        }
-        mask_scores<KEYS>(s, rows, key, plan.keys - plan.offset);  // the last block of a tile is nearly always on an edge
-        softmax<KEYS>(s, rows, unit, shrink);
+        block_softmax<T, D, MODIFIED>(s, plan, task, n, rows, shrink);
         pack_operand<T, KEYS>(p, s);
-
-        for (int n = blocks.end - 2; n >= blocks.begin; n--) {
+        for (;;) {
+            bool ends = all_alike(n == task.blocks.begin);
+            AttentionPlace place = task.place;
+            if (ends) {
+                if (Tile::CHAINED && lane == 0) {
+                    mbarrier_arrive(barriers.q_empty(turn.stage * FORWARD_CONSUMERS + w));
+                }
+                if (!Tile::CHAINED) {
+                    break;
+                }
+                turn.advance<Tile::TASKS>();
+                task = take_task(barriers, tasks, turn.stage * FORWARD_CONSUMERS + w, turn.parity);
+                if (all_alike(task.blocks.end == 0)) {
+                    task.place = place;
+                    break;
+                }
+                n = task.blocks.end;
+            }
+            n--;
             Ring before = ring;
             ring.advance();
-            key -= KEYS;
             mbarrier_wait(barriers.k_full(ring.stage), ring.parity);
             if (Tile::TURNS) {
                 barrier_sync(FORWARD_TURN + w, 2 * WARPGROUP);
             }
             registers_fence(o);
-            issue_scores<T, D>(s, query, shared + Tile::KEY + (uint32_t)ring.stage * Tile::KEY_BYTES);
+            issue_scores<T, D>(s, query + (uint32_t)turn.stage * QUERIES, key + (uint32_t)ring.stage * Tile::KEY_BYTES);
             mbarrier_wait(barriers.v_full(before.stage), before.parity);
-            issue_values<T, D>(o, p, shared + Tile::VALUE + (uint32_t)before.stage * Tile::KEY_BYTES);
+            issue_values<T, D>(o, p, value + (uint32_t)before.stage * Tile::KEY_BYTES);
             if (Tile::TURNS) {
                 barrier_arrive(FORWARD_TURN + 1 - w, 2 * WARPGROUP);
+            }
+            if (Tile::CHAINED && ends) {
+                last_rows(work, place, rows, share);
+                rows = first_rows(plan, task.place, w);
             }
             wgmma_wait<1>();
             registers_fence(s);
             if (elected) {
                 mbarrier_arrive(barriers.k_empty(ring.stage));
             }
-            if (MODIFIED) {
-                modify_scores<KEYS>(s, plan, slope, rows, key);
-            }
-            if (n >= blocks.whole_end || n < blocks.whole_begin) {
-                mask_scores<KEYS>(s, rows, key, plan.keys - plan.offset);
-            }
-            softmax<KEYS>(s, rows, unit, shrink);
+            block_softmax<T, D, MODIFIED>(s, plan, task, n, rows, shrink);
             keep_before(rows.sum);  // the product O += P V hides the softmax
             wgmma_wait<0>();
             registers_fence(o);
@@ -346,44 +456,31 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
                 mbarrier_arrive(barriers.v_empty(before.stage));
             }
             pack_operand<T, KEYS>(p, s);
-            scale_rows<D>(o, shrink);
-        }
-        if (Tile::OUT_APART && lane == 0) {
-            mbarrier_arrive(barriers.q_empty(w));  // every warp has read its tile's number
+            if (Tile::CHAINED && ends) {
+                write_out<T, D>(o, share, out, out_map, place, w);
+                clear_out<D>(o);
+            } else {
+                scale_rows<D>(o, shrink);
+            }
         }
         mbarrier_wait(barriers.v_full(ring.stage), ring.parity);
         registers_fence(o);
-        issue_values<T, D>(o, p, shared + Tile::VALUE + (uint32_t)ring.stage * Tile::KEY_BYTES);
-
-        float share[2];
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float sum = rows.sum[r];
-            sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-            sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-            share[r] = sum > 0 ? 1.0f / sum : 0.0f;  // 0: a row that sees nothing
-            if (lane % 4 == 0 && rows.query[r] < plan.queries && work.lse != NULL) {
-                work.lse[((int64_t)place.b * plan.heads + place.head) * plan.queries + rows.query[r]] =
-                    rows.most[r] * 0.693147180559945f + logf(sum);
-            }
-        }
+        issue_values<T, D>(o, p, value + (uint32_t)ring.stage * Tile::KEY_BYTES);
+        last_rows(work, task.place, rows, share);
         wgmma_wait<0>();
         registers_fence(o);
         if (elected) {
             mbarrier_arrive(barriers.v_empty(ring.stage));
         }
         ring.advance();
-        scale_rows<D>(o, share);
-        if (Tile::OUT_APART) {
-            if (elected) {
-                tma_store_wait_read<0>();  // of the tile before
+        write_out<T, D>(o, share, out, out_map, task.place, w);
+        if (!Tile::CHAINED) {
+            if (lane == 0) {
+                tma_store_wait_read<0>();  // of the one thread that has stored
+                mbarrier_arrive(barriers.q_empty(w));
             }
-            barrier_sync(FORWARD_STORE + w, WARPGROUP);
-        }
-        store_rows<T, D>(o, out, STORE_PANEL, out_map, 0, place.head, row, place.b, FORWARD_STORE + w);
-        if (!Tile::OUT_APART && lane == 0) {
-            tma_store_wait_read<0>();  // of the one thread that has stored
-            mbarrier_arrive(barriers.q_empty(w));
+            turn.advance<Tile::TASKS>();
+            task = take_task(barriers, tasks, w, turn.parity);
         }
     }
     if (Tile::TURNS && w == 0) {
@@ -403,11 +500,11 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 1)
     typedef ForwardTile<D> Tile;
     uint32_t shared = shared_address_swizzled(memory);
     ForwardBarriers barriers = {shared + Tile::BARRIERS};
-    volatile int *tile_of = (volatile int *)(memory + Tile::BARRIERS + FORWARD_BARRIERS * 8);
+    ForwardTask *tasks = (ForwardTask *)(memory + Tile::BARRIERS + FORWARD_BARRIERS * 8);
     if (threadIdx.x == 0) {
-        for (int w = 0; w < FORWARD_CONSUMERS; w++) {
-            mbarrier_init(barriers.q_full(w), 1);
-            mbarrier_init(barriers.q_empty(w), WARPGROUP / 32);
+        for (int task = 0; task < FORWARD_TASKS; task++) {
+            mbarrier_init(barriers.q_full(task), 1);
+            mbarrier_init(barriers.q_empty(task), WARPGROUP / 32);
         }
         for (int stage = 0; stage < FORWARD_STAGES; stage++) {
             mbarrier_init(barriers.k_full(stage), 1);
@@ -422,11 +519,11 @@ __global__ void __launch_bounds__(FORWARD_THREADS, 1)
     if (warpgroup == 0) {
         registers_shrink<40>();
         if (threadIdx.x == 0) {
-            forward_produce<D>(work, barriers, shared, tile_of, &query_map, &key_map, &value_map);
+            forward_produce<D>(work, barriers, shared, tasks, &query_map, &key_map, &value_map);
         }
     } else {
         registers_grow<232>();
-        forward_consume<T, D, MODIFIED>(work, barriers, shared, tile_of, &out_map, warpgroup - 1);
+        forward_consume<T, D, MODIFIED>(work, barriers, shared, tasks, &out_map, warpgroup - 1);
     }
 }
 

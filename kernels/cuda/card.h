@@ -23,6 +23,8 @@ extern "C" {
 
 namespace BACKEND {
 
+enum { CARD_TURNS = 4096 };
+
 // The state of one card in this process. A Device * of this backend is a Card *.
 struct Card {
     Device device;  // first
@@ -31,6 +33,7 @@ struct Card {
     int architecture;     // 80 for sm_80, 90 for sm_90 ...
     size_t shared_limit;  // bytes of shared memory that a block may have
     cudaStream_t stream;  // where operations run
+    int *turns;           // CARD_TURNS words, 0 between operations, by which blocks of one wait for each other
     void *workspace;      // card_workspace
     size_t workspace_bytes;
     const char *failed;  // the first kernel or call that failed since the last device_finish, NULL: none

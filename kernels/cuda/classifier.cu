@@ -6,14 +6,20 @@
 //   dlogits[v] = s ((1 + 2 z_loss z) exp(logits[v] - z) - [v = target]),   s = weight * grad_scale * loss_scale
 //
 // then dx = dlogits w, dw += dlogits^T x, dbias += the sums of the columns. Logits are kept in the compute type: rounding them
-// once errs as much as rounding any activation does, and a chunk then moves 12 bytes a logit (written, read twice, written,
-// read by two products) instead of 18; the statistics are fp32. Rows are `stride` apart, the vocabulary rounded up to 8
-// columns, so that the products and the kernels move 16 bytes at a time whatever the vocabulary; the columns added are never
-// read as numbers.
+// once errs as much as rounding any activation does, and a chunk then moves 10 bytes a logit (written, read, written, read
+// by two products) instead of 18; the statistics are fp32. Rows are `stride` apart, the vocabulary rounded up to 8 columns, so
+// that the products and the kernels move 16 bytes at a time whatever the vocabulary; the columns added are never read as
+// numbers.
 //
 // A block takes a row: the largest logit and the sum of exponentials together in one pass (Milakov & Gimelshein 2018, "Online
-// normalizer calculation for softmax"), the gradient in a second one, which finds the row in the second-level cache. The last
-// rows of a chunk were written last, so the first blocks take those. A row of weight 0 becomes zeros.
+// normalizer calculation for softmax"), the gradient in a second one. Each thread keeps the packs of its first pass in shared
+// memory for its second: where two rows fit a multiprocessor (57,000 columns of 16 bits) a logit is read once and written once,
+// and what does not fit is read again. Four packs are in flight and take one comparison with the largest so far. The columns
+// added are made -infinity, so that every pack is whole. The last rows of a chunk were written last, so the first blocks take
+// those. A row of weight 0 becomes zeros.
+//
+// Exponentials of 16-bit logits are powers of two, 2^(x log2(e) - shift), one multiplication and addition and one instruction
+// of the card: shifts, and what a row knows of itself, are logarithms to base 2 then. fp32 has expf and natural ones.
 //
 // With a vocabulary split over ranks the two passes are two kernels, and between them the ranks exchange the rows' maxima, then
 // their sums and the logits of the targets. Every sum has one order: deterministic.
@@ -24,18 +30,22 @@
 namespace BACKEND {
 
 static const int THREADS = 512;
+static const int FLIGHT = 4;  // packs that a thread loads before it uses the first; four are compared below
+static const int ROUND = FLIGHT * THREADS;
 
 // What rows know of themselves between two kernels; [chunk_rows] each. Sums and targets lie side by side.
 struct RowStatistics {
-    float *largest;  // of the columns here
+    float *largest;  // of the columns here: a shift
     float *shift;    // of all columns
-    float *sums;     // of exp(logit - shift)
+    float *sums;     // of power(logit, shift)
     float *targets;  // the logit of the target, 0 where another rank has it
 };
 // A chunk, as the kernels see it.
 struct Chunk {
     int64_t vocabulary, stride;
     int64_t first;  // of the columns here, in the whole vocabulary
+    int packs;      // of a row; the last may have columns behind the vocabulary
+    int kept;       // of these, from the first on, in shared memory: all, or a multiple of ROUND
     bool shared;
     bool gradient;
     float z_loss, grad_scale;
@@ -47,76 +57,147 @@ struct Chunk {
     RowStatistics row;
 };
 
-template <typename T> __device__ __forceinline__ float exponential(float x) {
-    return exp2_fast(x * 1.44269504f);
+// The logarithm that a shift of x is, its way back, and that of a sum.
+template <typename T> __device__ __forceinline__ float shift_of(float x) {
+    return x * 1.44269504f;
 }
-template <> __device__ __forceinline__ float exponential<float>(float x) {
-    return expf(x);
+template <> __device__ __forceinline__ float shift_of<float>(float x) {
+    return x;
+}
+template <typename T> __device__ __forceinline__ float shift_natural(float shift) {
+    return shift * 0.693147181f;
+}
+template <> __device__ __forceinline__ float shift_natural<float>(float shift) {
+    return shift;
+}
+template <typename T> __device__ __forceinline__ float shift_of_sum(float sum) {
+    return log2f(sum);
+}
+template <> __device__ __forceinline__ float shift_of_sum<float>(float sum) {
+    return logf(sum);
+}
+// The exponential of the difference of two shifts, and of x less a shift.
+template <typename T> __device__ __forceinline__ float shift_power(float difference) {
+    return exp2_fast(difference);
+}
+template <> __device__ __forceinline__ float shift_power<float>(float difference) {
+    return expf(difference);
+}
+template <typename T> __device__ __forceinline__ float power(float x, float shift) {
+    return exp2_fast(__fmaf_rn(x, 1.44269504f, -shift));
+}
+template <> __device__ __forceinline__ float power<float>(float x, float shift) {
+    return expf(x - shift);
+}
+// Where all was -infinity so far, or no number: exp(-inf + inf) would be no number, and what is none must stay it.
+__device__ __forceinline__ float finite_shift(float shift) {
+    return shift > -INFINITY ? shift : 0;
 }
 
-// A maximum and the sum of exponentials relative to it.
+// The shift of the largest logit and the sum of exponentials relative to it.
 struct Normalizer {
-    float largest, sum;
+    float shift, sum;
 };
-
-template <typename T> __device__ __forceinline__ Normalizer merge(Normalizer a, Normalizer b) {
-    Normalizer c;
-    c.largest = fmaxf(a.largest, b.largest);
-    // Nothing seen yet is -inf and 0; the difference of two -inf would be no number.
-    c.sum = (a.sum == 0 ? 0 : a.sum * exponential<T>(a.largest - c.largest)) +
-            (b.sum == 0 ? 0 : b.sum * exponential<T>(b.largest - c.largest));
-    return c;
-}
 
 template <typename T> __device__ __forceinline__ Normalizer block_merge(Normalizer n) {
     SHARED(Normalizer, parts, [THREADS / 32]);
-    for (int offset = 16; offset > 0; offset /= 2) {
-        Normalizer other = {__shfl_xor_sync(0xFFFFFFFFu, n.largest, offset), __shfl_xor_sync(0xFFFFFFFFu, n.sum, offset)};
-        n = merge<T>(n, other);
-    }
+    float shift = warp_max(n.shift), sum = warp_sum(n.sum * shift_power<T>(n.shift - finite_shift(shift)));
     if (threadIdx.x % 32 == 0) {
-        parts[threadIdx.x / 32] = n;
+        parts[threadIdx.x / 32] = {shift, sum};
     }
     __syncthreads();
-    n = parts[0];
-    for (int i = 1; i < THREADS / 32; i++) {
-        n = merge<T>(n, parts[i]);
+    n = {-INFINITY, 0};
+    for (int i = 0; i < THREADS / 32; i++) {
+        n.shift = fmaxf(n.shift, parts[i].shift);
+    }
+    for (int i = 0; i < THREADS / 32; i++) {
+        n.sum += parts[i].sum * shift_power<T>(parts[i].shift - finite_shift(n.shift));
     }
     return n;
 }
 
-// The logits of pack number `pack` of a row; -inf behind the vocabulary.
-template <typename T>
-__device__ __forceinline__ void load_logits(const Chunk &c, const T *row, int64_t pack, float (&x)[Pack<T>::COUNT]) {
-    Pack<T> loaded = load_pack(row + pack * Pack<T>::COUNT);
+// Packs first, first + THREADS ..: those of a thread in one round, and whether there is number u of them. ALL: all are.
+template <bool ALL> __device__ __forceinline__ bool in_row(const Chunk &c, int first, int u) {
+    return ALL || first + u * THREADS < c.packs;
+}
+template <bool ALL, typename T>
+__device__ __forceinline__ void load_round(const Chunk &c, const T *row, int first, Pack<T> (&packs)[FLIGHT]) {
 #pragma unroll
-    for (int i = 0; i < Pack<T>::COUNT; i++) {
-        x[i] = pack * Pack<T>::COUNT + i < c.vocabulary ? to_float(loaded.at[i]) : -INFINITY;
+    for (int u = 0; u < FLIGHT; u++) {
+        if (in_row<ALL>(c, first, u)) {
+            packs[u] = load_pack(row + (first + u * THREADS) * Pack<T>::COUNT);
+        } else {
+#pragma unroll
+            for (int i = 0; i < Pack<T>::COUNT; i++) {
+                packs[u].at[i] = from_float<T>(-INFINITY);
+            }
+        }
     }
 }
 
-// The largest logit of a row and its sum of exponentials, in every thread.
-template <typename T> __device__ __forceinline__ Normalizer row_normalizer(const Chunk &c, const T *row) {
-    Normalizer n = {-INFINITY, 0};
-    for (int64_t pack = threadIdx.x; pack * Pack<T>::COUNT < c.vocabulary; pack += THREADS) {
-        float x[Pack<T>::COUNT], top;
-        load_logits(c, row, pack, x);
-        top = x[0];
+// round<ALL>(c, at, ...) for each of a thread's rounds from `first` on.
+#define EACH_ROUND(c, first, round, ...)                                                                                       \
+    {                                                                                                                          \
+        int at = first;                                                                                                        \
+        for (; at + (FLIGHT - 1) * THREADS < c.packs; at += ROUND) {                                                           \
+            round<true>(c, at, __VA_ARGS__);                                                                                   \
+        }                                                                                                                      \
+        if (at < c.packs) {                                                                                                    \
+            round<false>(c, at, __VA_ARGS__);                                                                                  \
+        }                                                                                                                      \
+    }
+
+// Adds a round to what a thread knows of its row, and keeps it.
+template <bool ALL, typename T>
+__device__ __forceinline__ void normalize_round(const Chunk &c, int first, const T *row, T *kept, Normalizer &n) {
+    const int N = Pack<T>::COUNT;
+    Pack<T> packs[FLIGHT];
+    load_round<ALL>(c, row, first, packs);
+    float x[FLIGHT][N], top[FLIGHT];
 #pragma unroll
-        for (int i = 1; i < Pack<T>::COUNT; i++) {
-            top = fmaxf(top, x[i]);
-        }
-        if (top > n.largest) {
-            n.sum *= exponential<T>(n.largest - top);
-            n.largest = top;
-        }
-        // All -inf so far: exp(-inf + inf) would be no number; so is that of a NaN, which must stay one.
-        float shift = n.largest > -INFINITY ? n.largest : 0;
+    for (int u = 0; u < FLIGHT; u++) {
+        pack_floats(packs[u], x[u]);
+        top[u] = x[u][0];
 #pragma unroll
-        for (int i = 0; i < Pack<T>::COUNT; i++) {
-            n.sum += exponential<T>(x[i] - shift);
+        for (int i = 1; i < N; i++) {
+            top[u] = fmaxf(top[u], x[u][i]);
         }
     }
+    if (kept != NULL && first < c.kept) {
+#pragma unroll
+        for (int u = 0; u < FLIGHT; u++) {
+            if (in_row<ALL>(c, first, u)) {
+                store_pack(kept + (first + u * THREADS) * N, packs[u]);
+            }
+        }
+    }
+    float largest = fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+    float shift = fmaxf(n.shift, shift_of<T>(largest)), zero = finite_shift(shift);
+    n.sum *= shift_power<T>(n.shift - zero);
+    n.shift = shift;
+#pragma unroll
+    for (int u = 0; u < FLIGHT; u++) {
+        float sum = power<T>(x[u][0], zero);
+#pragma unroll
+        for (int i = 1; i < N; i++) {
+            sum += power<T>(x[u][i], zero);
+        }
+        n.sum += sum;
+    }
+}
+
+// The normalizer of a row, in every thread. Puts packs of the row into `kept`, as many as the chunk says; a thread finds there
+// what itself will ask for.
+template <typename T> __device__ __forceinline__ Normalizer row_normalizer(const Chunk &c, T *row, T *kept) {
+    if (threadIdx.x == (c.packs - 1) % THREADS) {  // whose pack that is
+#pragma unroll 1
+        for (int64_t column = c.vocabulary; column < (int64_t)c.packs * Pack<T>::COUNT; column++) {
+            row[column] = from_float<T>(-INFINITY);
+        }
+    }
+    __syncwarp();  // for the compiler: whole packs are loaded after that
+    Normalizer n = {-INFINITY, 0};
+    EACH_ROUND(c, threadIdx.x, normalize_round, row, kept, n)
     return block_merge<T>(n);
 }
 
@@ -137,80 +218,111 @@ __device__ __forceinline__ void finish_loss(const Chunk &c, int64_t r, float z, 
     }
 }
 
-// The gradient in the place of the logits.
-template <typename T> __device__ __forceinline__ void row_gradient(const Chunk &c, int64_t r, T *row, float z) {
-    const int N = Pack<T>::COUNT;
-    float weight = c.loss_weights[r], scale = weight * c.grad_scale * (c.loss_scale != NULL ? *c.loss_scale : 1);
-    float factor = scale * (1.0f + 2.0f * c.z_loss * z);
-    int64_t target = target_here(c, c.targets[r]);
-    for (int64_t pack = threadIdx.x; pack * N < c.vocabulary; pack += THREADS) {
-        Pack<T> out = {};
-        if (weight != 0) {
-            float x[N];
-            load_logits(c, row, pack, x);
+struct Slope {
+    float shift, factor;
+};
+
+template <typename T> __device__ __forceinline__ void store_gradient(T *to, Pack<T> pack, Slope s) {
+    float x[Pack<T>::COUNT];
+    pack_floats(pack, x);
 #pragma unroll
-            for (int i = 0; i < N; i++) {
-                float d = exponential<T>(x[i] - z) * factor;
-                out.at[i] = from_float<T>(pack * N + i == target ? d - scale : d);
-            }
+    for (int i = 0; i < Pack<T>::COUNT; i++) {
+        pack.at[i] = from_float<T>(power<T>(x[i], s.shift) * s.factor);
+    }
+    store_pack(to, pack);
+}
+template <bool ALL, typename T> __device__ __forceinline__ void gradient_round(const Chunk &c, int first, T *row, Slope s) {
+    Pack<T> packs[FLIGHT];
+    load_round<ALL>(c, row, first, packs);
+#pragma unroll
+    for (int u = 0; u < FLIGHT; u++) {
+        if (in_row<ALL>(c, first, u)) {
+            store_gradient(row + (first + u * THREADS) * Pack<T>::COUNT, packs[u], s);
         }
-        store_pack(row + pack * N, out);
     }
 }
 
-// registers: at most 42, three blocks a multiprocessor
-template <typename T> static __global__ void __launch_bounds__(THREADS, 3) classify_rows(Chunk c) {
+// The gradient in the place of the logits; that of the target once more, by the thread that wrote its pack.
+template <typename T>
+__device__ __forceinline__ void row_gradient(const Chunk &c, int64_t r, T *row, const T *kept, float shift,
+                                             float target_logit) {
+    const int N = Pack<T>::COUNT;
+    float weight = c.loss_weights[r], scale = weight * c.grad_scale * (c.loss_scale != NULL ? *c.loss_scale : 1);
+    int pack = threadIdx.x;
+    if (weight == 0) {
+        for (; pack < c.packs; pack += THREADS) {
+            store_pack(row + pack * N, Pack<T>{});
+        }
+        return;
+    }
+    Slope slope = {shift, scale * (1.0f + 2.0f * c.z_loss * shift_natural<T>(shift))};
+#pragma unroll 4
+    for (; kept != NULL && pack < c.kept; pack += THREADS) {
+        store_gradient(row + pack * N, load_pack(kept + pack * N), slope);
+    }
+    EACH_ROUND(c, pack, gradient_round, row, slope)
+    __syncwarp();  // for the compiler: after the packs
+    int64_t target = target_here(c, c.targets[r]);
+    if (target >= 0 && target / N % THREADS == threadIdx.x) {
+        row[target] = from_float<T>(power<T>(target_logit, shift) * slope.factor - scale);
+    }
+}
+
+// registers: at most 64, two blocks a multiprocessor, whose rows its shared memory holds
+template <typename T> static __global__ void __launch_bounds__(THREADS, 2) classify_rows(Chunk c) {
+    DYNAMIC_SHARED(memory);
+    T *kept = (T *)memory;
     int64_t r = gridDim.x - 1 - blockIdx.x;
     T *row = (T *)c.logits + r * c.stride;
     int64_t target = target_here(c, c.targets[r]);
-    float target_logit = threadIdx.x == 0 && target >= 0 ? to_float(row[target]) : 0;  // before it is overwritten
-    Normalizer n = row_normalizer(c, row);
-    float z = n.largest + logf(n.sum);
+    float target_logit = target >= 0 ? to_float(row[target]) : 0;  // before it is overwritten
+    Normalizer n = row_normalizer(c, row, kept);
+    float shift = n.shift + shift_of_sum<T>(n.sum);
     if (threadIdx.x == 0) {
-        finish_loss(c, r, z, target_logit);
+        finish_loss(c, r, shift_natural<T>(shift), target_logit);
     }
     if (c.gradient) {
-        row_gradient(c, r, row, z);
+        row_gradient(c, r, row, kept, shift, target_logit);
     }
 }
 
-// ---- With a share
+// ---- With a share: two kernels, so nothing is kept
 
-template <typename T> static __global__ void __launch_bounds__(THREADS, 3) share_statistics(Chunk c) {
+template <typename T> static __global__ void __launch_bounds__(THREADS, 2) share_statistics(Chunk c) {
     int64_t r = gridDim.x - 1 - blockIdx.x;
-    const T *row = (const T *)c.logits + r * c.stride;
-    Normalizer n = row_normalizer(c, row);
+    T *row = (T *)c.logits + r * c.stride;
+    Normalizer n = row_normalizer(c, row, (T *)NULL);
     if (threadIdx.x == 0) {
         int64_t target = target_here(c, c.targets[r]);
-        c.row.largest[r] = c.row.shift[r] = n.largest;
+        c.row.largest[r] = c.row.shift[r] = n.shift;
         c.row.sums[r] = n.sum;
         c.row.targets[r] = target >= 0 ? to_float(row[target]) : 0;
     }
 }
 
 // The sums relative to the maximum of all ranks.
-static __global__ void __launch_bounds__(THREADS) share_shift(Chunk c, int64_t rows) {
+template <typename T> static __global__ void __launch_bounds__(THREADS) share_shift(Chunk c, int64_t rows) {
     int64_t r = blockIdx.x * (int64_t)THREADS + threadIdx.x;
     if (r < rows) {
-        c.row.sums[r] *= expf(c.row.largest[r] - c.row.shift[r]);
+        c.row.sums[r] *= shift_power<T>(c.row.largest[r] - c.row.shift[r]);
     }
 }
 
-template <typename T> static __global__ void __launch_bounds__(THREADS, 3) share_finish(Chunk c) {
+template <typename T> static __global__ void __launch_bounds__(THREADS, 2) share_finish(Chunk c) {
     int64_t r = gridDim.x - 1 - blockIdx.x;
-    float z = c.row.shift[r] + logf(c.row.sums[r]);
+    float shift = c.row.shift[r] + shift_of_sum<T>(c.row.sums[r]);
     if (threadIdx.x == 0) {
-        finish_loss(c, r, z, c.row.targets[r]);
+        finish_loss(c, r, shift_natural<T>(shift), c.row.targets[r]);
     }
     if (c.gradient) {
-        row_gradient(c, r, (T *)c.logits + r * c.stride, z);
+        row_gradient(c, r, (T *)c.logits + r * c.stride, (const T *)NULL, shift, c.row.targets[r]);
     }
 }
 
 template <typename T> static void classify_shared(Card *card, const ClassifierShare *share, const Chunk &c, int64_t rows) {
     launch(card, "classifier", share_statistics<T>, dim3((unsigned)rows), THREADS, 0, c);
     share->all_reduce(share->context, c.row.shift, rows, true);
-    launch(card, "classifier", share_shift, dim3((unsigned)divide_up(rows, THREADS)), THREADS, 0, c, rows);
+    launch(card, "classifier", share_shift<T>, dim3((unsigned)divide_up(rows, THREADS)), THREADS, 0, c, rows);
     share->all_reduce(share->context, c.row.sums, 2 * rows, false);  // and the targets
     launch(card, "classifier", share_finish<T>, dim3((unsigned)rows), THREADS, 0, c);
 }
@@ -272,6 +384,12 @@ static void gradients_of(Card *card, const Classifier *a, int64_t rows, const vo
     }
 }
 
+// Packs of a row that shared memory keeps where a multiprocessor has two of them.
+static int kept_packs(const Card *card, int packs) {
+    int room = (int)((card->shared_limit / 2 - 2048) / sizeof(uint4));
+    return packs <= room ? packs : room / ROUND * ROUND;
+}
+
 void classifier(Device *device, const Classifier *a) {
     ensure(a->chunk_rows > 0 && (a->dx != NULL || (a->dw == NULL && a->dbias == NULL)),
            "a classifier without chunks, or with a gradient without dx");
@@ -282,6 +400,8 @@ void classifier(Device *device, const Classifier *a) {
     c.stride = stride;
     c.first = a->share != NULL ? a->share->first : 0;
     c.shared = a->share != NULL;
+    c.packs = (int)divide_up(a->vocabulary * bytes, sizeof(uint4));
+    c.kept = c.shared ? 0 : kept_packs(card, c.packs);
     c.gradient = a->dx != NULL;
     c.z_loss = a->z_loss;
     c.grad_scale = a->grad_scale;
@@ -303,7 +423,7 @@ void classifier(Device *device, const Classifier *a) {
             if (c.shared) {
                 classify_shared<T>(card, a->share, c, rows);
             } else {
-                launch(card, "classifier", classify_rows<T>, dim3((unsigned)rows), THREADS, 0, c);
+                launch(card, "classifier", classify_rows<T>, dim3((unsigned)rows), THREADS, c.kept * sizeof(uint4), c);
             }
         });
         if (c.gradient) {

@@ -122,6 +122,7 @@ static void close_card(Device *device) {
     matmul_close(card);
     tensor_maps_release(card);
     cudaFreeHost(memory->ring);
+    cudaFree(card->turns);
     cudaFree(memory->workspace);
     for (size_t i = 0; i < memory->retired_count; i++) {
         cudaFree(memory->retired[i]);
@@ -153,7 +154,11 @@ static Error *prepare(Card *card) {
             return opening_failed(card->ordinal, "no event", code);
         }
     }
-    return NULL;
+    code = cudaMalloc((void **)&card->turns, CARD_TURNS * sizeof(int));
+    if (code == cudaSuccess) {
+        code = cudaMemsetAsync(card->turns, 0, CARD_TURNS * sizeof(int), card->stream);
+    }
+    return code == cudaSuccess ? NULL : opening_failed(card->ordinal, "no memory", code);
 }
 
 static Error *open_card(int ordinal, DataType type, Device **out) {

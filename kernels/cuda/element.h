@@ -72,6 +72,31 @@ template <typename T> __device__ __forceinline__ void store_pack_once(T *to, con
     __stcs((uint4 *)to, *(const uint4 *)&pack);
 }
 
+// The numbers of a pack, an instruction each.
+__device__ __forceinline__ void pack_floats(const Pack<float> &pack, float (&x)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[i] = pack.at[i];
+    }
+}
+__device__ __forceinline__ void pack_floats(const Pack<bf16> &pack, float (&x)[8]) {
+    const uint32_t *two = (const uint32_t *)&pack;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = __uint_as_float(two[i] << 16);
+        x[2 * i + 1] = __uint_as_float(two[i] & 0xFFFF0000u);
+    }
+}
+__device__ __forceinline__ void pack_floats(const Pack<fp16> &pack, float (&x)[8]) {
+    const __half2 *two = (const __half2 *)&pack;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 numbers = __half22float2(two[i]);
+        x[2 * i] = numbers.x;
+        x[2 * i + 1] = numbers.y;
+    }
+}
+
 static inline bool aligned_16(const void *pointer) {
     return ((uintptr_t)pointer & 15) == 0;
 }

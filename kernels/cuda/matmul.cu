@@ -25,6 +25,9 @@ static const bool HAVE_CUBLAS = false;
 bool product_cublas(Card *card, const Product *p) {
     return false;
 }
+bool product_cublas_exists(void) {
+    return false;
+}
 void product_cublas_close(Card *card) {
 }
 #else
@@ -243,6 +246,9 @@ Error *matmul_set_choice(Device *device, const char *products) {
         if (strcmp(products, known[i]) == 0) {
             if (strcmp(products, "cublas") == 0 && !HAVE_CUBLAS) {
                 return failure("matrix products by cublas: a simulated card has no cuBLAS");
+            }
+            if (strcmp(products, "cublas") == 0 && !product_cublas_exists()) {
+                return failure("matrix products by cublas: no cuBLASLt is found here; let LD_LIBRARY_PATH name where it lies");
             }
             choices_of(card_of(device))->products = known[i];
             return NULL;

@@ -76,6 +76,8 @@ void product_compute(Card *card, const Product *p);
 // dbias[O] += sum over rows of dy[R,O], whose rows are `stride` elements apart.
 void bias_gradient(Card *card, DataType type, int64_t rows, int64_t out, const void *dy, int64_t stride, float *dbias);
 
+// Whether this machine has the vendor's library.
+bool product_cublas_exists(void);
 // Gives back what product_cublas keeps of a card.
 void product_cublas_close(Card *card);
 

@@ -1,4 +1,4 @@
-// Matrix products by the vendor's library (cuBLASLt), the alternative to ours. Not in the simulator.
+// Matrix products by the vendor's library (cuBLASLt), the alternative to ours where a machine has it. Not in the simulator.
 //
 // The library thinks in columns: our row-major C[M,N] is its C^T[N,M] = B^T A^T, so w or x comes first and the activations
 // second. What its epilogues cannot express is done behind it: it leaves the plain sums, rounded to the compute type, in C, in
@@ -242,6 +242,15 @@ bool product_cublas(Card *card, const Product *p) {
     }
     product_finish_sums(card, p, at.d, raw_float, 1);
     return true;
+}
+
+bool product_cublas_exists(void) {
+    cublasLtHandle_t library = NULL;
+    bool exists = cublasLtCreate(&library) == CUBLAS_STATUS_SUCCESS;
+    if (exists) {
+        cublasLtDestroy(library);
+    }
+    return exists;
 }
 
 void product_cublas_close(Card *card) {

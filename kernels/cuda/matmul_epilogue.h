@@ -115,7 +115,7 @@ __device__ __forceinline__ void product_value(const Product &p, ProductEpilogue 
         }
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            x[i] = activation_value(activation, x[i]);
+            x[i] = activation_value<T>(activation, x[i]);
         }
         if (p.residual != NULL) {
             run_add<T, W>(p, (const T *)p.residual + row * p.c_stride, column, x);
@@ -125,7 +125,7 @@ __device__ __forceinline__ void product_value(const Product &p, ProductEpilogue 
         run_load<T, W>(p, pre, column, at);
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            x[i] *= activation_slope(activation, at[i]);
+            x[i] *= activation_slope<T>(activation, at[i]);
         }
     }
 }
@@ -145,7 +145,7 @@ __device__ __forceinline__ void product_value_gated(const Product &p, Activation
     }
 #pragma unroll
     for (int i = 0; i < W; i++) {
-        gate[i] = activation_value(activation, gate[i]) * value[i];
+        gate[i] = activation_value<T>(activation, gate[i]) * value[i];
     }
     if (p.residual != NULL) {
         run_add<T, W>(p, (const T *)p.residual + row * p.c_stride, column, gate);
@@ -163,7 +163,7 @@ __device__ __forceinline__ void product_value_gated_backward(const Product &p, A
 #pragma unroll
     for (int i = 0; i < W; i++) {
         float activated, slope;
-        activation_both(activation, gate[i], &activated, &slope);
+        activation_both<T>(activation, gate[i], &activated, &slope);
         dvalue[i] = x[i] * activated;
         x[i] *= value[i] * slope;
     }

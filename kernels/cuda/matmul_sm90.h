@@ -50,7 +50,8 @@ template <int COLUMNS> struct Sm90Shared {
     static const int STAGE_BYTES = SM90_A_BYTES + COLUMNS * SM90_DEPTH * 2;
     static const int PIECES = STAGES * STAGE_BYTES;  // one for each consuming warp
     static const int BARRIERS = PIECES + SM90_WARPS * SM90_PIECE_BYTES;
-    static const int BYTES = BARRIERS + 2 * STAGES * 8;
+    static const int TICKET = BARRIERS + 2 * STAGES * 8;
+    static const int BYTES = TICKET + 8;
 };
 
 // The tensors as TMA sees them. C and pre are [M, slabs, N]: slabs are parts of K, or the gate's and the value's columns.
@@ -64,6 +65,7 @@ typedef struct Sm90Work {
     int row, column;    // of C's tile in units of tiles
     int first, blocks;  // of K, in blocks of 64
     int part;
+    int streamed;  // its number among the streamed tiles of blocks; negative: it is none
 } Sm90Work;
 
 // Work number `index`, for block `rank` of a cluster. Units of a group are walked down first, then the columns, then the
@@ -81,7 +83,52 @@ __device__ __forceinline__ Sm90Work sm90_work(const Sm90Plan &plan, int index, i
     work.row = (group * plan.group + index - work.column * height) * plan.cluster + rank;
     work.first = work.part * plan.part_blocks;
     work.blocks = min(plan.part_blocks, plan.k_blocks - work.first);
+    work.streamed = -1;
     return work;
+}
+
+// The works of a cluster, one after another: whole ones, then its stretch of the stream from its end (matmul_sm90.cu).
+typedef struct Sm90Walk {
+    int next;        // whole work
+    int begin, end;  // what is left of the stretch, in blocks of K of all streamed tiles
+} Sm90Walk;
+
+template <ProductForm FORM> constexpr bool SM90_STREAMS = FORM == PRODUCT_BACKWARD_WEIGHT;
+
+// Of this block's cluster. A cluster draws its number where there is a stream.
+template <int COLUMNS, ProductForm FORM>
+__device__ __forceinline__ Sm90Walk sm90_walk(const Sm90Plan &plan, const unsigned char *memory) {
+    Sm90Walk walk = {(int)blockIdx.x >> (plan.cluster - 1), 0, 0};  // clusters are of 1 or 2 blocks along x
+    if (SM90_STREAMS<FORM> && plan.streams > 0) {
+        int number = *(const volatile int *)(memory + Sm90Shared<COLUMNS>::TICKET);
+        number = __shfl_sync(0xFFFFFFFFu, number, 0);  // tells the compiler that a warp goes one way
+        int group = number / plan.streams, stream = number - group * plan.streams;
+        int before = group * plan.stream_tiles * plan.k_blocks;
+        walk.next = number;
+        walk.begin = before + plan.first[stream];
+        walk.end = before + plan.first[stream + 1];
+    }
+    return walk;
+}
+
+// The next work of block `rank` of the cluster; false: there is none.
+template <ProductForm FORM>
+__device__ __forceinline__ bool sm90_next(const Sm90Plan &plan, Sm90Walk &walk, int rank, Sm90Work &work) {
+    if (walk.next < plan.whole) {
+        work = sm90_work(plan, walk.next, rank);
+        walk.next += (int)gridDim.x >> (plan.cluster - 1);
+        return true;
+    }
+    if (SM90_STREAMS<FORM> && walk.begin < walk.end) {
+        int tile = (walk.end - 1) / plan.k_blocks, first = max(walk.begin - tile * plan.k_blocks, 0);
+        work = sm90_work(plan, plan.whole + tile, rank);
+        work.first = first;
+        work.blocks = walk.end - tile * plan.k_blocks - first;
+        work.streamed = tile * plan.cluster + rank;
+        walk.end -= work.blocks;
+        return true;
+    }
+    return false;
 }
 
 // The ring of stages as one side walks it.
@@ -191,14 +238,16 @@ __device__ __forceinline__ void sm90_load_tile(const CUtensorMap *a, const CUten
 }
 
 template <int COLUMNS, ProductForm FORM>
-__device__ __forceinline__ void sm90_load(const Sm90Maps &maps, const Product &p, const Sm90Plan &plan, uint32_t shared) {
-    int more = plan.cluster - 1, rank = (int)blockIdx.x & more;  // clusters are of 1 or 2 blocks along x
+__device__ __forceinline__ void sm90_load(const Sm90Maps &maps, const Product &p, const Sm90Plan &plan,
+                                          const unsigned char *memory) {
+    int rank = (int)blockIdx.x & (plan.cluster - 1);
     // Of a gated product the halves of B's tile are the gate's and the value's columns of the same numbers.
     bool gated = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED;
     int columns = gated ? COLUMNS / 2 : COLUMNS, apart = gated ? (int)p.n : COLUMNS / 2;
-    Sm90Ring<COLUMNS> ring = {shared, 0, 0};
-    for (int index = (int)blockIdx.x >> more; index < plan.works; index += (int)gridDim.x >> more) {
-        Sm90Work work = sm90_work(plan, index, rank);
+    Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
+    Sm90Walk walk = sm90_walk<COLUMNS, FORM>(plan, memory);
+    Sm90Work work;
+    while (sm90_next<FORM>(plan, walk, rank, work)) {
         int row = work.row * SM90_ROWS, column = work.column * columns;
         sm90_prefetch<FORM>(p, row, column, columns);
         if (threadIdx.x == 0) {
@@ -270,6 +319,7 @@ typedef struct Sm90Part {
     int column_count;  // columns of C in this tile
     int row, column;   // the first
     int part;          // of K
+    bool add;          // fp32 sums to C
 } Sm90Part;
 
 // A lane's runs of a box of a 16-bit tensor: 8 columns from 8 (lane % 8) on, of rows lane / 8 + 4 i.
@@ -389,17 +439,17 @@ __device__ __forceinline__ void sm90_store_box(const float (&sum)[COUNT], Sm90Pa
     sm90_send_box<false>(part, to, column, slab);
 }
 
-template <Activation A> __device__ __forceinline__ void activate(float (&x)[8]) {
+template <typename T, Activation A> __device__ __forceinline__ void activate(float (&x)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        x[i] = activation_value(A, x[i]);
+        x[i] = activation_value<T>(A, x[i]);
     }
 }
-template <Activation A>
+template <typename T, Activation A>
 __device__ __forceinline__ void activate_both(const float (&x)[8], float (&value)[8], float (&slope)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        activation_both(A, x[i], &value[i], &slope[i]);
+        activation_both<T>(A, x[i], &value[i], &slope[i]);
     }
 }
 
@@ -443,7 +493,7 @@ __device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Run
         for (int j = 0; j < 8; j++) {
             x[j] = sum[X + 8 * i + j];
         }
-        activate<A>(x);
+        activate<T, A>(x);
         if constexpr (GATED) {
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -485,7 +535,7 @@ __device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Runs 
             float at[8], value[8], slope[8];
             ldmatrix_x4(four, sm90_fragments(part, i));
             unpack_sums<T>(at, four);
-            activate_both<A>(at, value, slope);
+            activate_both<T, A>(at, value, slope);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 value[j] *= sum[X + 8 * i + j];
@@ -613,11 +663,50 @@ __device__ __forceinline__ void sm90_finish(float (&sum)[COLUMNS / 2], Sm90Runs 
                 sm90_add_bias<T, 96>(sum, part, (const T *)p.bias, 192);
             }
         }
-        if (FORM != PRODUCT_FORWARD && p.accumulate) {
+        if (FORM != PRODUCT_FORWARD && part.add) {
             sm90_finish_float<T, COLUMNS, true>(sum, maps, part);
         } else {
             sm90_finish_float<T, COLUMNS, false>(sum, maps, part);
         }
+    }
+}
+
+// A part of a streamed tile adds its sums when those before it in K are in C: `word` counts the blocks of K that are, for the
+// 16 rows of a warp.
+__device__ __forceinline__ void sm90_await_turn(const int *word, const Sm90Work &work, int lane) {
+    if (lane == 0 && work.first > 0) {
+        while (load_acquire(word) != work.first) {
+            nap();
+        }
+        fence_async_global();
+    }
+    __syncwarp();
+}
+// The last part leaves 0 for the next product.
+__device__ __forceinline__ void sm90_pass_turn(int *word, const Sm90Work &work, int k_blocks, int lane) {
+    if (lane == 0 && work.first + work.blocks < k_blocks) {
+        tma_store_wait<0>();
+        add_release(word, work.blocks);
+    } else if (lane == 0 && work.first > 0) {
+        *word = 0;
+    }
+}
+
+// A cluster's number, drawn by thread 0 of its first block. The last one is followed by the first of the next product.
+template <ProductForm FORM> __device__ __forceinline__ int sm90_draw(const Sm90Plan &plan) {
+    bool draws = SM90_STREAMS<FORM> && plan.streams > 0 && threadIdx.x == 0 && cluster_rank() == 0;
+    return draws ? (int)atomicInc((unsigned *)plan.turns, (unsigned)plan.clusters - 1) : 0;
+}
+// All threads of the cluster, whose blocks have begun.
+template <ProductForm FORM> __device__ __forceinline__ void sm90_tell(const Sm90Plan &plan, int ticket, uint32_t to) {
+    if (SM90_STREAMS<FORM> && plan.streams > 0) {
+        if (threadIdx.x < 32) {
+            ticket = __shfl_sync(0xFFFFFFFFu, ticket, 0);
+            if (cluster_rank() == 0 && threadIdx.x < (unsigned)plan.cluster) {
+                cluster_store(to, threadIdx.x, ticket);
+            }
+        }
+        cluster_sync();
     }
 }
 
@@ -626,7 +715,7 @@ __device__ __forceinline__ void sm90_finish(float (&sum)[COLUMNS / 2], Sm90Runs 
 template <typename T, int COLUMNS, ProductForm FORM, Activation A>
 __device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product &p, const Sm90Plan &plan,
                                              unsigned char *memory) {
-    int more = plan.cluster - 1, rank = (int)blockIdx.x & more;  // clusters are of 1 or 2 blocks along x
+    int rank = (int)blockIdx.x & (plan.cluster - 1);
     // Of a gated product the two halves of B's tile make one half as many columns of C.
     int outputs = FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED ? COLUMNS / 2 : COLUMNS;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4, consumer = warp / 4;
@@ -636,8 +725,9 @@ __device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product
     part.shared = shared_address(part.piece);
     part.box = 0;
     Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
-    for (int index = (int)blockIdx.x >> more; index < plan.works; index += (int)gridDim.x >> more) {
-        Sm90Work work = sm90_work(plan, index, rank);
+    Sm90Walk walk = sm90_walk<COLUMNS, FORM>(plan, memory);
+    Sm90Work work;
+    while (sm90_next<FORM>(plan, walk, rank, work)) {
         float sum[COLUMNS / 2];
         int last;
         sm90_multiply<T, COLUMNS, FORM>(sum, ring, consumer, work.blocks, plan.cluster, lane, &last);
@@ -646,13 +736,22 @@ __device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product
         part.row_count = (int)min(p.m - part.row, (int64_t)16);
         part.column_count = min((int)p.n - part.column, outputs);
         part.part = work.part;
+        bool streamed = SM90_STREAMS<FORM> && work.streamed >= 0;
+        part.add = p.accumulate || (streamed && work.first > 0);
         Sm90Runs ahead;
         sm90_fetch_first<T, FORM>(ahead, p, part, 0);
         wgmma_wait<0>();
         registers_fence(sum);
         sm90_release(ring, last, plan.cluster, lane);
         if (part.row_count > 0) {
+            int *turn = plan.turns + 1 + work.streamed * SM90_WARPS + warp;
+            if (streamed) {
+                sm90_await_turn(turn, work, lane);
+            }
             sm90_finish<T, COLUMNS, FORM, A>(sum, ahead, p, maps, part);
+            if (streamed) {
+                sm90_pass_turn(turn, work, plan.k_blocks, lane);
+            }
         }
         __syncwarp();  // wgmma takes whole warps
     }
@@ -667,6 +766,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
     typedef Sm90Shared<COLUMNS> Shared;
     DYNAMIC_SHARED(memory);
     const Sm90Maps maps = {&a, &b, &c, &pre};
+    int ticket = sm90_draw<FORM>(plan);  // comes while the barriers are made
     if (threadIdx.x == 0) {
         Sm90Ring<COLUMNS> ring = {shared_address_swizzled(memory), 0, 0};
         for (int i = 0; i < Shared::STAGES; i++) {
@@ -679,10 +779,11 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
         tma_prefetch(&c);
     }
     cluster_sync();
+    sm90_tell<FORM>(plan, ticket, shared_address(memory) + Shared::TICKET);
     if (threadIdx.x < 128) {
         registers_shrink<40>();
         if (threadIdx.x < 32) {
-            sm90_load<COLUMNS, FORM>(maps, p, plan, shared_address(memory));
+            sm90_load<COLUMNS, FORM>(maps, p, plan, memory);
         }
     } else {
         registers_grow<232>();

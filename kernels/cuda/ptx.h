@@ -44,6 +44,11 @@ __device__ __forceinline__ void nap();
 // 2^x and tanh(x), one instruction each; relative error 2^-22, absolute error 2^-11.
 __device__ __forceinline__ float exp2_fast(float x);
 __device__ __forceinline__ float tanh_fast(float x);
+// 1 / x, one instruction: relative error 2^-23; 0 where it is below 2^-126, infinity where x is.
+__device__ __forceinline__ float reciprocal_fast(float x);
+// The lesser and the greater of two, NaN where one is, which fminf and fmaxf would not keep.
+__device__ __forceinline__ float min_or_nan(float x, float y);
+__device__ __forceinline__ float max_or_nan(float x, float y);
 
 // ---- Tensor cores of sm_80: a warp
 
@@ -89,6 +94,9 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 __device__ __forceinline__ uint32_t cluster_rank();
 // A barrier of all threads of the cluster. Of what they wrote it publishes only what fence_mbarrier_init does.
 __device__ __forceinline__ void cluster_sync();
+// Writes a word of shared memory at the same address of block `rank`, which must have begun (cluster_sync); seen there behind
+// another cluster_sync.
+__device__ __forceinline__ void cluster_store(uint32_t shared, uint32_t rank, int value);
 
 // ---- TMA: one thread. Coordinates in elements, the fastest dimension first; what lies outside reads as 0 and is not written.
 
@@ -221,6 +229,21 @@ __device__ __forceinline__ float tanh_fast(float x) {
     asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float min_or_nan(float x, float y) {
+    float z;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+    float z;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
 
 #define MMA_16816(type)                                                                                                        \
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "            \
@@ -300,6 +323,13 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 }
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_store(uint32_t shared, uint32_t rank, int value) {
+    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "st.shared::cluster.s32 [remote], %2;\nfence.acq_rel.cluster;\n}" ::"r"(shared),
+                 "r"(rank), "r"(value)
+                 : "memory");
 }
 
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap *map) {

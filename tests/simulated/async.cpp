@@ -168,6 +168,11 @@ void mbarrier_arrive_remote(uint32_t address, uint32_t rank) {
     arrive(mbarrier_at(block, shared_offset(address, 8, 8, "mbarrier_arrive_remote"), "mbarrier_arrive_remote"), 0);
 }
 
+void cluster_store(uint32_t address, uint32_t rank, int value) {
+    Block *block = block_of_rank(rank, "cluster_store");
+    memcpy(block->shared + shared_offset(address, 4, 4, "cluster_store"), &value, 4);
+}
+
 // Woken threads look again, as on a card: one for which the barrier ran a whole turn ahead waits on.
 void mbarrier_wait(uint32_t address, uint32_t parity) {
     Thread *thread = engine.thread;

@@ -15,6 +15,7 @@ void barrier_sync(int id, int threads);
 void barrier_arrive(int id, int threads);
 void cluster_sync();
 uint32_t cluster_rank();
+void cluster_store(uint32_t shared, uint32_t rank, int value);
 void fence_async();
 void registers_set(int count, bool grow);
 

@@ -47,6 +47,22 @@ inline float exp2_fast(float x) {
 inline float tanh_fast(float x) {  // keeps 11 bits, which is what the instruction promises
     return __uint_as_float((__float_as_uint(tanhf(x)) + 0x1000) & 0xFFFFE000);
 }
+// One unit in the last place beside the quotient, to a side that x decides: the instruction promises no more. Of a power of two
+// it is exact.
+inline float reciprocal_fast(float x) {
+    x = simulator::flush(x);
+    uint32_t bits = __float_as_uint(x), y = __float_as_uint(1 / x);
+    if ((bits & 0x7FFFFF) != 0 && (y & 0x7FFFFF) != 0) {
+        y += (bits * 0x9E3779B1u >> 30) % 3 - 1;
+    }
+    return simulator::flush(__uint_as_float(y));
+}
+inline float min_or_nan(float x, float y) {
+    return x != x || y != y ? NAN : x < y ? x : y;
+}
+inline float max_or_nan(float x, float y) {
+    return x != x || y != y ? NAN : x > y ? x : y;
+}
 
 template <typename T> inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     simulator::mma_16816(HALF_FORMAT<T>, d, a, b);
@@ -100,6 +116,9 @@ inline void cluster_sync() {
     simulator::cluster_sync();
 }
 
+inline void cluster_store(uint32_t shared, uint32_t rank, int value) {
+    simulator::cluster_store(shared, rank, value);
+}
 inline void tma_prefetch(const CUtensorMap *map) {
     simulator::tma_prefetch(map);
 }
