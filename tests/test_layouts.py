@@ -12,7 +12,8 @@ GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2"
 
 def layouts():
     """Ranks, and what makes the layout."""
-    return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"))
+    return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"),
+            (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"))
 
 
 def validation(folder):
@@ -47,7 +48,7 @@ def test_resume():
     run("train", "cut.yaml", tensor, STEADY, ranks=2)
     run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
     whole = course("cut")
-    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("both", 4, tensor), ("rows", 2, tensor, "parallel.sequence=false")):
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false")):
         shutil.copytree("half", name)
         run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
         here = course(name)

@@ -79,6 +79,15 @@ static TensorShare tensor_share(const Trainer *t) {
     return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
 }
 
+static RunLayout layout_of(const Trainer *t) {
+    return (RunLayout){.ranks = t->world->size,
+                       .rank = t->world->rank,
+                       .data_ranks = t->mesh->size[MESH_DATA],
+                       .tensor = tensor_share(t),
+                       .data_rank = t->mesh->coordinate[MESH_DATA],
+                       .micro_batches = t->micro_batches};
+}
+
 // Whether the tensor-parallel ranks can share the model and the rows of a micro-batch.
 static Error *check_tensor(const Trainer *t) {
     const RunConfig *config = t->config;
@@ -95,8 +104,8 @@ static Error *check_tensor(const Trainer *t) {
 }
 
 Error *trainer_make_model(Trainer *t) {
-    ModelOptions options = run_model_options(t->config);
-    options.tensor = tensor_share(t);
+    RunLayout layout = layout_of(t);
+    ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
     t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
     return t->late ? make_batches(t) : NULL;
@@ -124,12 +133,8 @@ Error *trainer_prepare(Trainer *t) {
     TRY(run_device_open(config, t->world->host_rank, t->world->host_size, &t->device));
     t->late = t->device->kind != DEVICE_CPU;
     t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
-    RunLayout layout = {.ranks = t->world->size,
-                        .rank = t->world->rank,
-                        .data_ranks = t->mesh->size[MESH_DATA],
-                        .tensor = tensor_share(t),
-                        .micro_batches = t->micro_batches,
-                        .prompt_tokens = prompt_tokens(t)};
+    RunLayout layout = layout_of(t);
+    layout.prompt_tokens = prompt_tokens(t);
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
 }

@@ -29,10 +29,19 @@ ModelOptions run_model_options(const RunConfig *config) {
                           .weight_decay = config->optimizer.weight_decay};
 }
 
-// Weights and moments that this rank saves, and its gradients, in bytes.
-static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *gradients) {
+ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) {
     ModelOptions options = run_model_options(config);
     options.tensor = layout->tensor;
+    if (config->parallel.zero > 0) {
+        options.shard = layout->data_rank;
+        options.shards = layout->data_ranks;
+    }
+    return options;
+}
+
+// Weights and moments that this rank saves, and its gradients, in bytes.
+static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *gradients) {
+    ModelOptions options = run_rank_options(config, layout);
     int tensor_ranks = layout->tensor.ranks > 1 ? layout->tensor.ranks : 1;
     ParamTable table;
     SavedPart *parts;
@@ -74,8 +83,7 @@ static void plan_samples(const RunConfig *config, const RunLayout *layout, const
 }
 
 void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
-    ModelOptions options = run_model_options(config);
-    options.tensor = layout->tensor;
+    ModelOptions options = run_rank_options(config, layout);
     DeviceKind kind = machine->kind;
     bool card = kind != DEVICE_CPU;
     model_plan(&config->model, &options, machine, out);

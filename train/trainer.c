@@ -73,7 +73,8 @@ static Error *finish_operations(Trainer *t) {
                                                  .beta2 = (float)config->optimizer.beta2,
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
-    return model_tensor_error(t->model);
+    TRY(model_tensor_error(t->model));
+    return config->parallel.zero > 0 ? model_share_weights(t->model, mesh_group(t->mesh, OVER_DATA)) : NULL;
 }
 
 // What went wrong between ranks since it was last asked.
@@ -357,11 +358,13 @@ static Error *run(Trainer *t, bool *stopped) {
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     // All sets of axes that training exchanges over.
-    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR}, 2));
+    int over_parts = config->parallel.zero > 0 ? OVER_DATA | OVER_TENSOR : OVER_TENSOR;
+    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR, over_parts}, 3));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
+    t->model->tensor->norm = mesh_group(t->mesh, over_parts)->size > 1 ? mesh_group(t->mesh, over_parts) : NULL;
     TRY(trainer_rehearse(t));
     t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
-                                run_bucket_bytes(config));
+                                run_bucket_bytes(config), config->parallel.zero > 0);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

@@ -25,6 +25,10 @@ Placement model_placement(const ParamTable *table, const ModelOptions *options, 
         share.tensor = options->tensor.rank;
         share.tensor_ranks = options->tensor.ranks;
     }
+    if (options->shards > 1) {
+        share.shard = options->shard;
+        share.shards = options->shards;
+    }
     Placement placement;
     Error *error = placement_create(table, &storage, &share, &placement);
     ensure(error == NULL, "%s", error->message);  // tensor_config has seen to it

@@ -34,6 +34,7 @@ typedef struct ModelOptions {
     double weight_decay;
     MomentType moments;
     TensorShare tensor;  // ranks 0 or 1: this rank has everything
+    int shard, shards;   // of the optimizer's state; shards 0 or 1: this rank keeps all
 } ModelOptions;
 
 typedef struct Model {
@@ -41,7 +42,7 @@ typedef struct Model {
     ModelConfig config;  // of the whole model
     ModelConfig here;    // of what this rank has of it: see tensor_config
     ModelOptions options;
-    TensorRanks *tensor;  // its group is set by whoever made it, before the first pass
+    TensorRanks *tensor;  // its groups are set by whoever made it, before the first pass
     ParamTable table;
     ModelWeights weights;
     Workspace workspace;
@@ -89,8 +90,12 @@ typedef struct UpdateOptions {
 // What went wrong between tensor-parallel ranks since it was last asked; NULL: nothing.
 Error *model_tensor_error(Model *model) MUST_CHECK;
 
-// From the summed gradients and control sums to new parameters (or a skipped update): see StepDecide and OptimizerUpdate.
+// From the summed gradients and control sums to new parameters (or a skipped update): see StepDecide and OptimizerUpdate. Of
+// state in shards only this rank's gradients are looked at, and only its parameters are new: model_share_weights brings the
+// others' from the ranks of `owners`, rank r of which has shard r.
 void model_finish_step(Model *model, const UpdateOptions *options);
+
+Error *model_share_weights(Model *model, Group *owners) MUST_CHECK;
 
 // Starts to bring the control back; at most two may be under way.
 void model_send_control(Model *model);

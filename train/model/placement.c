@@ -114,8 +114,8 @@ static void place_gradients(const ParamTable *table, const RankShare *share, int
     }
 }
 
-static Range owned_of(const Param *row, const Place *place, Range shard) {
-    if (row->update == UPDATE_MATRIX) {
+static Range owned_of(bool matrix, const Place *place, Range shard) {
+    if (matrix) {
         bool own = place->gradient_at >= shard.begin && place->gradient_at < shard.end;
         return (Range){0, own ? place->count : 0};
     }
@@ -132,7 +132,8 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
             if (place->trainable && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
-                place->owned = owned_of(&table->rows[i], place, shard);
+                place->owned = owned_of(matrices, place, shard);
+                place->matrix = matrices;
                 place->state_at = out->state;
                 out->state += round_up(place->owned.end - place->owned.begin, align);
             }
@@ -199,6 +200,24 @@ float *placement_state_scales(const Placement *placement, int32_t row, float *sc
     const Place *place = place_of(placement, row);
     bool there = place != NULL && place->owned.end > place->owned.begin && scales != NULL;
     return there ? scales + place->state_at / MOMENT_BLOCK : NULL;
+}
+
+Range placement_counted(const Placement *placement) {
+    const RankShare *share = &placement->share;
+    Range own = shard_part(placement->gradients, share->shards, share->shard);
+    int64_t first = share->tensor > 0 ? placement->whole_gradients : 0;
+    own.begin = own.begin > first ? own.begin : first;
+    return own.begin < own.end ? own : (Range){0, 0};
+}
+
+Range placement_owned_bytes(const Placement *placement, int32_t row, int shard) {
+    const Place *place = &placement->places[row];
+    if (!place->trainable) {
+        return (Range){0, 0};
+    }
+    Range owned = owned_of(place->matrix, place, shard_part(placement->gradients, placement->share.shards, shard));
+    int64_t bytes = data_type_bytes(place->type);
+    return (Range){place->weight_at + owned.begin * bytes, place->weight_at + owned.end * bytes};
 }
 
 int64_t placement_gradients_from(const Placement *placement, int32_t row) {

@@ -49,6 +49,7 @@ typedef struct Place {
     DataType type;            // of the weight
     Range owned;              // elements (of `count`) whose state lies here; of a frozen row none
     bool trainable;           // it has a gradient here
+    bool matrix;              // it is updated whole
     // For placement.c alone.
     int64_t weight_at, scale_at, gradient_at, state_at;
 } Place;
@@ -79,6 +80,13 @@ float *placement_weight_scales(const Placement *placement, int32_t row, float *s
 float *placement_gradient(const Placement *placement, int32_t row, float *gradients);
 void *placement_state(const Placement *placement, int32_t row, void *array, int64_t bytes);
 float *placement_state_scales(const Placement *placement, int32_t row, float *scales);  // of 8-bit moments
+
+// The gradients that this rank counts in the norm: its own where state is in shards, and of rows that tensor-parallel ranks
+// have alike those of the first.
+Range placement_counted(const Placement *placement);
+
+// The bytes of a row's weight that are new after an update on the rank with that shard; empty where there are none.
+Range placement_owned_bytes(const Placement *placement, int32_t row, int shard);
 
 // The gradients from the returned element on are those of rows `row` .. (of cut ones where rows are cut) and nothing else.
 int64_t placement_gradients_from(const Placement *placement, int32_t row);

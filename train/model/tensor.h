@@ -30,6 +30,7 @@ typedef struct TensorShare {
 // looks, before it believes any number: a pass itself cannot fail.
 typedef struct TensorRanks {
     Group *group;  // not owned; NULL where ranks is 1
+    Group *norm;   // of all ranks among which a step's gradients lie in parts; NULL where one has all
     Error *failed;
 } TensorRanks;
 
