@@ -612,8 +612,8 @@ class Walk:
             return
         if base == "ATOMG" or base == "ATOM":
             place = to_register(o[1])
-            grid = self.block.launch.grid
-            number = self.block.index + self.block.draws * grid[0] * grid[1] * grid[2]
+            grid, cluster = self.block.launch.grid, self.block.launch.cluster
+            number = self.block.index // cluster + self.block.draws * (grid[0] * grid[1] * grid[2] // cluster)
             self.block.draws += 1
             if place:
                 self.R[place[1]] = number
