@@ -124,6 +124,20 @@ def memory_rows():
     return rows
 
 
+def sums():
+    """What rows come to together: name, unit, and how often each counts."""
+    parts = []
+    for size in ("124M, T 1024, D 64", "1.3B, T 1024, D 128"):
+        parts.append((f"GPT-2 {size}: forward and backward", "us", {f"GPT-2 {size}: {way}": 1 for way in ("forward", "backward")}))
+    step = {row.name: 12 for row in product_rows() if row.name.startswith("124M ") and "head" not in row.name}
+    step.update({f"GPT-2 124M, T 1024, D 64: {way}": 12 for way in ("forward", "backward")})
+    step.update({f"124M head 50257 {way}": 1 for way in ("forward", "dX", "dW")})
+    step.update({"classifier 16384 x 50257": 1, "AdamW, masters, 124M": 1})
+    step.update({f"LayerNorm 131072 x 768 {way}": 25 / 8 for way in ("forward", "backward")})
+    parts.append(("GPT-2 124M: a step of 16384 tokens, of these rows", "us", step))
+    return parts
+
+
 # ---- What a build launches
 
 class Build:
@@ -391,6 +405,11 @@ def measure(build, rows, report):
         results[row.name] = {"value": round(row.work / seconds * scale), "unit": row.unit, "us": round(seconds * 1e6, 1),
                              "kernels": kernels}
         report(row.name, results[row.name])
+    for name, unit, parts in sums():
+        if all(part in results for part in parts):
+            us = sum(results[part]["us"] * count for part, count in parts.items())
+            results[name] = {"value": round(us), "unit": unit, "us": round(us, 1), "kernels": []}
+            report(name, results[name])
     return results
 
 
