@@ -106,6 +106,7 @@ class Walking(unittest.TestCase):
         for text, given, wanted in (
                 ("IADD3 R1, P0, R2, R3, RZ", {"R2": 0xFFFFFFFF, "R3": 2}, {"R1": 1, "P0": 1}),
                 ("IADD3 R1, P0, -R2, R3, RZ", {"R2": 5, "R3": 4}, {"R1": 0xFFFFFFFF, "P0": 0}),
+                ("IADD3 R1, P0, -R2, R3, RZ", {"R2": 0, "R3": 4}, {"R1": 4, "P0": 1}),
                 ("IADD3.X R1, R2, ~R3, RZ, P0, !PT", {"R2": 9, "R3": 4, "P0": 1}, {"R1": 5}),
                 ("IMAD R1, R2, R3, -R4", {"R2": 7, "R3": 6, "R4": 2}, {"R1": 40}),
                 ("IMAD.WIDE.U32 R2, R4, R5, R6", {"R4": 1 << 31, "R5": 4, "R6": 1, "R7": 1}, {"R2": 1, "R3": 3}),
@@ -192,9 +193,9 @@ class Timing(unittest.TestCase):
         one, two = self.time(product), self.time(product, (128, 256))
         self.assertEqual((one.tensor_busy, two.tensor_busy), (512, 1024))
         self.assertAlmostEqual(two.time - one.time, 512, delta=10)
-        # 64 x 64 x 16 from shared memory alone: limited by its operands, 4 KiB a product.
-        narrow = self.time([("HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24", 1, 7, 0)] * 8)
-        self.assertEqual(narrow.tensor_busy, 8 * 32)
+        # 64 x 32 x 16 from shared memory alone: its operands, 3 KiB, take longer than its 16 cycles.
+        narrow = self.time([("HGMMA.64x32x16.F32.BF16 R24, gdesc[UR4], R24", 1, 7, 0)] * 8)
+        self.assertEqual(narrow.tensor_busy, 8 * 24)
 
     def test_fences(self):
         plain = self.time([("MEMBAR.ALL.CTA ", 1, 7, 0)]).time
