@@ -275,7 +275,22 @@ class Costs:
             if len(walk.trace) > 60:
                 found[thread] = walk
                 self.guesses += sum(walk.guesses.values())
+        self.agree(found)
         return found
+
+    def agree(self, walks):
+        """Consumers wait for as many stages as are loaded: a walk that took a wrong turn shows here."""
+        loaded = collections.Counter(e[1] for w in walks.values() for e in w.events.values() if e[0] == "arrive" and e[2])
+        for thread, walk in walks.items():
+            waited = {}
+            for event in walk.events.values():
+                if event[0] == "wait" and event[1] in loaded:
+                    waited[event[1]] = max(waited.get(event[1], 0), event[2] + 1)
+            whole = len(walk.trace) < MOST_SEEN
+            for barrier, count in waited.items():
+                if count > loaded[barrier] + 1 or (whole and count < loaded[barrier]):
+                    raise Problem(f"{self.name}: thread {thread} waits for {count} stages, {loaded[barrier]} are loaded: its way through "
+                                  "the code cannot be followed")
 
     def loads(self, index):
         """How many copies the first thread of a block starts: what the block's work is measured by."""
