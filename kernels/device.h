@@ -21,9 +21,10 @@ struct Device {
     DataType type;  // of weights and activations
     const Operations *op;
     const DeviceBackend *backend;
-    char name[128];    // "NVIDIA H200", "cpu avx512"
-    ThreadPool *pool;  // of the host: CPU kernels, initial weights
-    void *scratch;     // of the CPU kernels: see device_scratch
+    char name[128];         // "NVIDIA H200", "cpu avx512"
+    ThreadPool *pool;       // of the host: CPU kernels, initial weights
+    void *scratch;          // of the CPU kernels: see device_scratch
+    const char *attention;  // of cards: the body that computed attention last ("sm90"), for those who check it; NULL: none did
     size_t scratch_bytes;
 };
 
@@ -138,7 +139,7 @@ void *device_stream(Device *device);
 // ---- Which kernels
 
 // Which body computes matrix products on a card: "auto" (the faster by trial for each shape), "ours", "cublas"; "sm80" forces
-// the portable body of ours. Before the first operation.
+// the portable bodies of ours, of attention too. Before the first operation.
 Error *device_set_products(Device *device, const char *products) MUST_CHECK;
 // One line a shape: what was chosen and why, with times. The same text given to device_load_choices makes the same choices, so
 // that a resumed run computes the same bits. Nothing on the CPU.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""bench/gpu without a card: a rehearsal on the simulated one runs every row, its table says what it is, and what goes wrong on a
-card (no memory, a program that ends or hangs, no time) costs a row and not the table.
+"""bench/gpu without a card: a rehearsal on the simulated one does every check and runs every row, its table says what it is, checks
+see what is wrong, and what goes wrong on a card (no memory, a program that ends or hangs, no time) costs a check or a row alone.
 
 PyTorch takes part where this Python has it.
 """
@@ -19,6 +19,7 @@ ROOT = pathlib.Path(os.environ["ATHANOR_SOURCE"])
 BUILD = pathlib.Path(os.environ["ATHANOR_BUILD"])
 PROGRAM = BUILD / "bench_gpu"
 sys.path.insert(0, str(ROOT / "bench"))
+import gpu_checks  # noqa: E402
 import gpu_table  # noqa: E402
 
 
@@ -33,6 +34,20 @@ def bench_gpu(*arguments, given="", **environment):
 def table(*arguments, **environment):
     return subprocess.run([sys.executable, ROOT / "bench/gpu_table.py", *map(str, arguments), PROGRAM], capture_output=True, text=True,
                           env={**os.environ, **environment})
+
+
+def gpu(*arguments, cwd=None, **environment):
+    return subprocess.run([ROOT / "bench/gpu", *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
+                          env={**os.environ, "PYTHON": sys.executable, **environment})
+
+
+def check_names():
+    return subprocess.run([BUILD / "tests/check_gpu", "--rehearse", "--list"], capture_output=True, text=True, check=True).stdout.split()
+
+
+def script(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 def fake(code):
@@ -107,17 +122,23 @@ class Rehearsal(unittest.TestCase):
     def test_whole(self):
         before = sorted((ROOT / "bench/results").iterdir())
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([ROOT / "bench/gpu", "--rehearse", BUILD, "tables"], capture_output=True, text=True, cwd=folder,
-                                  env={**os.environ, "ATHANOR_TEST_OPERATION": "scale", "PYTHON": sys.executable})
-            self.assertEqual(done.returncode, 0, done.stderr)
-            (path,) = pathlib.Path(folder, "tables").iterdir()
-            text = path.read_text()
+            # Without the tests of products and classifier, which are tests of their own; operations: one.
+            done = gpu("--rehearse", BUILD, "tables", "--seconds", "1200", cwd=folder, CHECKS="/|test_ops", ATHANOR_TEST_OPERATION="scale")
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            (path,) = pathlib.Path(folder, "tables").glob("*.md")
+            text, checks, raw = (p.read_text() for p in (path, path.parent / "checks.txt", path.parent / "raw.txt"))
         self.assertTrue(path.name.startswith("rehearsal-"))
         self.assertRegex(text, r"\A# A rehearsal on a simulated card, whose times mean nothing, ")
-        self.assertIn("Checks: every row of tests/support/ops.c that is scale is within its bounds on the simulated card", text)
+        self.assertRegex(text, r"Checks: smoke: \d+ right on the simulated card in \d+ s; checks: \d+ right on the simulated card in \d+ s\.\n")
+        self.assertRegex(text, r"\nClocks: .+\.\n")
+        for name in check_names():
+            self.assertRegex(checks, rf"(?m)^ok +[0-9.]+ s  {name}: ")
+        self.assertRegex(checks, r"(?m)^ok +[0-9.]+ s  test_ops_cards: ")
+        self.assertEqual([line for line in checks.splitlines() if not line.startswith(("ok ", "smoke: ", "checks: "))], [])
         cells = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
         for row in listing("--rehearse"):
-            if not row.name.endswith("/cublas"):
+            if not row.library:
+                self.assertIn(f" {row.name} ours ", raw)
                 self.assertRegex(cells.get(row.name, f"{row.name} is not there"), r"\| [0-9.]+ (TFLOP/s|GB/s) \| \d+ % \|")
         self.assertIn("- cuBLASLt, a simulated card has no cuBLASLt: ", text)
         self.assertEqual(before, sorted((ROOT / "bench/results").iterdir()))
@@ -127,10 +148,40 @@ class Rehearsal(unittest.TestCase):
         self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
         self.assertIn("bench/results is for measurements", done.stderr)
 
+    def test_parts(self):
+        """A part alone does its own, names its table after itself, and needs no other."""
+        with tempfile.TemporaryDirectory() as folder:
+            for part, rows in (("update", "update"), ("attention", "attention")):
+                done = gpu("--rehearse", BUILD, "--part", part, "--seconds", "600", folder, ROWS="adamw|T32")
+                self.assertEqual(done.returncode, 0, done.stderr)
+                (path,) = pathlib.Path(folder).glob(f"rehearsal-*-{part}.md")
+                names = {line.split(" | ")[0][2:].split("/")[0] for line in path.read_text().splitlines()[2:] if line.startswith("| ")}
+                self.assertEqual(names - {"rows", "row"}, {rows})
+            done = gpu("--rehearse", BUILD, "--part", "smoke", folder, CHECKS="few")
+            self.assertEqual((done.returncode, done.stdout.count("\n")), (0, 2), done.stdout)
+            self.assertRegex(done.stdout, r"smoke: 1 right on the simulated card in \d+ s\n\Z")
+
+    def test_planted(self):
+        """16 bytes of one result at a wrong place: every check sees it."""
+        done = subprocess.run([BUILD / "tests/check_gpu", "--rehearse", "--plant", "--serve"], capture_output=True, text=True,
+                              input="\n".join([*check_names(), ""]))
+        lines = done.stdout.splitlines()
+        self.assertEqual(len(lines), len(check_names()), done.stderr)
+        for name, line in zip(check_names(), lines):
+            self.assertTrue(line.startswith("wrong: "), f"{name}: {line}")
+
+    def test_other_body(self):
+        """Which body ran is told. Of a card that is no sm_90 none of Hopper's is expected."""
+        name = next(name for name in check_names() if name.startswith("smoke/forward/plain/"))
+        for architecture, part in (("80", "ok: by sm80; "), ("90", "ok: by sm90; ")):
+            done = subprocess.run([BUILD / "tests/check_gpu", "--rehearse", "--serve"], capture_output=True, text=True, input=name + "\n",
+                                  env={**os.environ, "ATHANOR_SIMULATED_ARCH": architecture})
+            self.assertTrue(done.stdout.startswith(part), done.stdout)
+
     def test_no_time(self):
         done = table("--rehearse", "--seconds", "0")
         self.assertEqual(done.returncode, 0, done.stderr)
-        rows = [row for row in listing("--rehearse") if not row.name.endswith("/cublas")]
+        rows = [row for row in listing("--rehearse") if not row.library]
         self.assertEqual(done.stdout.count("not measured: time was up | | | | | |"), len(rows))
 
     def test_arguments(self):
@@ -141,8 +192,10 @@ class Rehearsal(unittest.TestCase):
         done = subprocess.run([sys.executable, ROOT / "bench/gpu_table.py", "/no/bench_gpu"], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
         self.assertIn("/no/bench_gpu", done.stderr)
-        for arguments, part in ((["--what"], "unknown option"), (["--rehearse"], "name the folder"), (["--rehearse", "/"], "no //bench_gpu")):
-            done = subprocess.run([ROOT / "bench/gpu", *arguments], capture_output=True, text=True)
+        for arguments, part in ((["--what"], "unknown option"), (["--rehearse"], "name the folder"), (["--rehearse", "/"], "no //bench_gpu"),
+                                (["--part", "everything"], "there are smoke, checks, products"), (["--part"], "needs a value"),
+                                (["--seconds", "soon"], "a whole number"), (["--built"], "name the folder")):
+            done = gpu(*arguments)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
             self.assertIn(part, done.stderr)
 
@@ -153,20 +206,20 @@ class Peers(unittest.TestCase):
     def test_columns(self):
         rows = [gpu_table.Row(line) for line in (
             "rows/copy/1x1 memory 1e9", "product/forward/x/1x1x1 tensor 1e12", "product/forward/x/1x1x1/cublas tensor 1e12",
-            "step/llama-x/B1-T1 tensor 4e12 layers=1", "rows/add/1x1 memory 1e9")]
+            "step/llama-x/B1-T1 tensor 4e12 layers=1", "rows/add/1x1 memory 1e9", "rows/copy/1x1/runtime memory 1e9")]
         names = "seconds = {'rows/copy/1x1': 0.001, 'product/forward/x/1x1x1/cublas': 0.02, 'rows/add/1x1': 0.002}"
         ours = (f"import sys; {names}\nfor line in sys.stdin: print('released' if line == 'release\\n' else "
                 "seconds.get(line.split()[0], 0.01), flush=True)")
         torch = ("import sys\nfor line in sys.stdin: print('released' if line == 'release\\n' else 'absent: none such' if 'rows' in line "
                  "else '0.04 ' + ' '.join(line.split()[2:]) + '!', flush=True)")
         sys.argv = ["gpu_table.py", "--rows", "x", "unused"]
-        table = gpu_table.Table(gpu_table.read_options(), [row for row in rows if "cublas" not in row.name])
+        table = gpu_table.Table(gpu_table.read_options(), [row for row in rows if not row.library])
         table.has_torch, table.ours, table.torch, table.absent = True, fake(ours), fake(torch), {}
         for row in table.rows:
-            table.add(row, rows[2] if row is rows[1] else None)
+            table.add(row, {rows[0]: rows[5], rows[1]: rows[2]}.get(row))
         self.assertEqual((table.ours.stop(), table.torch.stop()), (0, 0))
         self.assertEqual(table.lines, [
-            "| rows/copy/1x1 | 1000 GB/s | 100 % |  |  |  |  |",
+            "| rows/copy/1x1 | 1000 GB/s | 100 % | 100 | 10.00 |  |  |",
             "| product/forward/x/1x1x1 | 100 TFLOP/s | 10 % | 50 | 2.00 | 25 | 4.00 |",
             "| step/llama-x/B1-T1 | 400 TFLOP/s | 40 % |  |  | 100 | 4.00 |",
             "| rows/add/1x1 | 500 GB/s | 50 % |  |  |  |  |"])
@@ -174,6 +227,87 @@ class Peers(unittest.TestCase):
         self.assertIn("- layers=1 family=llama!: step/llama-x/B1-T1\n", text)
         self.assertIn("- PyTorch, none such: rows/copy/1x1, rows/add/1x1\n", text)
         self.assertRegex(text, r"\A# A card, ")
+
+
+class Checks(unittest.TestCase):
+    """A check that is wrong, ends its program or hangs costs itself, is named, and the rest goes on."""
+
+    NAMES = ["smoke/right", "smoke/wrong", "smoke/ends", "smoke/hangs", "smoke/last"]
+
+    def test_failures(self):
+        with tempfile.TemporaryDirectory() as folder:
+            built = pathlib.Path(folder)
+            script(built / "check_gpu", f"""#!{sys.executable}
+import sys, time
+if "--list" in sys.argv:
+    print(*{self.NAMES})
+for line in sys.stdin if "--serve" in sys.argv else ():
+    time.sleep(600 * ("hangs" in line))
+    if "ends" in line:
+        sys.exit(3)
+    print("wrong: it is off" if "wrong" in line else "ok: it is", flush=True)
+""")
+            script(built / "test_hangs", "#!/bin/sh\nsleep 600\n")
+            script(built / "test_fails", "#!/bin/sh\necho such and such; exit 1\n")
+            sys.argv = ["gpu_checks.py", "--part", "smoke", "--folder", folder, "--seconds", "100", folder]
+            gpu_checks.CHECK_SECONDS = gpu_checks.PROGRAM_SECONDS = 2
+            options = gpu_checks.read_options()
+            report = gpu_checks.Report(options)
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                gpu_checks.check_server(report, options, self.NAMES)
+                for name in ("test_hangs", "test_fails", "test_none"):
+                    gpu_checks.check_program(report, options, name)
+                options.seconds = 0
+                gpu_checks.check_server(report, options, ["smoke/late"])
+                code = report.close()
+            lines = [re.sub(r" +[0-9.]+ s  ", " ", line) for line in told.getvalue().splitlines()]
+            self.assertEqual(lines[:5], ["ok smoke/right: it is", "wrong smoke/wrong: it is off",
+                                         "FAILED smoke/ends: check_gpu ended with exit code 3",
+                                         "FAILED smoke/hangs: check_gpu took longer than 2 s", "ok smoke/last: it is"])
+            self.assertEqual([line.split(";")[0] for line in lines[5:9]], [
+                "FAILED test_hangs: took longer than 2 s", "FAILED test_fails: exit code 1: such and such",
+                f"FAILED test_none: it is not in {folder}", "LATE smoke/late: not checked: time was up"])
+            self.assertRegex(lines[9], r"^smoke: 2 right on this card in \d+ s; \*\*7 WRONG, HANGING OR NOT DONE: smoke/wrong, ")
+            self.assertEqual(code, 1)
+            self.assertEqual((built / "checks.txt").read_text(), told.getvalue())
+            self.assertEqual((built / "checked-smoke").read_text().strip(), lines[9])
+
+
+class Clocks(unittest.TestCase):
+    def clocks(self, text):
+        with tempfile.TemporaryDirectory() as folder:
+            if text:
+                script(pathlib.Path(folder, "nvidia-smi"), f"#!{sys.executable}\n{text}")
+            before, os.environ["PATH"] = os.environ["PATH"], f"{folder}:/no/other"
+            try:
+                clocks = gpu_table.Clocks(pathlib.Path(folder, "clocks.csv"))
+                start = time.monotonic()
+                while clocks.process and len(clocks.samples) < 3 and time.monotonic() < start + 60:
+                    time.sleep(0.05)
+                clocks.stop()
+                log = pathlib.Path(folder, "clocks.csv")
+                return clocks, log.read_text() if log.exists() else ""
+            finally:
+                os.environ["PATH"] = before
+
+    def test_log(self):
+        """Medians, the highest power and what held the clocks back; of a driver that knows the older name of that alone."""
+        clocks, log = self.clocks("""import sys, time
+if "clocks_event" in sys.argv[2]:
+    print("Field is not a valid field to query."); sys.exit(2)
+for power, reason in ((690, 4), (700, 0x24), (650, 1)) if "-lms" in sys.argv else ((1, 0),):
+    print(f"2026/11/27 10:00:00.000, 1755, 2619, {power}.00, 61, 0x{reason:016x}", flush=True)
+time.sleep(20 * ("-lms" in sys.argv))
+""")
+        self.assertIsNone(clocks.absent)
+        self.assertEqual(log.count("\n"), 3)
+        self.assertEqual(clocks.between(0, time.monotonic()),
+                         "1755 MHz, memory 2619 MHz, 690 W (at most 700), 61 C, held back: power cap, thermal (software)")
+        self.assertEqual(clocks.between(0, 1), "")
+
+    def test_absent(self):
+        self.assertIn("no clocks: ", self.clocks("")[0].absent)
+        self.assertIn("no such option", self.clocks("import sys; print('no such option'); sys.exit(1)")[0].absent)
 
 
 class Servers(unittest.TestCase):

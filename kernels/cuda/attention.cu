@@ -6,23 +6,37 @@
 //     16-bit              attention_*_sm80.cu     widths that are multiples of 8, up to 256
 //     anything            attention_plain.cu
 //
+// The choice "sm80" of device_set_products leaves Hopper's out.
+//
 // Here too: attention_merge.
 #include "kernels/cuda/attention.h"
 
 namespace BACKEND {
 
-void attention_forward(Device *device, const AttentionForward *a) {
-    Card *card = card_of(device);
-    if (a->shape.batch == 0 || a->shape.queries == 0 || a->shape.heads == 0 || attention_decode(card, a)) {
-        return;
+static bool hopper(Card *card) {
+    return card->architecture == 90 && !matmul_portable(card);
+}
+
+// The body that computes a launch, which the device remembers.
+static const char *forward_body(Card *card, const AttentionForward *a) {
+    if (attention_decode(card, a)) {
+        return "decode";
     }
 #ifdef ATHANOR_HAVE_SM90
-    if (card->architecture == 90 && attention_forward_sm90(card, a)) {
-        return;
+    if (hopper(card) && attention_forward_sm90(card, a)) {
+        return "sm90";
     }
 #endif
-    if (!attention_forward_sm80(card, a)) {
-        attention_forward_plain(card, a);
+    if (attention_forward_sm80(card, a)) {
+        return "sm80";
+    }
+    attention_forward_plain(card, a);
+    return "plain";
+}
+
+void attention_forward(Device *device, const AttentionForward *a) {
+    if (a->shape.batch > 0 && a->shape.queries > 0 && a->shape.heads > 0) {
+        device->attention = forward_body(card_of(device), a);
     }
 }
 
@@ -70,24 +84,29 @@ void attention_delta(Card *card, const AttentionBackward *a, float *delta) {
     })
 }
 
-void attention_backward(Device *device, const AttentionBackward *a) {
-    Card *card = card_of(device);
+static const char *backward_body(Card *card, const AttentionBackward *a) {
     const AttentionShape *s = &a->shape;
-    if (s->batch == 0 || (s->queries == 0 && s->keys == 0) || s->heads == 0) {
-        return;
-    }
 #ifdef ATHANOR_HAVE_SM90
-    if (card->architecture == 90 && attention_backward_sm90(card, a)) {
-        return;
+    if (hopper(card) && attention_backward_sm90(card, a)) {
+        return "sm90";
     }
 #endif
     float *delta = (float *)card_workspace(card, sizeof(float) * (size_t)(s->batch * s->queries * s->heads + 1));
     if (delta == NULL) {
-        return;  // the card remembers the failure
+        return NULL;  // the card remembers the failure
     }
     attention_delta(card, a, delta);
-    if (!attention_backward_sm80(card, a, delta)) {
-        attention_backward_plain(card, a, delta);
+    if (attention_backward_sm80(card, a, delta)) {
+        return "sm80";
+    }
+    attention_backward_plain(card, a, delta);
+    return "plain";
+}
+
+void attention_backward(Device *device, const AttentionBackward *a) {
+    const AttentionShape *s = &a->shape;
+    if (s->batch > 0 && (s->queries > 0 || s->keys > 0) && s->heads > 0) {
+        device->attention = backward_body(card_of(device), a);
     }
 }
 

@@ -109,6 +109,8 @@ Error *matmul_set_choice(Device *device, const char *products);
 void matmul_describe_choices(Device *device, Buffer *out);
 Error *matmul_load_choices(Device *device, const char *text);
 void matmul_close(Card *card);
+// The choice is "sm80": Hopper's bodies, those of attention too, are left out.
+bool matmul_portable(Card *card);
 
 // The operations, each in the file of its name.
 #define DECLARE(operation, ...) void operation(Device *device, __VA_ARGS__);
