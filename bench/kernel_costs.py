@@ -448,6 +448,10 @@ TFLOP/s at 8192^3 and copies to 3.0 TB/s; a card decides. How is told at the hea
 `bench/kernel_costs_walk.py` (which instructions a launch passes) and `bench/kernel_costs_time.py` (how long they take, with each
 number that this rests on). Where two numbers stand in a cell they are those before and after a change of the kernels.
 
+Not modelled, so that a card may be slower: misses of the instruction cache (the end of a tile with an activation is up to 80 KiB of
+instructions), turns that blocks wait for (sums of dQ and of streamed dW in order: long sequences backward are too fast here), L2 that
+misses, memory that others use. `product_tiles`, the body for cards of any kind, is judged roughly by its mma instructions.
+
 ```sh
 bench/kernel_costs --markdown > docs/kernel_costs.md
 bench/kernel_costs --check docs/kernel_costs.md
@@ -457,7 +461,11 @@ bench/kernel_costs --check docs/kernel_costs.md
 NOTES_ENDS = """A warp's instruction slots: `loop` for each group of wgmma (a block of 64 along K of a product; attention forward has two a block of
 keys, backward five a block of queries), `end` from the last wgmma of a tile to the first of the next, or all that stands before the
 first and after the last where a block has one tile. `exposed`: cycles a tile in which tensor cores stand still, waits for L2
-included. The rest are instructions of the end by kind: fp32 with comparisons and conversions, MUFU (8 cycles each), accesses to
+included (an estimate that counts slots alone and doubles them for the two consumers is too small: an instruction of an end takes 3 to
+5 cycles, in order behind what it needs). Of the 790 slots of a plain end before, 220 pack sums and write them to shared memory, 140
+send boxes and wait for their room, 161 move the second half of the sums to where the first was, 95 find the next tile, 52 begin its
+products. MUFU is a limit of its own: a GELU of a tile of 128 x 256 is 256 of them a warp, 4096 cycles for two consumers, however few
+the other instructions are. The rest are instructions of the end by kind: fp32 with comparisons and conversions, MUFU (8 cycles each), accesses to
 shared and global memory, copies by TMA, waits, fences, spills, calls.
 
 """
