@@ -156,7 +156,9 @@ class Build:
         self.answers = {}
 
     def add(self, cubin):
-        for name in cubin.kernels:
+        for name, (_, *laid_out) in cubin.kernels.items():
+            if name in self.cubins and list(self.cubins[name].kernels[name][1:]) != laid_out:
+                raise Problem(f"{name}: its parameters lie otherwise than in the build, which is of other sources: build again")
             self.cubins[name] = cubin
         self.kernels = {k: v for k, v in self.kernels.items() if k not in cubin.kernels}
 
