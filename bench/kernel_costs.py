@@ -124,6 +124,20 @@ def memory_rows():
     return rows
 
 
+def sums():
+    """What rows come to together: name, unit, and how often each counts."""
+    parts = []
+    for size in ("124M, T 1024, D 64", "1.3B, T 1024, D 128"):
+        parts.append((f"GPT-2 {size}: forward and backward", "us", {f"GPT-2 {size}: {way}": 1 for way in ("forward", "backward")}))
+    step = {row.name: 12 for row in product_rows() if row.name.startswith("124M ") and "head" not in row.name}
+    step.update({f"GPT-2 124M, T 1024, D 64: {way}": 12 for way in ("forward", "backward")})
+    step.update({f"124M head 50257 {way}": 1 for way in ("forward", "dX", "dW")})
+    step.update({"classifier 16384 x 50257": 1, "AdamW, masters, 124M": 1})
+    step.update({f"LayerNorm 131072 x 768 {way}": 25 / 8 for way in ("forward", "backward")})
+    parts.append(("GPT-2 124M: a step of 16384 tokens, of these rows", "us", step))
+    return parts
+
+
 # ---- What a build launches
 
 class Build:
@@ -142,7 +156,9 @@ class Build:
         self.answers = {}
 
     def add(self, cubin):
-        for name in cubin.kernels:
+        for name, (_, *laid_out) in cubin.kernels.items():
+            if name in self.cubins and list(self.cubins[name].kernels[name][1:]) != laid_out:
+                raise Problem(f"{name}: its parameters lie otherwise than in the build, which is of other sources: build again")
             self.cubins[name] = cubin
         self.kernels = {k: v for k, v in self.kernels.items() if k not in cubin.kernels}
 
@@ -261,7 +277,22 @@ class Costs:
             if len(walk.trace) > 60:
                 found[thread] = walk
                 self.guesses += sum(walk.guesses.values())
+        self.agree(found)
         return found
+
+    def agree(self, walks):
+        """Consumers wait for as many stages as are loaded: a walk that took a wrong turn shows here."""
+        loaded = collections.Counter(e[1] for w in walks.values() for e in w.events.values() if e[0] == "arrive" and e[2])
+        for thread, walk in walks.items():
+            waited = {}
+            for event in walk.events.values():
+                if event[0] == "wait" and event[1] in loaded:
+                    waited[event[1]] = max(waited.get(event[1], 0), event[2] + 1)
+            whole = len(walk.trace) < MOST_SEEN
+            for barrier, count in waited.items():
+                if count > loaded[barrier] + 1 or (whole and count < loaded[barrier]):
+                    raise Problem(f"{self.name}: thread {thread} waits for {count} stages, {loaded[barrier]} are loaded: its way through "
+                                  "the code cannot be followed")
 
     def loads(self, index):
         """How many copies the first thread of a block starts: what the block's work is measured by."""
@@ -391,6 +422,11 @@ def measure(build, rows, report):
         results[row.name] = {"value": round(row.work / seconds * scale), "unit": row.unit, "us": round(seconds * 1e6, 1),
                              "kernels": kernels}
         report(row.name, results[row.name])
+    for name, unit, parts in sums():
+        if all(part in results for part in parts):
+            us = sum(results[part]["us"] * count for part, count in parts.items())
+            results[name] = {"value": round(us), "unit": unit, "us": round(us, 1), "kernels": []}
+            report(name, results[name])
     return results
 
 
@@ -414,6 +450,10 @@ TFLOP/s at 8192^3 and copies to 3.0 TB/s; a card decides. How is told at the hea
 `bench/kernel_costs_walk.py` (which instructions a launch passes) and `bench/kernel_costs_time.py` (how long they take, with each
 number that this rests on). Where two numbers stand in a cell they are those before and after a change of the kernels.
 
+Not modelled, so that a card may be slower: misses of the instruction cache (the end of a tile with an activation is up to 80 KiB of
+instructions), turns that blocks wait for (sums of dQ and of streamed dW in order: long sequences backward are too fast here), L2 that
+misses, memory that others use. `product_tiles`, the body for cards of any kind, is judged roughly by its mma instructions.
+
 ```sh
 bench/kernel_costs --markdown > docs/kernel_costs.md
 bench/kernel_costs --check docs/kernel_costs.md
@@ -423,7 +463,11 @@ bench/kernel_costs --check docs/kernel_costs.md
 NOTES_ENDS = """A warp's instruction slots: `loop` for each group of wgmma (a block of 64 along K of a product; attention forward has two a block of
 keys, backward five a block of queries), `end` from the last wgmma of a tile to the first of the next, or all that stands before the
 first and after the last where a block has one tile. `exposed`: cycles a tile in which tensor cores stand still, waits for L2
-included. The rest are instructions of the end by kind: fp32 with comparisons and conversions, MUFU (8 cycles each), accesses to
+included (an estimate that counts slots alone and doubles them for the two consumers is too small: an instruction of an end takes 3 to
+5 cycles, in order behind what it needs). Of the 790 slots of a plain end before, 220 pack sums and write them to shared memory, 140
+send boxes and wait for their room, 161 move the second half of the sums to where the first was, 95 find the next tile, 52 begin its
+products. MUFU is a limit of its own: a GELU of a tile of 128 x 256 is 256 of them a warp, 4096 cycles for two consumers, however few
+the other instructions are. The rest are instructions of the end by kind: fp32 with comparisons and conversions, MUFU (8 cycles each), accesses to
 shared and global memory, copies by TMA, waits, fences, spills, calls.
 
 """

@@ -22,15 +22,18 @@ class Problem(Exception):
     """What a user can mend: one line."""
 
 
+TOOLS = pathlib.Path(__file__).resolve().parent.parent / "build-cards/tools"
+
+
 def tool(name):
-    """The path of a tool of the CUDA toolkit, also where Python's packages nvidia-cuda-... put it."""
-    folders = ["/usr/local/cuda/bin", *glob.glob(os.path.join(os.environ.get("CUDA_TOOLS", "/nonexistent"), "nvidia/cu*/bin"))]
-    for folder in sys.path:
+    """The path of a tool of the CUDA toolkit, or of Python's package for it: in TOOLS, or where Python finds packages."""
+    folders = ["/usr/local/cuda/bin"]
+    for folder in [str(TOOLS), *sys.path]:
         folders += glob.glob(os.path.join(folder or ".", "nvidia/cu*/bin"))
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
-        raise Problem(f"{name} is not here: it is of the CUDA toolkit, or: pip install nvidia-cuda-{name}"
-                      " (CUDA_TOOLS may name the folder of pip install --target)")
+        wanted = "nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump" if name in ("nvdisasm", "cuobjdump") else f"nvidia-cuda-{name}"
+        raise Problem(f"{name} of the CUDA toolkit is not here: pip install --target build-cards/tools {wanted}")
     return found
 
 

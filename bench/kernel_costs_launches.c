@@ -2,13 +2,13 @@
 //
 //   kernel_costs_launches PARAMETERS < ROWS
 //
-// The host side of the kernels is the program's own, linked from the build for cards; what stands below in place of CUDA's runtime
-// says that there is one H100, gives out addresses behind which nothing lies, and prints a launch instead of making it. So bodies,
-// tiles, clusters, parts and grids are those that a card would see. Nothing is computed.
+// The host side of the kernels is the program's own, linked from the build for cards; what stands below in place of CUDA's
+// runtime says that there is one H100, gives out addresses behind which nothing lies, and prints a launch instead of making it.
+// So bodies, tiles, clusters, parts and grids are those that a card would see. Nothing is computed.
 //
-// PARAMETERS has a line a kernel of the build, "name bytes offset size offset size ...": where its parameters lie. ROWS has a line an
-// operation, its name and numbers; the answer is a line "launch name grid.x grid.y grid.z threads cluster shared parameters" (in
-// hexadecimal) for each launch, then "done", or "failed: why".
+// PARAMETERS has a line a kernel of the build, "name bytes offset size offset size ...": where its parameters lie. ROWS has a
+// line an operation, its name and numbers; the answer is a line "launch name grid.x grid.y grid.z threads cluster shared
+// parameters" (in hexadecimal) for each launch, then "done", or "failed: why".
 #include "kernels/device.h"
 #include "kernels/scratch.h"
 
@@ -47,11 +47,12 @@ static Kernel *kernel_named(const char *name) {
 void **__cudaRegisterFatBinary(void *binary);
 void __cudaRegisterFatBinaryEnd(void **handle);
 void __cudaUnregisterFatBinary(void **handle);
-void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name, int limit, void *a, void *b, void *c,
-                            void *d, int *e);
+void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name, int limit, void *a, void *b,
+                            void *c, void *d, int *e);
 cudaError_t __cudaPopCallConfiguration(void *grid, void *block, size_t *shared, void *stream);
 cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host);
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream);
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared,
+                               cudaStream_t stream);
 
 void **__cudaRegisterFatBinary(void *binary) {
     static void *handle;
@@ -61,8 +62,8 @@ void __cudaRegisterFatBinaryEnd(void **handle) {
 }
 void __cudaUnregisterFatBinary(void **handle) {
 }
-void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name, int limit, void *a, void *b, void *c,
-                            void *d, int *e) {
+void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name, int limit, void *a, void *b,
+                            void *c, void *d, int *e) {
     kernel_named(name)->host = host;
 }
 cudaError_t __cudaPopCallConfiguration(void *grid, void *block, size_t *shared, void *stream) {
@@ -72,7 +73,8 @@ cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host) {
     *kernel = (cudaKernel_t)(uintptr_t)host;
     return cudaSuccess;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared,
+                               cudaStream_t stream) {
     ensure(false, "a launch without a configuration");
     return cudaErrorInvalidValue;
 }
@@ -183,9 +185,9 @@ const char *cudaGetErrorString(cudaError_t error) {
 }
 
 // Those that do nothing, and well.
-#define NOTHING(name, ...)         \
-    cudaError_t name(__VA_ARGS__) { \
-        return cudaSuccess;         \
+#define NOTHING(name, ...)                                                                                                     \
+    cudaError_t name(__VA_ARGS__) {                                                                                            \
+        return cudaSuccess;                                                                                                    \
     }
 NOTHING(cudaDeviceReset, void)
 NOTHING(cudaGetLastError, void)
@@ -210,10 +212,10 @@ NOTHING(cudaStreamEndCapture, cudaStream_t stream, cudaGraph_t *graph)
 NOTHING(cudaStreamSynchronize, cudaStream_t stream)
 
 // The vendor's products are never asked for (device_set_products).
-#define ABSENT(name) \
-    int name(void);  \
-    int name(void) { \
-        return 1;    \
+#define ABSENT(name)                                                                                                           \
+    int name(void);                                                                                                            \
+    int name(void) {                                                                                                           \
+        return 1;                                                                                                              \
     }
 ABSENT(cublasLtCreate)
 ABSENT(cublasLtDestroy)
@@ -273,8 +275,13 @@ static void weight(Device *d, const int64_t *n) {
 }
 // batch, length, heads, groups, width; backward: any order
 static void attention(Device *d, const int64_t *n, bool backward) {
-    AttentionShape shape = {.batch = n[0], .queries = n[1], .keys = n[1], .heads = (int32_t)n[2], .groups = (int32_t)n[3],
-                            .head_width = (int32_t)n[4], .scale = 0.125F};
+    AttentionShape shape = {.batch = n[0],
+                            .queries = n[1],
+                            .keys = n[1],
+                            .heads = (int32_t)n[2],
+                            .groups = (int32_t)n[3],
+                            .head_width = (int32_t)n[4],
+                            .scale = 0.125F};
     int64_t rows = n[0] * n[1], packed = rows * (n[2] + 2 * n[3]) * n[4] * 2, out = rows * n[2] * n[4] * 2;
     AttentionRows in = attention_packed(&shape, d->type, memory_of(d, packed));
     float *lse = memory_of(d, rows * n[2] * 4);
@@ -388,7 +395,8 @@ static void read_parameters(const char *path) {
         Kernel *kernel = kernel_named(name);
         kernel->bytes = bytes;
         kernel->count = 0;
-        while (kernel->count < MOST_PARAMETERS && fscanf(file, "%d %d", &kernel->offset[kernel->count], &kernel->size[kernel->count]) == 2) {
+        while (kernel->count < MOST_PARAMETERS &&
+               fscanf(file, "%d %d", &kernel->offset[kernel->count], &kernel->size[kernel->count]) == 2) {
             kernel->count++;
         }
     }
@@ -413,8 +421,13 @@ int main(int count, char **arguments) {
         }
         bool known = run(device, &asked);
         error = device_finish(device);
-        printf("%s%s\n", !known ? "failed: no operation " : error != NULL ? "failed: " : "done",
-               !known ? asked.what : error != NULL ? error->message : "");
+        printf("%s%s\n",
+               !known          ? "failed: no operation "
+               : error != NULL ? "failed: "
+                               : "done",
+               !known          ? asked.what
+               : error != NULL ? error->message
+                               : "");
         fflush(stdout);
     }
     return 0;

@@ -23,8 +23,6 @@ times (0.35 + 0.65 busy): an assumption.
 """
 import heapq
 
-from kernel_costs_walk import Kernel  # noqa: F401
-
 CLOCK, BUSY_CLOCK, IDLE_SHARE = 1.755e9, 1.50e9, 0.35
 MULTIPROCESSORS, TENSOR_RATE = 132, 4096  # tensor: floating-point operations a cycle of one multiprocessor
 L2_RATE, SHARED_RATE, A_BYTES = 38.0, 128.0, 16384
@@ -90,8 +88,8 @@ def plan(code):
 class Role:
     """A walk as the clock follows it."""
 
-    def __init__(self, walk, quarter):
-        self.walk, self.quarter, self.at, self.ready = walk, quarter, 0, 0.0
+    def __init__(self, walk, number, quarter):
+        self.walk, self.number, self.quarter, self.at, self.ready = walk, number, quarter, 0, 0.0
         self.boards = [0.0] * 8
         self.groups, self.stores, self.done = [], [], 0.0
         self.counts, self.announced = {}, {}
@@ -103,7 +101,7 @@ class Clock:
 
     def __init__(self, code, walks, consumers, most=None):
         self.plans = plan(code)
-        self.roles = [Role(w, 0 if t in consumers else 1 + n) for n, (t, w) in enumerate(walks.items())]
+        self.roles = [Role(w, n, 0 if t in consumers else 1 + n) for n, (t, w) in enumerate(walks.items())]
         self.slot = [0.0] * (len(self.roles) + 2)
         self.pipes = [[0.0] * 4 for _ in range(len(self.roles) + 2)]
         self.shared = self.tensor = self.l2 = 0.0
@@ -136,10 +134,10 @@ class Clock:
     def wake(self, key, heap, t):
         for role in self.waiting.pop(key, []):
             role.ready = max(role.ready, t)
-            heapq.heappush(heap, (role.ready, id(role), role))
+            heapq.heappush(heap, (role.ready, role.number, role))
 
     def run(self):
-        heap = [(0.0, id(r), r) for r in self.roles]
+        heap = [(0.0, r.number, r) for r in self.roles]
         heapq.heapify(heap)
         stopped = False
         while heap and not stopped:
@@ -164,7 +162,7 @@ class Clock:
                 t = max(t, self.slot[role.quarter])
                 if t > horizon + 0.5:  # others first
                     role.ready = t
-                    heapq.heappush(heap, (t, id(role), role))
+                    heapq.heappush(heap, (t, role.number, role))
                     break
                 event = events.get(role.at)
                 if event is not None:

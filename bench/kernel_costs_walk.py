@@ -254,6 +254,8 @@ def translate(instruction):
         places = out(count)
         if o[1].startswith("c[0x2]") and count == 1:  # the targets of a jump by a table
             return places, f"{put(places[0])}=W.table({address(o[1])})"
+        if match and not NUMBER.match(match.group(2)) and parts[-1] not in ("U8", "S8", "U16", "S16"):
+            return places, f"t=({address(o[1])})//4;" + ";".join(f"{put(p)}=K[t+{i}]" for i, p in enumerate(places))
         if not match or not NUMBER.match(match.group(2)):
             return places, ""
         at = int(match.group(2), 16)
@@ -494,7 +496,7 @@ class Block:
 #   ("load", barrier, multicast)      a copy whose bytes arrive at the barrier
 #   ("sync", number, threads), ("meet", number, threads)   named barriers; meet does not wait
 MEMORY = {"LDS", "LDL", "LDG", "LD", "STG", "ST", "STS", "STL", "ATOMG", "ATOM"}
-BARRIERS = {"SYNCS", "BAR", "UTMALDG", "UBLKCP"}
+BARRIERS = {"SYNCS", "BAR", "UTMALDG", "UBLKCP", "UCGABAR_ARV", "UCGABAR_WAIT"}
 
 
 class Walk:
@@ -578,6 +580,14 @@ class Walk:
 
     def memory(self, i):
         base, o = i.base, [x.replace(".reuse", "") for x in i.operands]
+        if base in ("ATOMG", "ATOM"):  # a ticket
+            place = to_register(o[1])
+            grid, cluster = self.block.launch.grid, self.block.launch.cluster
+            number = self.block.index // cluster + self.block.draws * (grid[0] * grid[1] * grid[2] // cluster)
+            self.block.draws += 1
+            if place:
+                self.R[place[1]] = number
+            return
         if base in ("LDS", "LDL", "LDG", "LD"):
             place, count = to_register(o[0]), words(i.name)
             at = self.number(address(o[-1]))
@@ -597,26 +607,19 @@ class Walk:
                     got = self.block.load(i, at, n)
                 (self.R if where[0] == "R" else self.U)[where[1]] = got
             return
-        if base in ("STG", "ST"):
-            self.places[len(self.trace) - 1] = self.number(address(o[0]))
+        at, count = self.number(address(o[0])), words(i.name)
+        cluster_shared = base == "ST" and "desc" not in o[0]  # shared memory of a block of the cluster, this one if it is the first
+        if base in ("STG", "ST") and not cluster_shared:
+            self.places[len(self.trace) - 1] = at
             return
-        if base in ("STS", "STL"):
-            at, count = self.number(address(o[0])), words(i.name)
+        if base in ("STS", "STL", "ST"):
             place = to_register(o[1])
             for n, where in enumerate(following(place, count)):
                 number = 0 if where is None else self.R[where[1]]
-                if at is not None and base == "STS":
+                if at is not None and base != "STL":
                     self.block.writes.setdefault(at + 4 * n, []).append((self.thread, self.tick(), number))
                 elif at is not None:
                     self.local[at + 4 * n] = number
-            return
-        if base == "ATOMG" or base == "ATOM":
-            place = to_register(o[1])
-            grid = self.block.launch.grid
-            number = self.block.index + self.block.draws * grid[0] * grid[1] * grid[2]
-            self.block.draws += 1
-            if place:
-                self.R[place[1]] = number
             return
 
     def barrier(self, i):
@@ -639,6 +642,12 @@ class Walk:
                 self.arrive(at)
                 announced = self.number(value(o[-1])) if "A1T0" not in name else 0
                 self.events[here] = ("arrive", at, announced)
+            return
+        if base == "UCGABAR_ARV":  # the barrier of the cluster
+            self.arrive("cluster")
+            return
+        if base == "UCGABAR_WAIT":
+            self.seen("cluster", len(self.block.arrivals["cluster"][self.thread]) - 1)
             return
         if base in ("UTMALDG", "UBLKCP"):
             number = int(re.search(r"\[UR(\d+)\]", o[0]).group(1))

@@ -24,6 +24,7 @@ NOT_HERE = {
     r"launch/test": "runs all tests, this one too",
     r"cmake --preset .*": "minutes; every test runs in a build that it made",
     r"bench/gpu": "needs a card; tests/test_bench_gpu.py rehearses it",
+    r"bench/kernel_costs .*": "needs a build for cards; .ci/run does it",
     r"bench/card_\w+ .*|debootstrap .*|cp -r build-card .*|mount --bind .*|chroot .*": "needs nvcc, a card or root's rights; tests/test_bench_card.py rehearses it",
     r"athanor train .*device=cuda.*|mpirun -n 8 .*|athanor train my\.yaml .*": "needs a card; tests/test_train_cards.py does it on the simulated one",
     r"athanor train \S+ device=simulated": "minutes; tests/test_train_cards.py does it",
@@ -31,7 +32,7 @@ NOT_HERE = {
     r"kill -USR1 PID_OF_MPIRUN": "of a run of one's own; tests/test_stops.py does it",
     r"mpirun athanor train my\.yaml & .*|trap .*|wait .*": "a batch script of Slurm, which is not here",
 }
-COMMANDS = re.compile(r"(athanor|build/athanor|mpirun|cmake|ctest|launch/(quickstart|test)|bench/(gpu|nano)|tests/planted/try|\.ci/run|tests/golden/\S+\.py)( |$)")
+COMMANDS = re.compile(r"(athanor|build/athanor|mpirun|cmake|ctest|launch/(quickstart|test)|bench/(gpu|nano|kernel_costs)|tests/planted/try|\.ci/run|tests/golden/\S+\.py)( |$)")
 
 
 def blocks(document):
@@ -201,7 +202,7 @@ class Walk(unittest.TestCase):
             self.assertRegex(told, rf"^{line.split()[0]}: .*\n$")
 
     def test_scripts_explain_themselves(self):
-        for script in ("launch/quickstart", "launch/test", "bench/gpu", "tests/planted/try"):
+        for script in ("launch/quickstart", "launch/test", "bench/gpu", "bench/kernel_costs", "tests/planted/try"):
             self.assertIn(script, self.run_line(f"{script} --help", self.tree), script)
 
 
