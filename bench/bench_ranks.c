@@ -90,7 +90,7 @@ static void measure_sums(float *data, int64_t count, int64_t repeats) {
     blocking = median(times, repeats);
     print_rate("sum, blocking", blocking, bytes);
     for (size_t m = 0; m < sizeof mib / sizeof *mib; m++) {
-        Buckets *buckets = buckets_create(group, data, count, mib[m] << 20);
+        Buckets *buckets = buckets_create(group, data, count, mib[m] << 20, false);
         char what[96];
         for (int64_t i = 0; i < repeats; i++) {
             double start = together();

@@ -194,53 +194,59 @@ def tool(name):
     return next((place for place in places if place and os.access(place, os.X_OK)), None)
 
 
+def refuse(why):
+    print(why, flush=True)
+    return ABSENT
+
+
 def sanitize(place):
     """In a rehearsal the step alone: the simulated card finds races and wrong addresses itself."""
     found = None if place.rehearse else tool("compute-sanitizer")
     if found is None and not place.rehearse:
-        print("no compute-sanitizer here")
-        return ABSENT
+        return refuse("no compute-sanitizer here")
+    place.model, code = SMALL_MODEL, None
     for name in ("memcheck", "racecheck"):
-        config = place.configure(name, kind="bf16", steps=1)
-        command = place.command(config)
+        command = place.command(place.configure(name, kind="bf16", steps=1))
         if found:
             command = [found, "--tool", name, "--error-exitcode", "9", "--print-limit", "20", *command]
         print("+", *command, flush=True)
-        code = subprocess.run(command).returncode
-        refused = ABSENT if code not in (0, 9) and not glob.glob(f"{name}/metrics.jsonl") else 0
-        place.check(code == 0, f"{name} over one step: " + ("nothing to say" if code == 0 else f"exit code {code}" + (", before any step" if refused else "")))
-    return None
+        ended = subprocess.run(command).returncode
+        if found and ended not in (0, 9) and not os.path.exists(f"{name}/metrics.jsonl"):
+            code = refuse(f"{name} ended with exit code {ended} before the first step")
+        else:
+            place.check(ended == 0, f"{name} over one step: exit code {ended}")
+    return code
 
 
 PROFILES = (("product with GELU", r"^product/(?!.*cublas).*gelu|^product/forward/\S*up/(?!.*cublas)", "product"),
-            ("attention forward", r"^attention/forward/.*D128", "attention"),
-            ("attention backward", r"^attention/(deterministic|backward)/.*D128", "attention"))
+            ("attention forward", r"^attention/forward/.*D128", "attention_forward"),
+            ("attention backward", r"^attention/(deterministic|backward)/.*D128", "attention_backward"))
 
 
 def profile(place):
     """One row of bench_gpu for each, a few kernels of it. In a rehearsal the rows alone."""
     found = None if place.rehearse else tool("ncu")
     if found is None and not place.rehearse:
-        print("no ncu here")
-        return ABSENT
-    bench = [str(place.folder / "bench_gpu"), *(["--rehearse"] if place.rehearse else [])]
+        return refuse("no ncu here")
+    bench, code = [str(place.folder / "bench_gpu"), *(["--rehearse"] if place.rehearse else [])], None
     rows = [line.split()[0] for line in subprocess.run([*bench, "--list"], capture_output=True, text=True).stdout.splitlines()]
     for number, (what, pattern, kernel) in enumerate(PROFILES):
         row = next((name for name in rows if re.search(pattern, name)), None)
         if row is None:
             place.check(False, f"{what}: bench_gpu has no such row")
             continue
-        ncu = [found, "--clock-control", "none", "--set", "full", "-k", f"regex:{kernel}", "--launch-count", "2", "--print-details", "all",
-               "-o", f"profile-{number}", "-f"] if found else []
+        report = f"profile-{number}.ncu-rep"
+        ncu = [found, "--clock-control", "none", "--set", "full", "-k", f"regex:{kernel}", "--launch-count", "3", "-f", "-o", report] if found else []
         print("+", *ncu, *bench, "--serve", "<<<", row, flush=True)
         done = subprocess.run([*ncu, *bench, "--serve"], input=f"{row} 0.001\n", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(done.stdout, flush=True)
-        # Into the log as text too: reports are read by a program of the same version.
-        if found and os.path.exists(f"profile-{number}.ncu-rep"):
-            subprocess.run([found, "--import", f"profile-{number}.ncu-rep", "--page", "details"])
-        seen = f"profile-{number}.ncu-rep" if found else None
-        place.check(done.returncode == 0 and (seen is None or os.path.exists(seen)), f"{what}: {row}: exit code {done.returncode}")
-    return None
+        if found and not os.path.exists(report):
+            code = refuse(f"{what}: {row}: ncu made no report, exit code {done.returncode}")
+            continue
+        if found:  # into the log as text too: only a program of the same version reads reports
+            subprocess.run([found, "--import", report, "--page", "details"])
+        place.check(done.returncode == 0, f"{what}: {row}: exit code {done.returncode}")
+    return code
 
 
 def machine(place):

@@ -25,7 +25,7 @@ import tempfile
 import kernel_costs_code as code_of
 from kernel_costs_code import Problem
 from kernel_costs_time import CLOCK, MULTIPROCESSORS, TENSOR_RATE, Clock, clock_rate
-from kernel_costs_walk import Block, Kernel, Launch, Walk
+from kernel_costs_walk import MOST_STEPS, Block, Kernel, Launch, Walk
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEFORE = ROOT / "bench/kernel_costs_before.json"
@@ -35,7 +35,8 @@ LAUNCH_SECONDS = 2e-6
 ISSUE_EXPOSED = 0.5  # of what a kernel without products issues, the part that its copies do not hide: judged
 BLOCK_START = 600  # cycles from a block's place being free to its first instruction: judged
 HMMA_CYCLES, HMMA_SHARE = 6.5, 0.7  # mma.sync of sm_80's code: about 62% of wgmma's rate, of which a kernel reaches about so much
-SAMPLES = 5        # blocks looked at where blocks differ
+MOST_SEEN = 60000  # instructions of a consumer that are followed
+SAMPLES = 32  # blocks whose work is looked at where blocks differ
 
 KINDS = collections.OrderedDict([
     ("wgmma", {"HGMMA"}),
@@ -256,40 +257,72 @@ class Costs:
     def walks(self, index):
         block, found = Block(self.launch, index, self.memory, self.load), {}
         for thread in [0, 32, 64, 96] + list(range(128, self.launch.threads, 128)):
-            walk = Walk(block, thread)
+            walk = Walk(block, thread, MOST_SEEN if thread >= 128 else MOST_STEPS)
             if len(walk.trace) > 60:
                 found[thread] = walk
                 self.guesses += sum(walk.guesses.values())
         return found
 
+    def loads(self, index):
+        """How many copies the first thread of a block starts: what the block's work is measured by."""
+        return sum(event[0] == "load" for event in Walk(Block(self.launch, index, self.memory, self.load), 0).events.values())
+
+    def time_block(self, index):
+        walks = self.walks(index)
+        consumers = [thread for thread in walks if thread >= 128]
+        clock = Clock(self.code, walks, consumers)
+        time, busy = self.whole(clock, walks)
+        regions = tensor_regions(self.code, walks[consumers[0]].trace)
+        if self.regions is None or regions["products"] > self.regions["products"]:
+            self.regions, self.block_time, self.block_busy = regions, time, busy
+        return time, busy
+
     def time_tensor(self):
-        indices = [0]
+        """Where there is a block for each multiprocessor, the first, which has most; where tiles are drawn by ticket blocks end
+        together, so its share of the mean work. Where blocks follow each other, each costs as much as its work says, by the
+        shortest and the longest of a sample."""
+        self.regions, self.tiles_seen = None, 0
         if self.blocks > 2 * MULTIPROCESSORS:
-            indices = sorted({int(self.blocks * (n + 0.5) / SAMPLES) for n in range(SAMPLES)})
-        times, busy, counts = [], [], collections.Counter()
-        self.regions = None
-        for index in indices:
-            walks = self.walks(index)
-            consumers = [t for t in walks if t >= 128]
-            clock = Clock(self.code, walks, consumers)
-            times.append(clock.time)
-            busy.append(clock.tensor_busy)
-            regions = tensor_regions(self.code, walks[consumers[0]].trace)
-            if self.regions is None or regions["products"] > self.regions["products"]:
-                self.regions, self.walked, self.block_time, self.block_busy = regions, walks, clock.time, clock.tensor_busy
-        self.cycles = times[0]
-        if len(indices) > 1:
-            self.cycles = (sum(times) / len(times) + BLOCK_START) * self.blocks / MULTIPROCESSORS + max(times) / 2
-            self.busy = sum(busy) / len(busy) * self.blocks / MULTIPROCESSORS / self.cycles
+            stride = int(self.blocks * 0.618034) | 1
+            loads = {index: self.loads(index) for index in {n * stride % self.blocks for n in range(SAMPLES)}}
+            mean = sum(loads.values()) / len(loads)
+            few, most = min(loads, key=loads.get), max(loads, key=loads.get)
+            (short, short_busy), (long, long_busy) = self.time_block(few), self.time_block(most)
+            share = (mean - loads[few]) / max(1, loads[most] - loads[few])
+            each, busy = short + share * (long - short), short_busy + share * (long_busy - short_busy)
+            self.cycles = (each + BLOCK_START) * self.blocks / MULTIPROCESSORS + long / 2
+            self.busy = busy * self.blocks / MULTIPROCESSORS / self.cycles
         else:
-            if self.launch.grid[0] >= MULTIPROCESSORS and "attention" in self.name:  # tiles by ticket: blocks end together
-                loads = [sum(e[0] == "load" for e in Walk(Block(self.launch, i, self.memory, self.load), 0).events.values())
-                         for i in (0, 33, 66, 99, 131)]
-                self.cycles *= sum(loads) / len(loads) / loads[0]
-            self.busy = self.block_busy / self.block_time
+            self.cycles, busy = self.time_block(0)
+            if self.blocks >= MULTIPROCESSORS and "attention" in self.name:
+                loads = [self.loads(index) for index in range(0, MULTIPROCESSORS, 13)]
+                share = sum(loads) / len(loads) / loads[0]
+                self.cycles, busy = self.cycles * share, busy * share
+            self.busy = busy / self.cycles
         self.seconds = self.cycles / clock_rate(self.busy * min(1, self.blocks / MULTIPROCESSORS))
-        tiles = len(self.regions["ends"]) + 1
-        self.tiles, self.exposed = tiles, (self.block_time - self.block_busy) / tiles
+        self.tiles = self.tiles_seen or len(self.regions["ends"]) + 1
+        self.exposed = (self.block_time - self.block_busy) / self.tiles
+
+    def whole(self, clock, walks):
+        """Time and tensor cores' time of a block of which consumers were followed for MOST_SEEN instructions: the rest goes on like
+        the tiles between the first and the last that were seen whole, as many products as the loader has loaded for."""
+        walk = clock.first.walk
+        if len(walk.trace) < MOST_SEEN:
+            return clock.time, clock.tensor_busy
+        marks, boundaries = clock.marks, []
+        for n in range(1, len(marks)):
+            a, b = marks[n - 1][1], marks[n][1]
+            if b - a > 60 and any(self.code[i].base in STORES for i in walk.trace[a:b]):
+                boundaries.append(n)
+        first, last = (boundaries[0], boundaries[-1]) if len(boundaries) > 1 else (len(marks) // 4, len(marks) - 1)
+        loader = next(w for t, w in walks.items() if t < 128 and any(e[0] == "load" for e in w.events.values()))
+        stages = {e[1] for e in walk.events.values() if e[0] == "wait"}
+        seen = sum(e[0] == "wait" and e[1] in stages for n, e in walk.events.items() if n < marks[last][1])
+        all_phases = sum(e[0] == "arrive" and e[1] in stages for e in loader.events.values())
+        products = last * all_phases / max(1, seen)
+        rate = (marks[last][0] - marks[first][0]) / (last - first)
+        self.tiles_seen = len(boundaries) * products / last
+        return marks[last][0] + (products - last) * rate, clock.tensor_busy / len(marks) * products
 
     def time_threads(self, work):
         """A kernel without products: what its instructions take of all schedulers, beside what it moves."""

@@ -241,9 +241,9 @@ def translate(instruction):
 
     if base in ("MOV", "R2UR") and len(o) == 2:
         return out(), f"{put(out()[0])}={value(o[1])}"
-    if base == "R2UR":  # .OR P0, UR, R
-        place = to_register(o[1])
-        return [place, to_predicate(o[0])], f"{put(place)}={value(o[2])}"
+    if base == "R2UR":  # P0, UR, R: P0 says whether lanes are left whose number is another; of one lane none are
+        place, left = to_register(o[1]), to_predicate(o[0])
+        return [place], f"{put(place)}={value(o[2])}" + (f";{put(left)}=0" if "OR" not in parts else "")
     if base == "CS2R":
         places = out(2)
         return places, ";".join(f"{put(p)}=0" for p in places) if o[1] == "SRZ" else ""
@@ -453,10 +453,13 @@ class Kernel:
     def __init__(self, name, code, base, table=b""):
         self.name, self.code, self.base, self.table = name, code, base, table
         self.steps = [None] * len(code)
+        self.plain = [None] * len(code)  # those without a condition, that neither jump nor touch memory
 
     def step(self, at):
         if self.steps[at] is None:
             self.steps[at] = compile_step(self.code[at])
+            if self.code[at].guard is None:
+                self.plain[at] = self.steps[at][0]
         return self.steps[at]
 
 
@@ -490,6 +493,10 @@ class Block:
 #   ("arrive", barrier, announced)    what the instruction says of bytes to come, encoded
 #   ("load", barrier, multicast)      a copy whose bytes arrive at the barrier
 #   ("sync", number, threads), ("meet", number, threads)   named barriers; meet does not wait
+MEMORY = {"LDS", "LDL", "LDG", "LD", "STG", "ST", "STS", "STL", "ATOMG", "ATOM"}
+BARRIERS = {"SYNCS", "BAR", "UTMALDG", "UBLKCP"}
+
+
 class Walk:
     """One thread's way through a block. trace: numbers of instructions; events: place in the trace -> what happened there."""
 
@@ -570,7 +577,6 @@ class Walk:
     # -- instructions that are not arithmetic
 
     def memory(self, i):
-        """Loads and stores. True where the instruction was one."""
         base, o = i.base, [x.replace(".reuse", "") for x in i.operands]
         if base in ("LDS", "LDL", "LDG", "LD"):
             place, count = to_register(o[0]), words(i.name)
@@ -590,10 +596,10 @@ class Walk:
                 if got is None and base in ("LDG", "LD") and self.block.load is not None and "STRONG" not in i.name:
                     got = self.block.load(i, at, n)
                 (self.R if where[0] == "R" else self.U)[where[1]] = got
-            return True
+            return
         if base in ("STG", "ST"):
             self.places[len(self.trace) - 1] = self.number(address(o[0]))
-            return True
+            return
         if base in ("STS", "STL"):
             at, count = self.number(address(o[0])), words(i.name)
             place = to_register(o[1])
@@ -603,7 +609,7 @@ class Walk:
                     self.block.writes.setdefault(at + 4 * n, []).append((self.thread, self.tick(), number))
                 elif at is not None:
                     self.local[at + 4 * n] = number
-            return True
+            return
         if base == "ATOMG" or base == "ATOM":
             place = to_register(o[1])
             grid = self.block.launch.grid
@@ -611,8 +617,7 @@ class Walk:
             self.block.draws += 1
             if place:
                 self.R[place[1]] = number
-            return True
-        return False
+            return
 
     def barrier(self, i):
         base, name, o = i.base, i.name, [x.replace(".reuse", "") for x in i.operands]
@@ -634,11 +639,11 @@ class Walk:
                 self.arrive(at)
                 announced = self.number(value(o[-1])) if "A1T0" not in name else 0
                 self.events[here] = ("arrive", at, announced)
-            return True
+            return
         if base in ("UTMALDG", "UBLKCP"):
             number = int(re.search(r"\[UR(\d+)\]", o[0]).group(1))
             self.events[here] = ("load", self.U[number + 1], "MULTICAST" in name)
-            return True
+            return
         if base == "BAR":
             number = self.number(value(o[0]))
             threads = self.number(value(o[1])) if len(o) > 1 else self.block.launch.threads
@@ -650,8 +655,7 @@ class Walk:
                 self.events[here] = ("sync", number, threads)
             else:
                 self.events[here] = ("meet", number, threads)
-            return True
-        return False
+            return
 
     # -- the way
 
@@ -667,12 +671,19 @@ class Walk:
     def run(self, most):
         kernel, bank = self.block.launch.kernel, self.block.launch.bank
         code, trace = kernel.code, self.trace
-        R, U, P, Q = self.R, self.U, self.P, self.Q
-        at, calls = 0, []
+        R, U, P, Q, steps, plain = self.R, self.U, self.P, self.Q, kernel.steps, kernel.plain
+        at, calls, note = 0, [], self.trace.append
         while at < len(code):
+            note(at)
+            step = plain[at]
+            if step is not None:
+                step(R, U, P, Q, bank, self)
+                at += 1
+                continue
             i = code[at]
-            trace.append(at)
-            if len(trace) > most:
+            if len(trace) >= most:
+                if most < MOST_STEPS:
+                    return  # enough was seen
                 raise Problem(f"{kernel.name}: a walk of more than {most} instructions")
             guard = 1
             if i.guard:
@@ -726,6 +737,11 @@ class Walk:
             if guard is None:
                 for place in kernel.step(at)[1]:
                     {"R": R, "U": U, "P": P, "Q": Q}[place[0]][place[1]] = None
-            elif not self.memory(i) and not self.barrier(i):
-                kernel.step(at)[0](R, U, P, Q, bank, self)
+            elif base in MEMORY:
+                self.memory(i)
+            elif base in BARRIERS:
+                self.barrier(i)
+            else:
+                step = steps[at] or kernel.step(at)
+                step[0](R, U, P, Q, bank, self)
             at += 1

@@ -95,7 +95,8 @@ typedef struct MatmulBackwardWeight {
 // The score of a query at position q and key k is s = scale q.k; with a soft-cap c it becomes c tanh(s / c) (Gemma 2); with
 // slopes (ALiBi: Press et al. 2022) slopes[h] * (k - q) is added after that. Dropout on the probabilities: with Q, K the
 // positions in the whole sequence (q and k plus key_first) and T its length, kept where philox_unit(word 0 of
-// philox(seed, stream, ((first_sample + b) * H + h) * T * T + Q * T + K)) >= dropout, then scaled by 1 / (1 - dropout).
+// philox(seed, stream, ((first_sample + b) * H + h) * T * T + Q * T + K)) >= dropout, then scaled by 1 / (1 - dropout). Where
+// heads are cut over ranks, H counts those of all and h begins with first_head.
 typedef struct AttentionShape {
     int64_t batch, queries, keys;  // sequences; Tq, Tk; below 2^29
     int32_t heads, groups, head_width;
@@ -109,7 +110,9 @@ typedef struct AttentionShape {
     float dropout;               // 0: none
     uint64_t seed, stream;       // of the dropout
     uint64_t first_sample;       // global index of sequence 0
-    int64_t key_first, length;   // position of key 0 in the whole sequence, and its length (0: Tk); only dropout asks
+    // Only dropout asks:
+    int64_t key_first, length;      // position of key 0 in the whole sequence, and its length (0: Tk)
+    int32_t first_head, all_heads;  // of this rank's heads in all, and their number (0: `heads`)
 } AttentionShape;
 
 // Elements from token to token and from sequence to sequence. Head h of a token lies h * D behind its first.
@@ -230,16 +233,18 @@ typedef struct GatedBackward {
     void *dpre;  // = [R,2F]
 } GatedBackward;
 
-// y[R,C] = scale * token_table[tokens[r]] + position_table[positions[r]].
+// y[R,C] = scale * token_table[tokens[r]] + position_table[positions[r]]. Of a vocabulary split over ranks the table here has
+// the rows of tokens first .. first + vocabulary - 1: others look up zeros and add to nothing, and the ranks' y add up.
 typedef struct EmbeddingForward {
     int64_t rows, width, vocabulary;
     int64_t positions_most;      // rows of the position table; any where there is none
-    const int32_t *tokens;       // [R], each in [0, vocabulary)
+    const int32_t *tokens;       // [R], each in [0, tokens_most), or [0, vocabulary) where that is 0
     const int32_t *positions;    // [R], each in [0, positions_most); may be NULL where position_table is
     const void *token_table;     // [V,C]
     const void *position_table;  // [positions_most, C], may be NULL
     float scale;
     void *y;  // =
+    int64_t first, tokens_most;
 } EmbeddingForward;
 
 typedef struct EmbeddingBackward {
@@ -249,6 +254,7 @@ typedef struct EmbeddingBackward {
     float scale;
     float *dtoken_table;     // +=, may be NULL
     float *dposition_table;  // +=, may be NULL
+    int64_t first, tokens_most;
 } EmbeddingBackward;
 
 // Element i of x is kept where philox_unit(word (first + i) % 4 of philox(seed, stream, (first + i) / 4)) >= probability and

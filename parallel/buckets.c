@@ -11,7 +11,9 @@ struct Buckets {
     Group *group;
     float *gradients;
     int64_t count, bucket;  // floats; the bucket is aligned
-    int total;              // buckets
+    int64_t part;           // of one owner, of whole buckets but for the last one of a part; of all where there are none
+    int total, each;        // buckets, and those of a part
+    bool owned;
     GroupRequest **requests;
     int started, finished;  // buckets, both in order from the end of the array
     int64_t final_from;
@@ -23,7 +25,7 @@ static int64_t aligned(int64_t count) {
     return shard_padded(count, 1);
 }
 
-Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes) {
+Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes, bool owned) {
     ensure(count >= 0 && bucket_bytes >= 0, "count %lld, bucket_bytes %lld", (long long)count, (long long)bucket_bytes);
     Buckets *buckets = memory_zeroed(1, sizeof *buckets);
     buckets->group = group;
@@ -31,7 +33,10 @@ Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t b
     buckets->count = count;
     int64_t bucket = aligned(bucket_bytes == 0 ? count : bucket_bytes / (int64_t)sizeof(float));
     buckets->bucket = bucket > 0 ? bucket : SHARD_ALIGNMENT;
-    buckets->total = group->size > 1 ? (int)((aligned(count) + buckets->bucket - 1) / buckets->bucket) : 0;
+    buckets->owned = owned;
+    buckets->part = owned ? shard_padded(count, group->size) / group->size : aligned(count);
+    buckets->each = (int)((buckets->part + buckets->bucket - 1) / buckets->bucket);
+    buckets->total = group->size > 1 ? buckets->each * (owned ? group->size : 1) : 0;
     buckets->requests = memory_zeroed((size_t)buckets->total, sizeof *buckets->requests);
     buckets->final_from = count;
     return buckets;
@@ -49,10 +54,18 @@ void buckets_destroy(Buckets *buckets) {
     }
 }
 
-// Bucket i counted from the end of the array; the last one, at the front, takes the remainder.
+// The part that bucket i lies in, which is its owner's.
+static int bucket_part(const Buckets *buckets, int i) {
+    return (buckets->total - 1 - i) / buckets->each;
+}
+
+// Bucket i counted from the end of the array; the last one of a part, at its front, takes the remainder. Of parts of padding it
+// is empty.
 static Range bucket_range(const Buckets *buckets, int i) {
-    int64_t end = aligned(buckets->count) - i * buckets->bucket, begin = end - buckets->bucket;
-    return (Range){begin > 0 ? begin : 0, end < buckets->count ? end : buckets->count};
+    int64_t first = bucket_part(buckets, i) * buckets->part, count = buckets->count;
+    int64_t end = first + buckets->part - i % buckets->each * buckets->bucket, begin = end - buckets->bucket;
+    begin = begin > first ? begin : first;
+    return (Range){begin < count ? begin : count, end < count ? end : count};
 }
 
 void buckets_begin(Buckets *buckets) {
@@ -72,7 +85,8 @@ static Error *start_full(Buckets *buckets) {
             buckets->first_start = clock_seconds();
         }
         Range range = bucket_range(buckets, buckets->started);
-        Collective sum = {.operation = GROUP_ALL_REDUCE,
+        Collective sum = {.operation = buckets->owned ? GROUP_REDUCE : GROUP_ALL_REDUCE,
+                          .peer = buckets->owned ? bucket_part(buckets, buckets->started) : 0,
                           .type = ELEMENT_FP32,
                           .reduce = COMM_SUM,
                           .count = range.end - range.begin,

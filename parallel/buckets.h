@@ -3,7 +3,8 @@
 // Gradients lie in one flat fp32 array in the order of the forward pass, so that the backward pass finishes them from the end
 // to the front (a tied embedding at the front is final last). The array is cut from its end into buckets of a fixed size, whose
 // bounds are aligned like parts of it (sharding.h; the first one is the shorter for it); as soon as all of a bucket is final,
-// its all-reduce starts, in place. The sum is not divided by anything.
+// its all-reduce starts, in place. The sum is not divided by anything. Where each rank owns a part of the array (sharding.h), a
+// bucket lies in one part, and only its owner gets the sum: half as much is moved.
 //
 //     gradients  |  embedding  | block 0 | block 1 | ... | block L-1 | head |
 //     buckets    | b5 |   b4   |   b3   |    b2    |   b1    |     b0       |   b0 starts first
@@ -23,8 +24,9 @@ typedef struct BucketsTime {
 } BucketsTime;
 
 // `group` and `gradients` (count floats, of the group's memory) stay the caller's and must outlive the buckets. bucket_bytes >=
-// 4; 0: everything at once at the end (no overlap).
-Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes);
+// 4; 0: everything at once at the end (no overlap). `owned`: sums go to the parts' owners, rank r of the group owning part r;
+// what is not owned is undefined afterwards.
+Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes, bool owned);
 void buckets_destroy(Buckets *buckets);
 
 // Call before the backward pass that makes gradients final (the last micro-batch of a step).

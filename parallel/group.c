@@ -5,8 +5,8 @@
 #include <stdio.h>
 
 static const char *operation_name(GroupOperation operation) {
-    static const char *const names[GROUP_OPERATIONS] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast",
-                                                        "all-to-all", "send",           "receive"};
+    static const char *const names[GROUP_OPERATIONS] = {"all-reduce", "reduce",     "reduce-scatter", "all-gather",
+                                                        "broadcast",  "all-to-all", "send",           "receive"};
     return names[operation];
 }
 
@@ -91,7 +91,8 @@ void group_close(Group *group, bool failed) {
 
 static void check_arguments(const Group *group, const Collective *what) {
     bool message = what->operation == GROUP_SEND || what->operation == GROUP_RECEIVE;
-    bool adds = what->operation == GROUP_ALL_REDUCE || what->operation == GROUP_REDUCE_SCATTER;
+    bool adds =
+        what->operation == GROUP_ALL_REDUCE || what->operation == GROUP_REDUCE || what->operation == GROUP_REDUCE_SCATTER;
     ensure(what->operation >= 0 && what->operation < GROUP_OPERATIONS && what->count >= 0, "operation %d, count %lld",
            (int)what->operation, (long long)what->count);
     ensure(what->peer >= 0 && what->peer < group->size && (!message || what->peer != group->rank), "%s with rank %d of %d",

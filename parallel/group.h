@@ -13,6 +13,7 @@
 //
 //   operation       send                receive             `count` elements
 //   all-reduce      count               count               receive = the sum (or maximum) of all ranks' send
+//   reduce          count               count of `peer`     `peer`'s receive = the sum of all ranks' send
 //   reduce-scatter  size * count        count               rank r's receive = the sum of all ranks' send[r * count ...]
 //   all-gather      count               size * count        receive[r * count ...] = rank r's send, on every rank
 //   broadcast       -                   count               receive = `peer`'s receive
@@ -21,8 +22,9 @@
 //   receive         -                   count               from `peer`
 //
 // Memory that takes part must not be touched until the wait returned. Sent and received memory may be the same only so:
-// all-reduce: receive == send; reduce-scatter: receive == send + rank * count (what else is in `send` is undefined afterwards);
-// all-gather: send == receive + rank * count. Otherwise they do not overlap, nor does memory of two operations under way.
+// all-reduce and reduce: receive == send; reduce-scatter: receive == send + rank * count (what else is in `send` is undefined
+// afterwards); all-gather: send == receive + rank * count. Otherwise they do not overlap, nor does memory of two operations
+// under way.
 //
 // Messages (send, receive) of a pair of ranks are matched in the order in which they were started, and their tags must be
 // equal: a transport may match by tag, or by order alone. Both directions are under way at once if both are started before one
@@ -38,8 +40,7 @@
 //   staged  as the transport for memory of the host that it goes through.
 // What a maximum makes of NaN is not defined.
 //
-// All-reduce has a caller, gradients and losses; the other operations wait for theirs: shards of the optimizer's state, tensor,
-// pipeline and context parallelism.
+// All-to-all and messages wait for their callers: pipeline and context parallelism.
 //
 // Errors name rank, host, operation, its number in the group, and the group. A group is of no use after one: the caller reports
 // it and calls comm_abort.
@@ -50,6 +51,7 @@
 
 typedef enum GroupOperation {
     GROUP_ALL_REDUCE,
+    GROUP_REDUCE,
     GROUP_REDUCE_SCATTER,
     GROUP_ALL_GATHER,
     GROUP_BROADCAST,
@@ -82,11 +84,11 @@ enum { GROUP_MOST_TAG = 32000 };
 typedef struct Collective {
     GroupOperation operation;
     ElementType type;
-    CommReduce reduce;  // of all-reduce and reduce-scatter
+    CommReduce reduce;  // of all-reduce, reduce and reduce-scatter
     int64_t count;      // may be 0: nothing happens, on all ranks
     const void *send;
     void *receive;
-    int peer;  // the root of a broadcast; the other rank of a message
+    int peer;  // the root of a broadcast or a reduce; the other rank of a message
     int tag;   // of a message, 0 .. GROUP_MOST_TAG
 } Collective;
 

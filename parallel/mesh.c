@@ -129,6 +129,12 @@ void mesh_detach(Mesh *mesh, bool failed) {
     }
 }
 
+Comm *mesh_comm(const Mesh *mesh, int axes) {
+    Comm *comm = mesh->comm[axes_that_count(mesh, axes)];
+    ensure(comm != NULL, "no group over the axes %d was attached", axes);
+    return comm;
+}
+
 Group *mesh_group(const Mesh *mesh, int axes) {
     Group *group = mesh->group[axes_that_count(mesh, axes)];
     ensure(group != NULL, "no group over the axes %d was attached", axes);

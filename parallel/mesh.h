@@ -42,6 +42,9 @@ void mesh_detach(Mesh *mesh, bool failed);
 // no difference: sets that differ in those alone are one group; that of one rank alone is called "one rank".
 Group *mesh_group(const Mesh *mesh, int axes);
 
+// The ranks of that group, for the control plane.
+Comm *mesh_comm(const Mesh *mesh, int axes);
+
 // The world's rank at a coordinate, and the coordinate of a rank.
 int mesh_rank(const Mesh *mesh, const int coordinate[MESH_AXES]);
 void mesh_coordinate(const Mesh *mesh, int rank, int coordinate[MESH_AXES]);

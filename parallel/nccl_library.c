@@ -35,6 +35,10 @@ FORWARD(ncclCommGetAsyncError, (ncclComm_t ranks, ncclResult_t *code), (ranks, c
 FORWARD(ncclAllReduce,
         (const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t how, ncclComm_t ranks, cudaStream_t stream),
         (from, to, count, type, how, ranks, stream))
+FORWARD(ncclReduce,
+        (const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t how, int root, ncclComm_t ranks,
+         cudaStream_t stream),
+        (from, to, count, type, how, root, ranks, stream))
 FORWARD(ncclReduceScatter,
         (const void *from, void *to, size_t count_each, ncclDataType_t type, ncclRedOp_t how, ncclComm_t ranks,
          cudaStream_t stream),

@@ -152,6 +152,11 @@ static int start_piece(const Piece *p) {
     case GROUP_ALL_REDUCE:
         return MPI_Iallreduce(p->send == p->receive ? MPI_IN_PLACE : p->send, p->receive, p->n, p->type, p->how, p->ranks,
                               next_part(p->request));
+    case GROUP_REDUCE: {
+        bool in_place = p->send == p->receive && what->peer == p->group->rank;
+        return MPI_Ireduce(in_place ? MPI_IN_PLACE : p->send, p->receive, p->n, p->type, p->how, what->peer, p->ranks,
+                           next_part(p->request));
+    }
     case GROUP_REDUCE_SCATTER:
         return reduce_scatter(p);
     case GROUP_ALL_GATHER:

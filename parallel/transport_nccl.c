@@ -230,6 +230,8 @@ static ncclResult_t call(const GroupRequest *request) {
     switch (what->operation) {
     case GROUP_ALL_REDUCE:
         return ncclAllReduce(what->send, what->receive, count, type, how, ranks, stream);
+    case GROUP_REDUCE:
+        return ncclReduce(what->send, what->receive, count, type, how, what->peer, ranks, stream);
     case GROUP_REDUCE_SCATTER:
         return ncclReduceScatter(what->send, what->receive, count, type, how, ranks, stream);
     case GROUP_ALL_GATHER:

@@ -39,6 +39,8 @@ static Layout layout_of(const GroupRequest *request) {
     int64_t each = what->count * element_bytes(what->type), all = each * request->group->size,
             own = each * request->group->rank;
     switch (what->operation) {
+    case GROUP_REDUCE:
+        return (Layout){each, 0, each, 0, what->peer == request->group->rank ? each : 0};
     case GROUP_REDUCE_SCATTER:
         return (Layout){all, 0, all, own, each};
     case GROUP_ALL_GATHER:

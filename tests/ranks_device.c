@@ -97,7 +97,7 @@ static void test_buckets(void) {
         simulated_settings((uint64_t)(round + world->rank), timings[round]);
         fill(host, COUNT, round);
         device_upload(device, data, host, COUNT * sizeof *host);
-        Buckets *buckets = buckets_create(group, data, COUNT, 4000);
+        Buckets *buckets = buckets_create(group, data, COUNT, 4000, false);
         for (int step = 0; step < 2; step++) {
             buckets_begin(buckets);
             for (int64_t offset = COUNT; offset > 0; offset -= 2500) {
@@ -182,7 +182,7 @@ static void test_recording(void) {
     int next = (group->rank + 1) % group->size, last = (group->rank + group->size - 1) % group->size;
     float *data = allocate(2 * COUNT * sizeof *data), *host = memory_new(COUNT, sizeof *host);
     float *staging = device_staging(device, COUNT * sizeof *staging);
-    Buckets *buckets = buckets_create(group, data, COUNT, 400);
+    Buckets *buckets = buckets_create(group, data, COUNT, 400, false);
     CHECK(device_record(device));
     device_upload(device, data, staging, COUNT * sizeof *data);
     buckets_begin(buckets);

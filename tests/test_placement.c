@@ -349,7 +349,7 @@ static void test_refusals(void) {
     Placement p;
     share.tensor_ranks = 3;
     CHECK_FAILS(placement_create(&table, &storage, &share, &p),
-                "embedding: 40 rows of the vocabulary cannot be divided among 3");
+                "fused: 4 heads cannot be divided among 3");
     share.tensor_ranks = 4;
     CHECK_FAILS(placement_create(&table, &storage, &share, &p), "fused: 2 key/value heads cannot be divided among 4");
     // A cut between quantised values goes between blocks, whatever the type's owner: weight or moment.

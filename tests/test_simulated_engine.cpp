@@ -503,6 +503,10 @@ static void test_encoding(void) {
     REFUSED(dimensions[2] = ((cuuint64_t)1 << 32) + 1, dimensions[2] = 64);
     REFUSED(strides[0] = 136, strides[0] = 128);
     REFUSED(strides[3] = (cuuint64_t)1 << 40, strides[3] = 2097152);
+    REFUSED(strides[0] = 112, strides[0] = 128);      // less than a row
+    REFUSED(strides[2] = 4096, strides[2] = 524288);  // less than the stride before
+    dimensions[0] = 57;                               // extents are any number
+    CHECK(encode(&map, 5, memory, dimensions, strides, box, CU_TENSOR_MAP_SWIZZLE_128B) == CUDA_SUCCESS);
 #undef REFUSED
     CHECK(encode(&map, 5, memory + 8, dimensions, strides, box) == CUDA_ERROR_INVALID_VALUE);
     CHECK(encode(&map, 6, memory, dimensions, strides, box) == CUDA_ERROR_INVALID_VALUE);

@@ -27,7 +27,7 @@ extern "C" {
 using namespace simulated;
 
 // One product. The flags say which of the epilogue's tensors there are.
-enum { BIAS = 1, RESIDUAL = 2, PRE = 4, ACCUMULATE = 8, FLOAT = 16 };
+enum { BIAS = 1, RESIDUAL = 2, PRE = 4, ACCUMULATE = 8, FLOAT = 16, IN_PLACE = 32 };  // the last: the residual is C
 typedef struct Row {
     ProductForm form;
     ProductEpilogue epilogue;
@@ -97,6 +97,38 @@ static const Row table[] = {
     {F, G, SILU, BIAS | PRE, 140, 136, 456, 128, 2, 3},
     {I, D, SILU, PRE, 140, 136, 456, 128, 1, 2},
     {I, B, NONE, ACCUMULATE, 140, 136, 456, 128, 2, 2},
+    // N, M and K that are no multiple of 8, between columns that must stay and whose numbers must not count.
+    {F, P, NONE, 0, 140, 257, 71, 256, 2, 1},
+    {F, P, NONE, 0, 129, 131, 200, 128, 1, 1},
+    {F, P, NONE, 0, 1100, 449, 130, 256, 2, 1},
+    {F, P, NONE, 0, 130, 1, 65, 128, 1, 1},
+    {F, P, NONE, BIAS, 140, 263, 66, 256, 1, 1},
+    {F, P, TANH, BIAS | PRE, 140, 389, 66, 128, 2, 1},
+    {F, P, NONE, BIAS | FLOAT, 140, 261, 66, 256, 2, 1},
+    {F, P, NONE, BIAS | FLOAT, 140, 515, 456, 256, 2, 3},
+    {F, P, NONE, BIAS, 140, 131, 456, 128, 1, 2},
+    {I, B, NONE, 0, 140, 261, 71, 256, 2, 1},
+    {I, B, NONE, FLOAT | ACCUMULATE, 140, 135, 71, 128, 1, 1},
+    {I, B, TANH, PRE, 140, 264, 257, 256, 1, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 257, 264, 71, 256, 2, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 135, 131, 71, 128, 1, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 135, 131, 520, 128, 2, 3},
+    // Every end with several tiles for each multiprocessor and one box, several and a part of one in the last tile of a row.
+    {F, P, NONE, BIAS | RESIDUAL | IN_PLACE, 1100, 456, 136, 256, 2, 1},
+    {F, P, NONE, RESIDUAL | IN_PLACE, 900, 328, 456, 128, 1, 1},
+    {F, P, TANH, BIAS | PRE, 1100, 328, 136, 256, 1, 1},
+    {F, G, SILU, PRE | RESIDUAL | IN_PLACE, 900, 328, 136, 256, 2, 1},
+    {I, B, NONE, ACCUMULATE, 1100, 456, 136, 256, 1, 1},
+    {I, B, TANH, PRE, 1100, 456, 136, 256, 2, 1},
+    {I, B, ERF, PRE | ACCUMULATE, 900, 328, 136, 256, 1, 1},
+    {I, D, SILU, PRE, 1100, 392, 136, 256, 2, 1},
+    {W, B, NONE, FLOAT | ACCUMULATE, 904, 456, 136, 256, 2, 1},
+    // The second consumer starts behind the other by less than the blocks of a tile, by all of them, by one.
+    {F, P, NONE, BIAS, 900, 264, 192, 256, 2, 1},
+    {F, P, NONE, BIAS, 900, 264, 128, 256, 1, 1},
+    {F, P, NONE, BIAS, 900, 264, 64, 256, 2, 1},
+    {F, P, NONE, BIAS, 900, 264, 256, 128, 2, 1},
+    {F, P, NONE, BIAS, 129, 8, 64, 128, 2, 1},
 };
 
 // A matrix on the card and on the host, rows `stride` elements apart; `float_elements`: fp32 instead of the type.
@@ -111,7 +143,7 @@ static const float GAP = -77;
 
 static Matrix matrix_new(Device *device, DataType type, int64_t rows, int64_t width, int64_t gap, float deviation,
                          uint64_t stream) {
-    Matrix x = {rows, width, width + gap, type, NULL, NULL};
+    Matrix x = {rows, width, (width + 7) / 8 * 8 + gap, type, NULL, NULL};
     int64_t count = rows * x.stride;
     size_t bytes = (size_t)(count * data_type_bytes(type));
     x.host = (float *)memory_new((size_t)count, sizeof(float));
@@ -215,7 +247,8 @@ static void check_row(Device *device, const Row *r) {
             double sum = sum_of(r, &t, i, j) + (r->flags & BIAS ? t.bias.host[j] : 0);
             double *to = &c[i * t.c.width + j], *pre_to = &pre[i * pre_width + j];
             const float *at = r->flags & PRE ? &t.pre.host[i * t.pre.stride + j] : NULL;
-            double residual = r->flags & RESIDUAL ? t.residual.host[i * t.residual.stride + j] : 0;
+            const Matrix *added = r->flags & IN_PLACE ? &t.c : &t.residual;
+            double residual = r->flags & RESIDUAL ? added->host[i * added->stride + j] : 0;
             double old = r->flags & ACCUMULATE ? t.c.host[i * t.c.stride + j] : 0;
             if (gated) {
                 double value = sum_of(r, &t, i, n + j) + (r->flags & BIAS ? t.bias.host[n + j] : 0);
@@ -241,7 +274,7 @@ static void check_row(Device *device, const Row *r) {
     p.type = type;
     p.float_output = r->flags & FLOAT;
     p.accumulate = r->flags & ACCUMULATE;
-    p.wide = true;
+    p.aligned = true;
     p.m = m;
     p.n = n;
     p.k = k;
@@ -250,7 +283,7 @@ static void check_row(Device *device, const Row *r) {
     p.a_stride = t.a.stride;
     p.b_stride = t.b.stride;
     p.bias = t.bias.card;
-    p.residual = t.residual.card;
+    p.residual = r->flags & IN_PLACE ? t.c.card : t.residual.card;
     p.pre = t.pre.card;
     p.c = t.c.card;
     p.c_stride = t.c.stride;
@@ -371,7 +404,7 @@ static void check_stream(Device *device, const Stream *s, bool accumulate, uint6
     p.form = W;
     p.epilogue = B;
     p.type = device->type;
-    p.float_output = p.wide = true;
+    p.float_output = p.aligned = true;
     p.accumulate = accumulate;
     p.m = s->m;
     p.n = s->n;
@@ -435,7 +468,7 @@ static Product forward_product(int64_t m, int64_t n, int64_t k) {
     Product p = {};
     p.form = PRODUCT_FORWARD;
     p.type = TYPE_BF16;
-    p.wide = true;
+    p.aligned = true;
     p.m = m;
     p.n = n;
     p.k = k;

@@ -317,7 +317,7 @@ def test_bad_input():
         (["model.vocabulary=300"], "vocabulary"),
         (["data.sequence_length=100000", "model.context=100000", "train.batch_tokens=0"], "nothing to draw from"),
         (["folder=/proc/nowhere"], "/proc/nowhere"),
-        (["parallel.tensor=2"], "data-parallel only"),
+        (["parallel.tensor=2"], "2 tensor-parallel ranks cannot be had of 1 rank"),
         (["instruction_set=mmx"], "it runs:"),
         (["folder="], "folder is missing"),
     ]

@@ -96,6 +96,25 @@ def test_ranks():
     check(0 < record["memory_peak"] <= record["memory_planned"], f"two ranks on a card: {record['memory_peak']} bytes of it at most")
 
 
+def test_layouts():
+    """Layers shared by ranks, and the optimizer's state in parts: as one rank within rounding, recorded or not, over NCCL's calls or the host."""
+    if DEVICE == "cuda":
+        return
+    heads = ["model.heads=4", "model.groups=2"]
+    for kind, most in (("fp32", 1e-5), ("bf16", 1e-2)):
+        alone = f"alone-{kind}"
+        run("train", configure(alone, kind=kind), *heads)
+        for name, *layout in (("tensor", "parallel.tensor=2"), ("whole-rows", "parallel.tensor=2", "parallel.sequence=false"), ("zero", "parallel.zero=1")):
+            run("train", configure(f"{name}-{kind}", kind=kind), *heads, *layout, ranks=2)
+            check(worst(alone, f"{name}-{kind}") < most, f"{name} {kind}: losses are off by {worst(alone, f'{name}-{kind}'):.2e}")
+    run("train", configure("unrecorded", kind="bf16"), *heads, "parallel.tensor=2", "train.graph=false", ranks=2)
+    check(course("unrecorded") == course("tensor-bf16"), "a recorded step computes the same bits")
+    test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"] = "1"
+    run("train", configure("one-card", kind="bf16"), *heads, "parallel.tensor=2", ranks=2)
+    del test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"]
+    check(worst("tensor-bf16", "one-card") < 1e-3, f"on one card: losses are off by {worst('tensor-bf16', 'one-card'):.2e}")
+
+
 def test_other_types():
     """A run goes on in another type; the loss scale is fp16's alone."""
     def scale(folder, step):
@@ -199,7 +218,7 @@ def main():
         if "has no simulated card" in told.stderr or "has no CUDA" in told.stderr:
             print("skipped: this build has no such card")
             sys.exit(77)
-        for test in (test_types, test_again, test_masters, test_ranks, test_other_types, test_records, test_loss_scale, test_choices, test_errors):
+        for test in (test_types, test_again, test_masters, test_ranks, test_layouts, test_other_types, test_records, test_loss_scale, test_choices, test_errors):
             start = time.time()
             test()
             print(f"{test.__name__:20} {'ok' if test_train.failures == 0 else 'FAILED'}  {time.time() - start:.1f} s")

@@ -16,7 +16,7 @@ static Error *validate(Trainer *t) {
     }
     SetScore *scores = memory_zeroed((size_t)t->validation.set_count, sizeof *scores);
     Error *error = evaluate_corpus(t->model, &t->validation, t->tokenizer, t->config->data.documents_apart,
-                                   t->config->validation.samples, t->world, false, scores);
+                                   t->config->validation.samples, mesh_comm(t->mesh, OVER_DATA), false, scores);
     if (error == NULL && t->world->rank == 0) {
         SetScore total = score_total(scores, t->validation.set_count);
         char bits[48] = "", perplexity[PERPLEXITY_TEXT];
@@ -49,10 +49,10 @@ static Error *tolerate(const Trainer *t, bool edge, Error *error) {
     return NULL;
 }
 
-// Rank 0 writes sample texts; the others meet it at the next collective.
+// Rank 0, with those that share its layers, writes sample texts; the others meet it at the next collective.
 static Error *write_samples(Trainer *t, bool edge) {
     const RunConfig *config = t->config;
-    if (config->samples.every == 0 || t->tokenizer == NULL || t->world->rank != 0) {
+    if (config->samples.every == 0 || t->tokenizer == NULL || t->mesh->coordinate[MESH_DATA] != 0) {
         return NULL;
     }
     GenerateOptions options = {.tokens = config->samples.tokens,
@@ -64,7 +64,7 @@ static Error *write_samples(Trainer *t, bool edge) {
         Buffer text = {0};
         const char *prompt = config->samples.prompts.items[i];
         Error *error = tolerate(t, edge, generate_to_buffer(t->model, t->tokenizer, prompt, &options, &text));
-        if (error == NULL) {
+        if (error == NULL && t->world->rank == 0) {
             metrics_sample(t->metrics, t->step, prompt, text.data ? text.data : "", text.size);
         }
         buffer_free(&text);

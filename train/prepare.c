@@ -74,10 +74,40 @@ static Error *make_batches(Trainer *t) {
     return NULL;
 }
 
+static TensorShare tensor_share(const Trainer *t) {
+    int ranks = t->mesh->size[MESH_TENSOR];
+    return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
+}
+
+static RunLayout layout_of(const Trainer *t) {
+    return (RunLayout){.ranks = t->world->size,
+                       .rank = t->world->rank,
+                       .data_ranks = t->mesh->size[MESH_DATA],
+                       .tensor = tensor_share(t),
+                       .data_rank = t->mesh->coordinate[MESH_DATA],
+                       .micro_batches = t->micro_batches};
+}
+
+// Whether the tensor-parallel ranks can share the model and the rows of a micro-batch.
+static Error *check_tensor(const Trainer *t) {
+    const RunConfig *config = t->config;
+    TensorShare share = tensor_share(t);
+    ModelConfig here;
+    TRY(error_wrap(tensor_config(&config->model, &share, &here), "parallel.tensor"));
+    int64_t rows = config->train.micro_batch * config->data.sequence_length;
+    if (share.cut_rows && rows % share.ranks != 0) {
+        return failure("the %lld tokens of a micro-batch cannot be divided among parallel.tensor %d ranks; change "
+                       "train.micro_batch or data.sequence_length, or give parallel.sequence=false",
+                       (long long)rows, share.ranks);
+    }
+    return NULL;
+}
+
 Error *trainer_make_model(Trainer *t) {
-    ModelOptions options = run_model_options(t->config);
+    RunLayout layout = layout_of(t);
+    ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
-    t->parts = model_parts(&t->model->weights, t->world->size, t->world->rank);
+    t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
     return t->late ? make_batches(t) : NULL;
 }
 
@@ -86,6 +116,7 @@ Error *trainer_prepare(Trainer *t) {
     TRY(open_corpora(t));
     TRY(run_config_resolve(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->mesh->size[MESH_DATA],
                            t->config_path));
+    TRY(check_tensor(t));
     if (t->world->rank == 0) {
         run_config_remark(config);
     }
@@ -102,22 +133,22 @@ Error *trainer_prepare(Trainer *t) {
     TRY(run_device_open(config, t->world->host_rank, t->world->host_size, &t->device));
     t->late = t->device->kind != DEVICE_CPU;
     t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
-    RunLayout layout = {.ranks = t->world->size,
-                        .rank = t->world->rank,
-                        .data_ranks = t->mesh->size[MESH_DATA],
-                        .micro_batches = t->micro_batches,
-                        .prompt_tokens = prompt_tokens(t)};
+    RunLayout layout = layout_of(t);
+    layout.prompt_tokens = prompt_tokens(t);
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
 }
 
 Error *trainer_make_mesh(Trainer *t) {
     const RunConfig *config = t->config;
-    if (config->parallel.tensor != 1 || config->parallel.pipeline != 1 || config->parallel.context != 1) {
+    if (config->parallel.pipeline != 1 || config->parallel.context != 1) {
         return failure(
-            "%s: parallel.tensor, parallel.pipeline and parallel.context must be 1: this version is data-parallel only",
+            "%s: parallel.pipeline and parallel.context must be 1: this version has data and tensor parallelism only",
             t->config_path);
     }
-    int sizes[MESH_AXES] = {(int)config->parallel.data, 1, 1, 1};
+    int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
+                            [MESH_TENSOR] = (int)config->parallel.tensor,
+                            [MESH_PIPELINE] = 1,
+                            [MESH_CONTEXT] = 1};
     return mesh_create(t->world, sizes, &t->mesh);
 }

@@ -83,7 +83,8 @@ static Error *pass_of_padding(Trainer *t) {
                            &t->model->control->grad_squares);
     weights_zero_gradients(&t->model->weights);
     model_set_control(t->model, &control);
-    Error *error = device_finish(t->device);
+    Error *error = model_tensor_error(t->model);
+    error = error == NULL ? device_finish(t->device) : error;
     batch_free(&batch);
     return error;
 }

@@ -29,14 +29,25 @@ ModelOptions run_model_options(const RunConfig *config) {
                           .weight_decay = config->optimizer.weight_decay};
 }
 
+ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) {
+    ModelOptions options = run_model_options(config);
+    options.tensor = layout->tensor;
+    if (config->parallel.zero > 0) {
+        options.shard = layout->data_rank;
+        options.shards = layout->data_ranks;
+    }
+    return options;
+}
+
 // Weights and moments that this rank saves, and its gradients, in bytes.
 static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *gradients) {
-    ModelOptions options = run_model_options(config);
+    ModelOptions options = run_rank_options(config, layout);
+    int tensor_ranks = layout->tensor.ranks > 1 ? layout->tensor.ranks : 1;
     ParamTable table;
     SavedPart *parts;
     params_create(&config->model, &table);
     ModelWeights weights = {.table = &table, .placement = model_placement(&table, &options, machine->type)};
-    int count = weights_saved(&weights, layout->ranks, layout->rank, &parts);
+    int count = weights_saved(&weights, layout->ranks / tensor_ranks, layout->rank / tensor_ranks, &parts);
     int64_t bytes = 0;
     for (int i = 0; i < count; i++) {
         DataType type = weights_type(&weights, parts[i].array, parts[i].row);
@@ -61,7 +72,7 @@ static int64_t validation_bytes(const RunConfig *config) {
 static void plan_samples(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
     int64_t capacity = layout->prompt_tokens + config->samples.tokens, width = config->model.head_width;
     capacity = capacity < config->model.context ? capacity : config->model.context;
-    decoder_plan(&config->model, machine, 1, capacity, out);
+    decoder_plan(&config->model, &layout->tensor, machine, 1, capacity, out);
     char threads[64];
     int64_t more =
         attention_scratch_bytes(capacity, width, false) - attention_scratch_bytes(config->data.sequence_length, width, true);
@@ -72,7 +83,7 @@ static void plan_samples(const RunConfig *config, const RunLayout *layout, const
 }
 
 void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
-    ModelOptions options = run_model_options(config);
+    ModelOptions options = run_rank_options(config, layout);
     DeviceKind kind = machine->kind;
     bool card = kind != DEVICE_CPU;
     model_plan(&config->model, &options, machine, out);
@@ -84,7 +95,7 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
                         layout->micro_batches * (int64_t)batch_bytes(config->train.micro_batch, config->data.sequence_length),
                         "all %lld of a step", (long long)layout->micro_batches);
     }
-    if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->rank == 0) {
+    if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->rank == layout->tensor.rank) {
         plan_samples(config, layout, machine, out);
     }
     memory_plan_add_host(out, kind, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",

@@ -12,6 +12,8 @@
 typedef struct RunLayout {
     int ranks, rank;        // of the world
     int data_ranks;         // that sum gradients
+    TensorShare tensor;     // ranks that share each layer stand side by side in the world
+    int data_rank;          // of this rank, where the state is in shards (parallel.zero)
     int64_t micro_batches;  // of this rank and step
     int64_t prompt_tokens;  // of the longest prompt of the samples
 } RunLayout;
@@ -19,8 +21,10 @@ typedef struct RunLayout {
 // The size of a bucket of gradients.
 int64_t run_bucket_bytes(const RunConfig *config);
 
-// What the configuration makes of a model. It must be resolved.
+// What the configuration makes of a model, on a rank that has everything. It must be resolved.
 ModelOptions run_model_options(const RunConfig *config);
+// The same on one rank of a layout.
+ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout);
 
 // The plan of all that a rank takes in a run, the program's own memory and that of libraries included.
 void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out);

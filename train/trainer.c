@@ -42,7 +42,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
     const RunConfig *config = t->config;
     BackwardContext context = {t->buckets, NULL};
     weights_zero_gradients(&t->model->weights);
-    for (int64_t m = 0; m < t->micro_batches && context.error == NULL; m++) {
+    for (int64_t m = 0; m < t->micro_batches && context.error == NULL && t->model->tensor->failed == NULL; m++) {
         bool last = m + 1 == t->micro_batches;
         Batch batch = loaded ? t->batches[m] : load_batch(t, m);
         if (last) {
@@ -57,6 +57,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
                                .context = &context};
         model_run_batch(t->model, &batch, &options);
     }
+    error_keep(&context.error, model_tensor_error(t->model));
     return context.error;
 }
 
@@ -64,6 +65,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
 static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
+    model_sum_tensor_gradients(t->model);
     TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
@@ -71,7 +73,14 @@ static Error *finish_operations(Trainer *t) {
                                                  .beta2 = (float)config->optimizer.beta2,
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
-    return NULL;
+    TRY(model_tensor_error(t->model));
+    return config->parallel.zero > 0 ? model_share_weights(t->model, mesh_group(t->mesh, OVER_DATA)) : NULL;
+}
+
+// What went wrong between ranks since it was last asked.
+static Error *check_groups(Trainer *t) {
+    TRY(group_check(mesh_group(t->mesh, OVER_DATA)));
+    return group_check(mesh_group(t->mesh, OVER_TENSOR));
 }
 
 // The operations of a step, from the batches to new parameters. On a card all of them are only called here, not waited for.
@@ -83,14 +92,13 @@ static Error *operations(Trainer *t, bool loaded) {
 // Takes the results of the oldest step under way. Where other ranks take part, what goes wrong between them is asked for all
 // the while: the card itself would wait for ever.
 static Error *receive_control(Trainer *t) {
-    Group *data = mesh_group(t->mesh, OVER_DATA);
     const struct timespec nap = {.tv_nsec = 50000};
-    while (data->size > 1 && !model_control_returned(t->model)) {
-        TRY(group_check(data));
+    while (t->world->size > 1 && !model_control_returned(t->model)) {
+        TRY(check_groups(t));
         nanosleep(&nap, NULL);
     }
     TRY(model_receive_control(t->model, &t->control));
-    return group_check(data);
+    return check_groups(t);
 }
 
 // Runs the end of a step once without effect: libraries connect the ranks, and code is loaded, when they are first used, which
@@ -121,7 +129,8 @@ static Error *card_operations(Trainer *t) {
         return NULL;
     }
     // Dropout's bits depend on the number of the sample, which a record would repeat.
-    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_DATA)->recordable;
+    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_DATA)->recordable &&
+               mesh_group(t->mesh, OVER_TENSOR)->recordable;
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
     if (recording) {
@@ -348,10 +357,14 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, run_record_create(&t->record, config, t->model, &t->plan, t->run, t->resumed, t->world)));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
+    // All sets of axes that training exchanges over.
+    int over_parts = config->parallel.zero > 0 ? OVER_DATA | OVER_TENSOR : OVER_TENSOR;
+    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR, over_parts}, 3));
+    t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
+    t->model->tensor->norm = mesh_group(t->mesh, over_parts)->size > 1 ? mesh_group(t->mesh, over_parts) : NULL;
     TRY(trainer_rehearse(t));
-    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA}, 1));  // all sets of axes that training exchanges over
     t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
-                                run_bucket_bytes(config));
+                                run_bucket_bytes(config), config->parallel.zero > 0);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

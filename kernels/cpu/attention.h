@@ -227,7 +227,8 @@ typedef struct ProbabilityDropout {
 
 static inline ProbabilityDropout dropout_of(const AttentionShape *s, int64_t b, int64_t h) {
     uint64_t length = (uint64_t)(s->length > 0 ? s->length : s->keys), first = (uint64_t)s->key_first;
-    uint64_t head = (s->first_sample + (uint64_t)b) * (uint64_t)s->heads + (uint64_t)h;
+    uint64_t heads = (uint64_t)(s->all_heads > 0 ? s->all_heads : s->heads);
+    uint64_t head = (s->first_sample + (uint64_t)b) * heads + (uint64_t)(s->first_head + h);
     return (ProbabilityDropout){s->dropout > 0,
                                 philox_threshold(s->dropout),
                                 1.0f / (1.0f - s->dropout),

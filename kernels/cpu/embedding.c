@@ -20,16 +20,21 @@ static void look_up_part(void *context, int64_t task, int thread) {
     float scale = a->scale;
     for (int64_t r = range.begin; r < range.end; r++) {
         float *restrict y = (float *)a->y + r * width;
-        const float *token = (const float *)a->token_table + a->tokens[r] * width;
-        if (a->position_table == NULL) {
+        int64_t place = a->tokens[r] - a->first;
+        const float *token = (const float *)a->token_table + place * width;
+        const float *position = a->position_table != NULL ? (const float *)a->position_table + a->positions[r] * width : NULL;
+        if (place < 0 || place >= a->vocabulary) {
+            for (int64_t c = 0; c < width; c++) {
+                y[c] = position != NULL ? position[c] : 0;
+            }
+        } else if (position == NULL) {
             for (int64_t c = 0; c < width; c++) {
                 y[c] = scale * token[c];
             }
-            continue;
-        }
-        const float *position = (const float *)a->position_table + a->positions[r] * width;
-        for (int64_t c = 0; c < width; c++) {
-            y[c] = scale * token[c] + position[c];
+        } else {
+            for (int64_t c = 0; c < width; c++) {
+                y[c] = scale * token[c] + position[c];
+            }
         }
     }
 }
@@ -52,8 +57,9 @@ static void sum_up_part(void *context, int64_t task, int thread) {
     float scale = a->scale;
     for (int64_t r = 0; r < a->rows; r++) {
         const float *dy = (const float *)a->dy + r * width + range.begin;
-        if (a->dtoken_table != NULL) {
-            float *restrict token = a->dtoken_table + a->tokens[r] * width + range.begin;
+        int64_t place = a->tokens[r] - a->first;
+        if (a->dtoken_table != NULL && place >= 0 && place < a->vocabulary) {
+            float *restrict token = a->dtoken_table + place * width + range.begin;
             for (int64_t c = 0; c < columns; c++) {
                 token[c] += scale * dy[c];
             }

@@ -37,6 +37,7 @@ struct AttentionPlan {
     uint32_t threshold;  // kept where the word is not less
     float keep_scale;    // 1 / (1 - dropout)
     uint64_t seed, stream, first_head;
+    int32_t all_heads;      // of a sequence, those of other ranks too
     int key_first, length;  // of the whole sequence
 };
 
@@ -76,7 +77,8 @@ static inline AttentionPlan attention_plan(const AttentionShape *s, const Attent
     p.keep_scale = 1.0f / (1.0f - s->dropout);
     p.seed = s->seed;
     p.stream = s->stream;
-    p.first_head = s->first_sample * (uint64_t)s->heads;
+    p.all_heads = s->all_heads > 0 ? s->all_heads : s->heads;
+    p.first_head = s->first_sample * (uint64_t)p.all_heads + (uint64_t)s->first_head;
     ensure(s->key_first >= 0 && s->key_first <= ATTENTION_FAR && s->length <= ATTENTION_FAR, "a sequence too long");
     p.key_first = (int)s->key_first;
     p.length = (int)(s->length > 0 ? s->length : s->keys);
@@ -236,7 +238,7 @@ static inline int attention_near(int64_t bytes) {
 
 // The index of the first position's query and key of a head; those of others are less than length^2 more.
 __device__ __forceinline__ uint64_t attention_draws(const AttentionPlan &p, int b, int h) {
-    return (p.first_head + (uint64_t)b * (uint64_t)p.heads + (uint64_t)h) * (uint64_t)p.length * (uint64_t)p.length;
+    return (p.first_head + (uint64_t)b * (uint64_t)p.all_heads + (uint64_t)h) * (uint64_t)p.length * (uint64_t)p.length;
 }
 // The factor of a probability: 0 or 1 / (1 - dropout).
 __device__ __forceinline__ float attention_kept(const AttentionPlan &p, uint64_t draws, int q, int k) {

@@ -24,6 +24,7 @@ struct LookUp {
     uint32_t units;  // of a row
     const int32_t *tokens, *positions;
     float scale;
+    uint32_t first, vocabulary;  // the tokens that the table has
 };
 
 template <int N, typename T>
@@ -36,7 +37,8 @@ static __global__ void __launch_bounds__(FLAT_THREADS)
     for (int u = 0; u < FLAT_UNITS; u++) {
         int64_t row = row_at(walk, u, &unit);
         if (row < a.rows) {
-            token[u] = load_unit<N>(token_table + ((int64_t)a.tokens[row] * a.units + unit) * N);
+            uint32_t place = (uint32_t)a.tokens[row] - a.first;
+            token[u] = place < a.vocabulary ? load_unit<N>(token_table + ((int64_t)place * a.units + unit) * N) : Unit<T, N>{};
             if (position_table != NULL) {
                 position[u] = load_unit<N>(position_table + ((int64_t)a.positions[row] * a.units + unit) * N);
             }
@@ -57,7 +59,8 @@ static __global__ void __launch_bounds__(FLAT_THREADS)
 }
 
 template <int N, typename T> static void look_up(Card *card, const EmbeddingForward *a) {
-    LookUp look = {a->rows, row_units(a->width, N), a->tokens, a->positions, a->scale};
+    LookUp look = {
+        a->rows, row_units(a->width, N), a->tokens, a->positions, a->scale, (uint32_t)a->first, (uint32_t)a->vocabulary};
     launch(card, "embedding_forward", look_up_kernel<N, T>, flat_grid(a->rows * look.units), FLAT_THREADS, 0, look,
            (const T *)a->token_table, (const T *)a->position_table, (T *)a->y);
 }
@@ -87,6 +90,7 @@ struct Runs {
     const uint32_t *indices, *rows;
     uint32_t units;  // of a row
     float scale;
+    uint32_t first, limit;  // indices that the table has: first .. first + limit - 1
 };
 
 // sum += dy rows rows[first], rows[first + step] ... before `end`, in this order, unit `unit` of each.
@@ -128,7 +132,7 @@ template <int N, typename T>
 static __global__ void __launch_bounds__(OWNER_THREADS) short_runs_kernel(Runs runs, const T *dy, float *table) {
     int64_t start = blockIdx.x, end = start + 1;
     uint32_t index = runs.indices[start];
-    if (start > 0 && runs.indices[start - 1] == index) {
+    if ((start > 0 && runs.indices[start - 1] == index) || index - runs.first >= runs.limit) {
         return;
     }
     if (start + LONG_RUN <= runs.count && runs.indices[start + LONG_RUN - 1] == index) {
@@ -138,7 +142,7 @@ static __global__ void __launch_bounds__(OWNER_THREADS) short_runs_kernel(Runs r
         end++;
     }
     for (uint32_t unit = threadIdx.x; unit < runs.units; unit += blockDim.x) {
-        float *to = table + ((int64_t)index * runs.units + unit) * N, sum[N] = {}, held[N];
+        float *to = table + ((int64_t)(index - runs.first) * runs.units + unit) * N, sum[N] = {}, held[N];
         load_floats<N>(to, held);  // in flight with the rows
         sum_rows<N>(runs, dy, start, end, 1, unit, sum);
         store_sum<N>(runs.scale, sum, held, to);
@@ -165,7 +169,7 @@ static __global__ void __launch_bounds__(LONG_WARPS * 32) long_runs_kernel(Runs 
     SHARED(float, sums, [LONG_WARPS][32][N + 1]);  // one float more: lanes in different banks
     int64_t place = (int64_t)blockIdx.x * LONG_RUN;
     uint32_t index = runs.indices[place];
-    if (place > 0 && runs.indices[place - LONG_RUN] == index) {
+    if ((place > 0 && runs.indices[place - LONG_RUN] == index) || index - runs.first >= runs.limit) {
         return;
     }
     int64_t start = lower_bound(runs.indices, place > 0 ? place - LONG_RUN + 1 : 0, place, index);
@@ -191,7 +195,7 @@ static __global__ void __launch_bounds__(LONG_WARPS * 32) long_runs_kernel(Runs 
                 sum[j] += sums[w][lane][j];
             }
         }
-        float *to = table + ((int64_t)index * runs.units + unit) * N, held[N];
+        float *to = table + ((int64_t)(index - runs.first) * runs.units + unit) * N, held[N];
         load_floats<N>(to, held);
         store_sum<N>(runs.scale, sum, held, to);
     }
@@ -206,14 +210,15 @@ template <int N, typename T> static void sum_runs(Card *card, const Runs *runs, 
            (const T *)dy, table);
 }
 
-// table[indices[r]] += scale * dy[r] for all rows; indices below `limit`.
-static void scatter_add(Card *card, DataType type, int64_t rows, int64_t width, const int32_t *indices, int64_t limit,
-                        const void *dy, float scale, float *table) {
-    RadixSorted sorted = radix_sort(card, indices, rows, limit);
+// table[indices[r] - first] += scale * dy[r] for all rows whose index the table has, `limit` from `first` on; indices are below
+// `most`.
+static void scatter_add(Card *card, DataType type, int64_t rows, int64_t width, const int32_t *indices, int64_t first,
+                        int64_t limit, int64_t most, const void *dy, float scale, float *table) {
+    RadixSorted sorted = radix_sort(card, indices, rows, most);
     if (sorted.keys == NULL) {
         return;  // no memory, which the card remembers
     }
-    Runs runs = {rows, sorted.keys, sorted.values, 0, scale};
+    Runs runs = {rows, sorted.keys, sorted.values, 0, scale, (uint32_t)first, (uint32_t)limit};
     WITH_TYPE(type, T, {
         if (row_of_packs<T>(width) && aligned_16(dy) && aligned_16(table)) {
             runs.units = row_units(width, Pack<T>::COUNT);
@@ -233,10 +238,13 @@ void embedding_backward(Device *device, const EmbeddingBackward *a) {
     ensure(divide_up(a->width, 32) <= 65535, "rows of %lld elements", (long long)a->width);
     Card *card = card_of(device);
     if (a->dtoken_table != NULL) {
-        scatter_add(card, device->type, a->rows, a->width, a->tokens, a->vocabulary, a->dy, a->scale, a->dtoken_table);
+        int64_t most = a->tokens_most > 0 ? a->tokens_most : a->vocabulary;
+        scatter_add(card, device->type, a->rows, a->width, a->tokens, a->first, a->vocabulary, most, a->dy, a->scale,
+                    a->dtoken_table);
     }
     if (a->dposition_table != NULL) {
-        scatter_add(card, device->type, a->rows, a->width, a->positions, a->positions_most, a->dy, 1.0f, a->dposition_table);
+        scatter_add(card, device->type, a->rows, a->width, a->positions, 0, a->positions_most, a->positions_most, a->dy, 1.0f,
+                    a->dposition_table);
     }
 }
 

@@ -203,10 +203,12 @@ static bool trial(Card *card, const Product *p, ProductChoice *choice) {
 
 // ---- One product
 
-static bool is_wide(const Product *p) {
+static bool is_aligned(const Product *p) {
     int64_t c_bytes = p->float_output ? 4 : data_type_bytes(p->type), bytes = data_type_bytes(p->type);
-    return p->n % 8 == 0 && p->c_stride * c_bytes % 16 == 0 && (p->pre == NULL || p->pre_stride * bytes % 16 == 0) &&
-           aligned_16(p->c) && aligned_16(p->pre) && aligned_16(p->residual) && aligned_16(p->bias);
+    bool halves = p->epilogue == EPILOGUE_GATED || p->epilogue == EPILOGUE_GATED_BACKWARD;
+    return (!halves || p->n % 8 == 0) && p->c_stride * c_bytes % 16 == 0 &&
+           (p->pre == NULL || p->pre_stride * bytes % 16 == 0) && aligned_16(p->c) && aligned_16(p->pre) &&
+           aligned_16(p->residual) && aligned_16(p->bias);
 }
 
 void product_compute(Card *card, const Product *product) {
@@ -214,7 +216,7 @@ void product_compute(Card *card, const Product *product) {
         return;
     }
     Product copy = *product;
-    copy.wide = is_wide(&copy);
+    copy.aligned = is_aligned(&copy);
     const Product *p = &copy;
     struct MatmulChoices *choices = choices_of(card);
     ProductShape shape = shape_of(p);

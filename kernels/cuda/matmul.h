@@ -42,9 +42,9 @@ typedef struct Product {
     DataType type;      // of all tensors but a float_output C
     bool float_output;  // C is float
     bool accumulate;    // EPILOGUE_BACKWARD: C +=
-    // N is a multiple of 8, and every row of C, pre, residual and bias begins at a multiple of 16 bytes, so that 8 columns
-    // move at a time. Otherwise the epilogue goes element by element.
-    bool wide;
+    // Every row of C, pre, residual and bias begins at a multiple of 16 bytes, and so does its second half where gated, so that
+    // 8 columns move at a time, but for the last ones of an odd N. Otherwise the epilogue goes element by element.
+    bool aligned;
     int64_t m, n, k;
     const void *a, *b;
     int64_t a_stride, b_stride;
@@ -70,7 +70,7 @@ bool product_cublas(Card *card, const Product *p);  // not in the simulator
 
 // ---- For operations that need more than the table's matrix products do: rows with strides (classifier.cu). In matmul.cu.
 
-// The product, by the body that is chosen for its shape; `wide` is found here.
+// The product, by the body that is chosen for its shape; `aligned` is found here.
 void product_compute(Card *card, const Product *p);
 
 // dbias[O] += sum over rows of dy[R,O], whose rows are `stride` elements apart.
@@ -81,9 +81,15 @@ bool product_cublas_exists(void);
 // Gives back what product_cublas keeps of a card.
 void product_cublas_close(Card *card);
 
-// The epilogue of sums that lie in memory: raw[part][M][N] (of 2 N columns where gated: [gate | value]), fp32, or the compute
-// type where raw_float is false; the parts are added in their order. How split sums end, and products of the library.
-void product_finish_sums(Card *card, const Product *p, const void *raw, bool raw_float, int parts);
+// The epilogue of sums that lie in memory: raw[part][M][N] (of 2 N columns where gated: [gate | value]), rows `stride` elements
+// apart, fp32, or the compute type where raw_float is false; the parts are added in their order. How split sums end, and
+// products of the library.
+void product_finish_sums(Card *card, const Product *p, const void *raw, int64_t stride, bool raw_float, int parts);
+
+// The stride of split sums: every row begins at a multiple of 16 bytes.
+static inline int64_t product_sums_stride(const Product *p) {
+    return (product_b_rows(p) + 3) / 4 * 4;
+}
 
 // ---- Which body computes a shape: matmul.cu's part of a Card
 

@@ -160,7 +160,7 @@ static bool compute(Card *card, Request *r, const Places *at, void *workspace) {
 
 // The epilogue of the library that is all of ours, if there is one.
 static bool library_epilogue(const Product *p, cublasLtEpilogue_t *out) {
-    bool bias = p->bias != NULL, pre = p->pre != NULL;
+    bool bias = p->bias != NULL, pre = p->pre != NULL, eights = p->aligned && p->n % 8 == 0;
     *out = bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     if (p->type == TYPE_FP32) {
         return p->activation == ACTIVATION_NONE && !pre && !bias && p->epilogue != EPILOGUE_GATED &&
@@ -174,14 +174,14 @@ static bool library_epilogue(const Product *p, cublasLtEpilogue_t *out) {
             *out = bias ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
             return true;
         }
-        if (p->activation == ACTIVATION_GELU_TANH && p->wide && p->residual == NULL) {
+        if (p->activation == ACTIVATION_GELU_TANH && eights && p->residual == NULL) {
             *out = pre    ? bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX
                    : bias ? CUBLASLT_EPILOGUE_GELU_BIAS
                           : CUBLASLT_EPILOGUE_GELU;
             return true;
         }
     } else if (p->epilogue == EPILOGUE_BACKWARD) {
-        if (p->activation == ACTIVATION_GELU_TANH && p->wide && !p->accumulate) {
+        if (p->activation == ACTIVATION_GELU_TANH && eights && !p->accumulate) {
             *out = CUBLASLT_EPILOGUE_DGELU;
             return true;
         }
@@ -240,7 +240,7 @@ bool product_cublas(Card *card, const Product *p) {
     if (!compute(card, &r, &at, workspace)) {
         return false;
     }
-    product_finish_sums(card, p, at.d, raw_float, 1);
+    product_finish_sums(card, p, at.d, r.n, raw_float, 1);
     return true;
 }
 

@@ -33,11 +33,10 @@ template <typename T, int W> __device__ __forceinline__ void run_copy(T *to, con
     }
 }
 
-// x = columns column .. + W of a row of N columns.
+// x = W elements from a place on, of which `count` are there; at once where `aligned`, as the place is, and all are there.
 template <typename T, int W>
-__device__ __forceinline__ void run_load(const Product &p, const void *row, int64_t column, float (&x)[W]) {
-    const T *from = (const T *)row + column;
-    if (p.wide) {
+__device__ __forceinline__ void run_load(const T *from, bool aligned, int64_t count, float (&x)[W]) {
+    if (aligned && W <= count) {
         alignas(16) T run[W];
         run_copy<T, W>(run, from);
 #pragma unroll
@@ -47,15 +46,21 @@ __device__ __forceinline__ void run_load(const Product &p, const void *row, int6
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            x[i] = column + i < p.n ? to_float(from[i]) : 0.0f;
+            x[i] = i < count ? to_float(from[i]) : 0.0f;
         }
     }
+}
+
+// x = columns column .. + W of a row of N columns.
+template <typename T, int W>
+__device__ __forceinline__ void run_load(const Product &p, const void *row, int64_t column, float (&x)[W]) {
+    run_load<T, W>((const T *)row + column, p.aligned, p.n - column, x);
 }
 
 template <typename T, int W>
 __device__ __forceinline__ void run_store(const Product &p, void *row, int64_t column, const float (&x)[W]) {
     T *to = (T *)row + column;
-    if (p.wide) {
+    if (p.aligned && column + W <= p.n) {
         alignas(16) T run[W];
 #pragma unroll
         for (int i = 0; i < W; i++) {

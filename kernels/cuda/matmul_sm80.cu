@@ -390,10 +390,10 @@ bool product_sm80(Card *card, const Product *p) {
         sums.activation = ACTIVATION_NONE;
         sums.float_output = true;
         sums.accumulate = false;
-        sums.wide = p->n % 8 == 0;
+        sums.aligned = !cut.gated || p->n % 8 == 0;
         sums.bias = sums.residual = sums.pre = NULL;
-        sums.c_stride = columns;
-        sums.c = card_workspace(card, (size_t)(parts * p->m * columns) * sizeof(float));
+        sums.c_stride = product_sums_stride(p);
+        sums.c = card_workspace(card, (size_t)(parts * p->m * sums.c_stride) * sizeof(float));
     }
     if (p->type == TYPE_BF16) {
         launch_tile<bf16>(card, &sums, &cut, tile, parts);
@@ -401,7 +401,7 @@ bool product_sm80(Card *card, const Product *p) {
         launch_tile<fp16>(card, &sums, &cut, tile, parts);
     }
     if (parts > 1) {
-        product_finish_sums(card, p, sums.c, true, (int)parts);
+        product_finish_sums(card, p, sums.c, sums.c_stride, true, (int)parts);
     }
     return true;
 }

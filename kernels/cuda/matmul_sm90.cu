@@ -43,7 +43,12 @@ static int64_t sums_columns(const Product *p) {
 
 bool sm90_takes(const Card *card, const Product *p) {
     bool forward = p->epilogue == EPILOGUE_FORWARD || p->epilogue == EPILOGUE_GATED;
-    if (p->type == TYPE_FP32 || !p->wide || forward != (p->form == PRODUCT_FORWARD) || p->k < 1) {
+    if (p->type == TYPE_FP32 || !p->aligned || forward != (p->form == PRODUCT_FORWARD) || p->k < 1) {
+        return false;
+    }
+    // TMA leaves out what lies beyond N, whatever N is; what is read as C is written comes in runs of 8 columns.
+    bool reads = p->residual != NULL || (!forward && p->pre != NULL) || (p->accumulate && !p->float_output);
+    if (reads && p->n % 8 != 0) {
         return false;
     }
     bool bare = p->activation == ACTIVATION_NONE && p->pre == NULL && p->residual == NULL && p->epilogue != EPILOGUE_GATED;
@@ -53,8 +58,9 @@ bool sm90_takes(const Card *card, const Product *p) {
     if (p->form == PRODUCT_BACKWARD_WEIGHT && !p->float_output) {
         return false;
     }
-    const int64_t most = INT32_MAX - 512;
-    return p->m <= most && product_b_rows(p) <= most && p->k <= most && card->shared_limit >= Sm90Shared<256>::BYTES &&
+    const int64_t most = INT32_MAX - 512, widest = 1 << 26;  // sm90_fetch has offsets of 32 bits in 16 rows
+    return p->c_stride <= widest && p->pre_stride <= widest && p->m <= most && product_b_rows(p) <= most && p->k <= most &&
+           card->shared_limit >= Sm90Shared<256>::BYTES &&
            divide_up(p->m, SM90_ROWS) * divide_up(product_b_rows(p), 128) * SM90_MOST_PARTS <= most;
 }
 
@@ -248,23 +254,26 @@ static bool map_operand(Card *card, DataType type, const void *base, int64_t wid
     return tensor_map(card, &tensor, map);
 }
 
-// A result: M rows of N contiguous elements in `slabs` slabs, `apart` elements from one to the next, in boxes of 16 rows of 128
-// bytes.
-static bool map_result(Card *card, const Product *p, DataType type, const void *base, int64_t stride, int slabs, int64_t apart,
+// A result of M rows of N contiguous elements, in boxes of 16 rows of 128 bytes. The driver's description of its maps has
+// dimensions in the order of their strides:
+//   16 bits   [M, halves, N]   a gated product's gate and value lie side by side in a row
+//   fp32      [parts, M, N]    of K, one behind the other
+static bool map_result(Card *card, const Product *p, DataType type, const void *base, int64_t stride, int halves, int parts,
                        CUtensorMap *map) {
+    bool sums = type == TYPE_FP32;
     TensorBox tensor = {};
     tensor.base = base;
     tensor.type = type;
     tensor.dimensions = 3;
     tensor.extent[0] = p->n;
-    tensor.extent[1] = slabs;
-    tensor.extent[2] = p->m;
+    tensor.extent[1] = sums ? p->m : halves;
+    tensor.extent[2] = sums ? parts : p->m;
     tensor.stride[0] = 1;
-    tensor.stride[1] = slabs > 1 ? apart : stride;
-    tensor.stride[2] = stride;
+    tensor.stride[1] = halves > 1 ? p->n : stride;
+    tensor.stride[2] = sums ? p->m * stride : stride;
     tensor.box[0] = 128 / (int)data_type_bytes(type);
-    tensor.box[1] = 1;
-    tensor.box[2] = 16;
+    tensor.box[1] = sums ? 16 : 1;
+    tensor.box[2] = sums ? 1 : 16;
     return tensor_map(card, &tensor, map);
 }
 
@@ -280,13 +289,12 @@ static bool sm90_describe(Card *card, const Product *p, const Sm90Plan *plan, Sm
                    : map_operand(card, p->type, p->a, p->k, p->m, p->a_stride, SM90_ROWS, &maps->a)) ||
         !(b_turned ? map_operand(card, p->type, p->b, b_rows, p->k, p->b_stride, SM90_DEPTH, &maps->b)
                    : map_operand(card, p->type, p->b, p->k, b_rows, p->b_stride, plan->columns / 2, &maps->b)) ||
-        !map_result(card, p, p->float_output ? TYPE_FP32 : p->type, p->c, p->c_stride, halves ? 2 : plan->parts,
-                    halves ? p->n : p->m * p->c_stride, &maps->c)) {
+        !map_result(card, p, p->float_output ? TYPE_FP32 : p->type, p->c, p->c_stride, halves ? 2 : 1, plan->parts, &maps->c)) {
         return false;
     }
     maps->pre = maps->c;
     return p->form != PRODUCT_FORWARD || p->pre == NULL ||
-           map_result(card, p, p->type, p->pre, p->pre_stride, p->epilogue == EPILOGUE_GATED ? 2 : 1, p->n, &maps->pre);
+           map_result(card, p, p->type, p->pre, p->pre_stride, p->epilogue == EPILOGUE_GATED ? 2 : 1, 1, &maps->pre);
 }
 
 template <typename T, int COLUMNS, ProductForm FORM, Activation A>
@@ -330,8 +338,9 @@ bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan) {
         sums.bias = NULL;
         sums.residual = NULL;
         sums.pre = NULL;
-        sums.n = sums.c_stride = sums_columns(p);
-        sums.c = card_workspace(card, (size_t)(plan->parts * p->m * sums.n) * sizeof(float));
+        sums.n = sums_columns(p);
+        sums.c_stride = product_sums_stride(p);
+        sums.c = card_workspace(card, (size_t)(plan->parts * p->m * sums.c_stride) * sizeof(float));
         if (sums.c == NULL) {
             return true;  // and the card has failed
         }
@@ -348,7 +357,7 @@ bool sm90_run(Card *card, const Product *p, const Sm90Plan *plan) {
         sm90_launch_columns<fp16>(card, maps, sums, run);
     }
     if (plan->parts > 1) {
-        product_finish_sums(card, p, sums.c, true, plan->parts);
+        product_finish_sums(card, p, sums.c, sums.c_stride, true, plan->parts);
     }
     return true;
 }

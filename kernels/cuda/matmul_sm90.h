@@ -4,8 +4,8 @@
 // A block is three warpgroups. The first one's first warp loads tiles of A and B with TMA into a ring of stages; the other
 // two multiply them (wgmma), each 64 of the tile's 128 rows, and finish their own part of C. Stages are handed over by two
 // mbarriers each: `full` (the bytes have come) and `empty` (all warps have read them). The loader runs ahead over the end of a
-// tile, so the next tile's first stages come in while the last one is finished; the two consumers run apart by as much as the
-// ring allows, so that one finishes while the other has the tensor cores. C leaves by TMA.
+// tile, so the next tile's first stages come in while the last one is finished; the two consumers run some blocks of K apart,
+// so that one finishes while the other has the tensor cores. C leaves by TMA.
 //
 //   one stage, 64 along K                            a block's work: tile (row, column) of C, a range of K
 //   +--------------+-----------------------------+     A tile 128 x 64, its two halves of 64 rows for the two consumers
@@ -42,11 +42,13 @@ enum {
     SM90_THREADS = 128 * (1 + SM90_CONSUMERS),
     SM90_A_BYTES = SM90_ROWS * SM90_DEPTH * 2,
     SM90_PIECE_BYTES = 4096,  // of a consuming warp, for the end of a tile
+    SM90_APART_BARRIER = 1,   // named barrier by which the second consumer starts later
 };
 
 // Shared memory of a block.
 template <int COLUMNS> struct Sm90Shared {
     static const int STAGES = COLUMNS == 256 ? 4 : 6;
+    static const int APART = COLUMNS == 256 ? 3 : 4;  // blocks of K by which the second consumer starts later
     static const int STAGE_BYTES = SM90_A_BYTES + COLUMNS * SM90_DEPTH * 2;
     static const int PIECES = STAGES * STAGE_BYTES;  // one for each consuming warp
     static const int BARRIERS = PIECES + SM90_WARPS * SM90_PIECE_BYTES;
@@ -272,13 +274,25 @@ __device__ __forceinline__ void sm90_release(const Sm90Ring<COLUMNS> &ring, int 
     }
 }
 
-// sum = A B over `blocks` of K. The last block's products are still under way on return: wait, then release `*last`.
+// sum = A B over `blocks` of K, one at least. The last block's products are still under way on return: wait, then release
+// `*last`.
+//
+// Side by side the consumers would end their tiles together and leave the tensor cores to nobody. So at the `first` tile of a
+// kernel the second one waits until the other has begun block APART, or its last if there are fewer: the blocks until then lie
+// in stages of their own, so that nobody needs to have released one. From then on the ring keeps them apart: the one that ends
+// its tile first has the tensor cores to itself again while the other ends its own. Counted in cycles, with the ring and what
+// L2 gives (a consumer alone takes 512 a block of 256 columns, both 1024), whole products gain 9% at K = 768 and 1.6% at K =
+// 4096, 12% and 3% with an activation at the end of 2200 instructions, and less with one block more or less between them. Not
+// measured.
 template <typename T, int COLUMNS, ProductForm FORM>
 __device__ __forceinline__ void sm90_multiply(float (&sum)[COLUMNS / 2], Sm90Ring<COLUMNS> &ring, int consumer, int blocks,
-                                              int cluster, int lane, int *last) {
+                                              int cluster, int lane, bool first, int *last) {
     constexpr int A_TURNED = SM90_A_TURNED<FORM>, B_TURNED = SM90_B_TURNED<FORM>;
     constexpr uint64_t A_STEP = (A_TURNED ? 2048 : 32) >> 4, B_STEP = (B_TURNED ? 2048 : 32) >> 4;  // 16 along K, encoded
-    int before = 0;
+    int before = 0, tells = first && consumer == 0 ? min((int)Sm90Shared<COLUMNS>::APART, blocks) - 1 : -1;
+    if (first && consumer == 1) {
+        barrier_sync(SM90_APART_BARRIER, 128 * SM90_CONSUMERS);
+    }
     for (int block = 0; block < blocks; block++) {
         mbarrier_wait(ring.full(ring.stage), ring.parity);
         // The consumer's 64 rows of A are 8 KiB in both layouts. Along MN, boxes are 8 KiB apart.
@@ -291,6 +305,9 @@ __device__ __forceinline__ void sm90_multiply(float (&sum)[COLUMNS / 2], Sm90Rin
         }
         wgmma_commit();
         wgmma_wait<1>();  // the block before is done with
+        if (block == tells) {
+            barrier_arrive(SM90_APART_BARRIER, 128 * SM90_CONSUMERS);
+        }
         if (block > 0) {
             sm90_release(ring, before, cluster, lane);
         }
@@ -305,11 +322,15 @@ __device__ __forceinline__ void sm90_multiply(float (&sum)[COLUMNS / 2], Sm90Rin
 // wgmma leaves two adjacent columns of rows lane / 4 and lane / 4 + 8 to a lane, of every 8 columns (a fragment each). All that
 // is done to the sums is done there. What that needs of memory and what it makes passes through the warp's piece of shared
 // memory as boxes of 16 rows of 128 bytes (64 columns, or 32 of fp32) in TMA's swizzle, without bank conflicts:
-//   in    fetched one box ahead in runs of 16 bytes, 4 rows of 128 bytes an access; read as fragments with ldmatrix
-//   out   written as fragments with stmatrix, stored by TMA, which leaves out what lies beyond C
-// The piece is two boxes: one is written while TMA reads the other. fp32 sums that C accumulates are added by TMA, in L2: no
-// other product adds to C meanwhile and each element has one addition, so that the result has one value. (The instruction may
-// take fp32 numbers below 2^-126 for 0.)
+//   in    fetched two boxes ahead in runs of 16 bytes, 4 rows of 128 bytes an access; read as fragments with ldmatrix
+//   out   written as fragments with stmatrix, stored by TMA, which leaves out what lies beyond C, element by element
+// The piece is two boxes: one is written while TMA reads the other. The first loads of a tile are under way before the wait for
+// its last products, those of a later box from the store of the one two before it on, behind the fence of that store: a fence
+// waits for all that its warp has asked of memory, so what is asked for just before it is paid in full. The bias comes with the
+// first loads, a lane two columns of every box, and is handed round by shuffles.
+//
+// fp32 sums that C accumulates are added by TMA, in L2: no other product adds to C meanwhile and each element has one addition,
+// so that the result has one value. (The instruction may take fp32 numbers below 2^-126 for 0.)
 
 typedef struct Sm90Part {
     unsigned char *piece;  // SM90_PIECE_BYTES of shared memory
@@ -326,6 +347,13 @@ typedef struct Sm90Part {
 typedef struct Sm90Runs {
     uint4 at[4];
 } Sm90Runs;
+
+// What the end of a tile has asked of memory before it needs it.
+template <int COLUMNS> struct Sm90Ahead {
+    Sm90Runs box[2];  // of one tensor: of boxes of even and odd number; where a box needs two of them (pre and C, or pre of
+                      // the gate and of the value): of both
+    uint32_t bias[COLUMNS / 64];  // of sums 32 i .. 32 i + 31: that of the box's columns 2 lane, 2 lane + 1
+};
 
 template <typename T> __device__ __forceinline__ float2 unpack_two(uint32_t two);
 template <> __device__ __forceinline__ float2 unpack_two<bf16>(uint32_t two) {
@@ -351,7 +379,6 @@ template <typename T> __device__ __forceinline__ void pack_sums(uint32_t (&four)
         four[i] = pack_two<T>(x[2 * i], x[2 * i + 1]);
     }
 }
-
 // The address that this lane gives to ldmatrix and stmatrix for 16 columns of a box.
 __device__ __forceinline__ uint32_t sm90_fragments(const Sm90Part &part, int sixteen) {
     return part.shared + part.box + (swizzle_128(part.lane % 16, part.lane / 16) ^ (uint32_t)(sixteen * 32));
@@ -363,33 +390,35 @@ __device__ __forceinline__ void sm90_take_box() {
     __syncwarp();
 }
 
-// The box that has been written goes to columns `column` .. of the tile, in slab `slab` of the tensor; the other is next.
-template <bool ADD> __device__ __forceinline__ void sm90_send_box(Sm90Part &part, const CUtensorMap *to, int column, int slab) {
+// The box that has been written goes to columns `column` .. of the tile; y, z: its other coordinates, see map_result. The other
+// box is next.
+template <bool ADD>
+__device__ __forceinline__ void sm90_send_box(Sm90Part &part, const CUtensorMap *to, int column, int y, int z) {
     fence_async();
     __syncwarp();
     if (part.lane == 0) {
         if (ADD) {
-            tma_add_3d(to, part.shared + part.box, part.column + column, slab, part.row);
+            tma_add_3d(to, part.shared + part.box, part.column + column, y, z);
         } else {
-            tma_store_3d(to, part.shared + part.box, part.column + column, slab, part.row);
+            tma_store_3d(to, part.shared + part.box, part.column + column, y, z);
         }
         tma_store_commit();
     }
     part.box ^= SM90_PIECE_BYTES / 2;
 }
 
-template <typename T>
+// Asks for the box of columns `column` .. of the tile. Instead of rows and columns beyond C it takes others of C: what comes of
+// them is not stored.
 __device__ __forceinline__ void sm90_fetch(Sm90Runs &runs, const Sm90Part &part, const void *tensor, int64_t stride,
                                            int column) {
-    int row = part.lane / 8;
-    column += part.lane % 8 * 8;
-    const T *from = (const T *)tensor + (int64_t)(part.row + row) * stride + part.column + column;
+    int lane = (int)computed_anew((uint32_t)part.lane);  // else it keeps addresses in registers from box to box
+    int row = lane / 8;
+    column += lane % 8 * 8;
+    column = part.column + (column < part.column_count ? column : 0);
+    const char *from = (const char *)tensor + 2 * (part.row * stride + column);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        runs.at[i] = make_uint4(0, 0, 0, 0);
-        if (row + 4 * i < part.row_count && column < part.column_count) {
-            runs.at[i] = *(const uint4 *)(from + 4 * i * stride);
-        }
+        runs.at[i] = *(const uint4 *)(from + (uint32_t)min(row + 4 * i, part.row_count - 1) * (2 * (uint32_t)stride));
     }
 }
 
@@ -403,40 +432,46 @@ __device__ __forceinline__ void sm90_stage(const Sm90Runs &runs, const Sm90Part 
     __syncwarp();
 }
 
-// Columns `column` .. + 63, sums AT .. AT + 31 of a lane.
-template <typename T, int AT, int COUNT>
-__device__ __forceinline__ void sm90_add_bias(float (&sum)[COUNT], const Sm90Part &part, const T *bias, int column) {
-    column += part.lane % 4 * 2;
-    bias += part.column + column;
+// Two columns of the bias of columns `column` .. of the tile.
+template <typename T> __device__ __forceinline__ uint32_t sm90_fetch_bias(const Sm90Part &part, const void *bias, int column) {
+    column += part.lane * 2;
+    const T *from = (const T *)bias + part.column + column;
+    uint32_t two = 0;
+    if (column + 1 < part.column_count) {
+        two = *(const uint32_t *)from;
+    } else if (column < part.column_count) {
+        two = *(const uint16_t *)from;  // the last of an odd number
+    }
+    return two;
+}
+
+template <typename T, int COLUMNS>
+__device__ __forceinline__ void sm90_add_bias(float (&sum)[COLUMNS / 2], const Sm90Part &part,
+                                              const uint32_t (&bias)[COLUMNS / 64]) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        float2 two = make_float2(0.0f, 0.0f);
-        if (column + 8 * j < part.column_count) {
-            two = unpack_two<T>(*(const uint32_t *)(bias + 8 * j));
-        }
-        sum[AT + 4 * j] += two.x;
-        sum[AT + 4 * j + 1] += two.y;
-        sum[AT + 4 * j + 2] += two.x;
-        sum[AT + 4 * j + 3] += two.y;
+    for (int i = 0; i < COLUMNS / 8; i++) {
+        float2 two = unpack_two<T>(__shfl_sync(0xFFFFFFFFu, bias[i / 8], part.lane % 4 + i % 8 * 4));
+        sum[4 * i] += two.x;
+        sum[4 * i + 1] += two.y;
+        sum[4 * i + 2] += two.x;
+        sum[4 * i + 3] += two.y;
     }
 }
 
 template <typename T, int AT, int COUNT>
 __device__ __forceinline__ void sm90_store_box(const float (&sum)[COUNT], Sm90Part &part, const CUtensorMap *to, int column,
-                                               int slab) {
+                                               int half) {
     sm90_take_box();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint32_t four[4];
-        float x[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            x[j] = sum[AT + 8 * i + j];
+        for (int j = 0; j < 4; j++) {
+            four[j] = pack_two<T>(sum[AT + 8 * i + 2 * j], sum[AT + 8 * i + 2 * j + 1]);
         }
-        pack_sums<T>(four, x);
         stmatrix_x4(sm90_fragments(part, i), four);
     }
-    sm90_send_box<false>(part, to, column, slab);
+    sm90_send_box<false>(part, to, column, half, part.row);
 }
 
 template <typename T, Activation A> __device__ __forceinline__ void activate(float (&x)[8]) {
@@ -453,27 +488,41 @@ __device__ __forceinline__ void activate_both(const float (&x)[8], float (&value
     }
 }
 
-// What a box of the tile needs of memory first: the residual; pre, of the gate where gated; C where it accumulates.
-template <typename T, ProductForm FORM>
-__device__ __forceinline__ void sm90_fetch_first(Sm90Runs &ahead, const Product &p, const Sm90Part &part, int column) {
-    const void *first = FORM == PRODUCT_FORWARD ? p.residual : p.pre != NULL ? p.pre : p.accumulate ? p.c : NULL;
-    if (FORM != PRODUCT_BACKWARD_WEIGHT && first != NULL && !p.float_output) {
-        sm90_fetch<T>(ahead, part, first, FORM != PRODUCT_FORWARD && p.pre != NULL ? p.pre_stride : p.c_stride, column);
+// The first loads of a tile's end.
+template <typename T, int COLUMNS, ProductForm FORM>
+__device__ __forceinline__ void sm90_fetch_first(Sm90Ahead<COLUMNS> &ahead, const Product &p, const Sm90Part &part) {
+    bool gated = p.epilogue == EPILOGUE_GATED || p.epilogue == EPILOGUE_GATED_BACKWARD;
+    if (FORM == PRODUCT_FORWARD && p.bias != NULL) {
+#pragma unroll
+        for (int i = 0; i < COLUMNS / 64; i++) {
+            bool value = gated && i >= COLUMNS / 128;
+            ahead.bias[i] =
+                sm90_fetch_bias<T>(part, (const T *)p.bias + (value ? p.n : 0), 64 * (value ? i - COLUMNS / 128 : i));
+        }
+    }
+    if (FORM == PRODUCT_FORWARD && p.residual != NULL) {
+        sm90_fetch(ahead.box[0], part, p.residual, p.c_stride, 0);
+        sm90_fetch(ahead.box[1], part, p.residual, p.c_stride, 64);
+    } else if (FORM == PRODUCT_BACKWARD_INPUT && p.pre != NULL) {
+        bool both = gated || p.accumulate;
+        sm90_fetch(ahead.box[0], part, p.pre, p.pre_stride, 0);
+        sm90_fetch(ahead.box[1], part,
+                   gated  ? (const T *)p.pre + p.n
+                   : both ? p.c
+                          : p.pre,
+                   both && !gated ? p.c_stride : p.pre_stride, both ? 0 : 64);
+    } else if (FORM == PRODUCT_BACKWARD_INPUT && p.accumulate && !p.float_output) {
+        sm90_fetch(ahead.box[0], part, p.c, p.c_stride, 0);
+        sm90_fetch(ahead.box[1], part, p.c, p.c_stride, 64);
     }
 }
 
 // A box of y = activation(x w^T + bias) [* the value's sum] + residual, and of pre. X: the first of its sums, Y: of the
-// value's, none where negative.
-template <typename T, Activation A, int X, int Y, int COUNT>
-__device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Runs &residual, const Product &p,
-                                                    const Sm90Maps &maps, Sm90Part &part, int column, int next) {
-    constexpr bool GATED = Y >= 0;
-    if (p.bias != NULL) {
-        sm90_add_bias<T, X>(sum, part, (const T *)p.bias, column);
-        if constexpr (GATED) {
-            sm90_add_bias<T, Y>(sum, part, (const T *)p.bias + p.n, column);
-        }
-    }
+// value's.
+template <typename T, Activation A, int X, int Y, bool GATED, bool RESIDUAL, int COLUMNS, int COUNT>
+__device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Ahead<COLUMNS> &ahead, const Product &p,
+                                                    const Sm90Maps &maps, Sm90Part &part, int column) {
+    Sm90Runs &residual = ahead.box[X / 32 % 2];
     if (p.pre != NULL) {
         sm90_store_box<T, X>(sum, part, maps.pre, column, 0);
         if constexpr (GATED) {
@@ -481,9 +530,8 @@ __device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Run
         }
     }
     sm90_take_box();
-    if (p.residual != NULL) {
+    if constexpr (RESIDUAL) {
         sm90_stage(residual, part);
-        sm90_fetch_first<T, PRODUCT_FORWARD>(residual, p, part, next);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -500,7 +548,7 @@ __device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Run
                 x[j] *= sum[Y + 8 * i + j];
             }
         }
-        if (p.residual != NULL) {
+        if constexpr (RESIDUAL) {
             float more[8];
             ldmatrix_x4(four, sm90_fragments(part, i));
             __syncwarp();
@@ -513,22 +561,25 @@ __device__ __forceinline__ void sm90_finish_forward(float (&sum)[COUNT], Sm90Run
         pack_sums<T>(four, x);
         stmatrix_x4(sm90_fragments(part, i), four);
     }
-    sm90_send_box<false>(part, maps.c, column, 0);
+    sm90_send_box<false>(part, maps.c, column, 0, part.row);
+    if (RESIDUAL && column + 128 < part.column_count) {
+        sm90_fetch(residual, part, p.residual, p.c_stride, column + 128);
+    }
 }
 
 // A box of dx = dy w * activation'(pre) [+ dx], or of [d * value * activation'(gate) | d * activation(gate)].
-template <typename T, Activation A, int X, int COUNT>
-__device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Runs &ahead, const Product &p, const Sm90Maps &maps,
-                                                  Sm90Part &part, int column, int next) {
-    bool gated = p.epilogue == EPILOGUE_GATED_BACKWARD;
+template <typename T, Activation A, int X, bool GATED, bool ADD, int COLUMNS, int COUNT>
+__device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Ahead<COLUMNS> &ahead, const Product &p,
+                                                  const Sm90Maps &maps, Sm90Part &part, int column) {
+    constexpr bool DERIVED = GATED || A != ACTIVATION_NONE;
+    constexpr bool BOTH = DERIVED && (GATED || ADD);
+    Sm90Runs &first = ahead.box[BOTH ? 0 : X / 32 % 2], &second = ahead.box[BOTH ? 1 : X / 32 % 2];
+    const void *last = GATED ? (const T *)p.pre + p.n : ADD ? p.c : p.pre;
+    int64_t last_stride = ADD ? p.c_stride : p.pre_stride;
+    constexpr int NEXT = BOTH ? 64 : 128;
     sm90_take_box();
-    if (p.pre != NULL) {
-        sm90_stage(ahead, part);
-        if (gated) {
-            sm90_fetch<T>(ahead, part, (const T *)p.pre + p.n, p.pre_stride, column);
-        } else if (p.accumulate) {
-            sm90_fetch<T>(ahead, part, p.c, p.c_stride, column);
-        }
+    if constexpr (DERIVED) {
+        sm90_stage(first, part);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             uint32_t four[4];
@@ -541,23 +592,25 @@ __device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Runs 
                 value[j] *= sum[X + 8 * i + j];
                 sum[X + 8 * i + j] *= slope[j];
             }
-            if (gated) {
+            if constexpr (GATED) {
                 __syncwarp();
                 pack_sums<T>(four, value);
                 stmatrix_x4(sm90_fragments(part, i), four);
             }
         }
-        if (gated) {
-            sm90_send_box<false>(part, maps.c, column, 1);
+        if constexpr (GATED) {
+            sm90_send_box<false>(part, maps.c, column, 1, part.row);
+            if (column + NEXT < part.column_count) {
+                sm90_fetch(first, part, p.pre, p.pre_stride, column + NEXT);
+            }
             sm90_take_box();
         } else {
             __syncwarp();
         }
     }
-    if (gated || p.accumulate) {
-        sm90_stage(ahead, part);
+    if constexpr (GATED || ADD) {
+        sm90_stage(second, part);
     }
-    sm90_fetch_first<T, PRODUCT_BACKWARD_INPUT>(ahead, p, part, next);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         float x[8];
@@ -566,20 +619,26 @@ __device__ __forceinline__ void sm90_finish_input(float (&sum)[COUNT], Sm90Runs 
         for (int j = 0; j < 8; j++) {
             x[j] = sum[X + 8 * i + j];
         }
-        if (gated || p.accumulate) {
+        if constexpr (GATED || ADD) {
             float other[8];
             ldmatrix_x4(four, sm90_fragments(part, i));
             __syncwarp();
             unpack_sums<T>(other, four);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                x[j] = gated ? x[j] * other[j] : x[j] + other[j];
+                x[j] = GATED ? x[j] * other[j] : x[j] + other[j];
             }
         }
         pack_sums<T>(four, x);
         stmatrix_x4(sm90_fragments(part, i), four);
     }
-    sm90_send_box<false>(part, maps.c, column, 0);
+    sm90_send_box<false>(part, maps.c, column, 0, part.row);
+    if ((DERIVED || ADD) && column + NEXT < part.column_count) {
+        if (BOTH && ADD) {
+            sm90_fetch(first, part, p.pre, p.pre_stride, column + NEXT);
+        }
+        sm90_fetch(second, part, last, last_stride, column + NEXT);
+    }
 }
 
 // fp32 sums, 32 columns a box. Rows of a pair that differ in their lowest bit would meet in the banks: the odd one writes its 8
@@ -599,73 +658,72 @@ __device__ __forceinline__ void sm90_finish_float(const float (&sum)[COLUMNS / 2
                 *(float2 *)(to + (first ^ (uint32_t)(i / 2 * 32)) + i % 2 * 1024) =
                     make_float2(odd ? sum[at] : sum[even], odd ? sum[at + 1] : sum[even + 1]);
             }
-            sm90_send_box<ADD>(part, maps.c, column, part.part);
+            sm90_send_box<ADD>(part, maps.c, column, part.row, part.part);
         }
     }
 }
 
-// 16-bit C. Sums 0 .. 63 are two boxes (where gated those of the gate); behind them, sums 64 .. 127 move there, so that this
-// code exists once.
-template <typename T, int COLUMNS, ProductForm FORM, Activation A>
-__device__ __forceinline__ void sm90_finish_boxes(float (&sum)[COLUMNS / 2], Sm90Runs &ahead, const Product &p,
-                                                  const Sm90Maps &maps, Sm90Part &part) {
-    constexpr int Y = COLUMNS / 4;  // of the value, where gated
-    if (FORM == PRODUCT_FORWARD && p.epilogue == EPILOGUE_GATED) {
-        sm90_finish_forward<T, A, 0, Y>(sum, ahead, p, maps, part, 0, 64);
-        if constexpr (COLUMNS == 256) {
-            if (64 < part.column_count) {
-                sm90_finish_forward<T, A, 32, Y + 32>(sum, ahead, p, maps, part, 64, 128);
-            }
-        }
-        return;
+// Boxes of 16-bit C from column `column` of the tile on, of sums X .. END - 1. MORE: there is a residual, or C accumulates.
+template <typename T, ProductForm FORM, Activation A, bool GATED, bool MORE, int X, int END, int COLUMNS>
+__device__ __forceinline__ void sm90_finish_boxes(float (&sum)[COLUMNS / 2], Sm90Ahead<COLUMNS> &ahead, const Product &p,
+                                                  const Sm90Maps &maps, Sm90Part &part, int column) {
+    if constexpr (FORM == PRODUCT_FORWARD) {
+        sm90_finish_forward<T, A, X, COLUMNS / 4 + X, GATED, MORE>(sum, ahead, p, maps, part, column);
+    } else {
+        sm90_finish_input<T, A, X, GATED, MORE>(sum, ahead, p, maps, part, column);
     }
+    if constexpr (X + 32 < END) {
+        if (column + 64 < part.column_count) {
+            sm90_finish_boxes<T, FORM, A, GATED, MORE, X + 32, END>(sum, ahead, p, maps, part, column + 64);
+        }
+    }
+}
+
+// 16-bit C. Where there is an activation its code exists for two boxes: behind them, sums 64 .. 127 move to their place.
+template <typename T, ProductForm FORM, Activation A, bool GATED, bool MORE, int COLUMNS>
+__device__ __forceinline__ void sm90_finish_tile(float (&sum)[COLUMNS / 2], Sm90Ahead<COLUMNS> &ahead, const Product &p,
+                                                 const Sm90Maps &maps, Sm90Part &part) {
+    constexpr int SUMS = GATED && FORM == PRODUCT_FORWARD ? COLUMNS / 4 : COLUMNS / 2;  // where gated those of the gate
+    if constexpr (A == ACTIVATION_NONE || SUMS <= 64) {
+        sm90_finish_boxes<T, FORM, A, GATED, MORE, 0, SUMS>(sum, ahead, p, maps, part, 0);
+    } else {
 #pragma unroll 1
-    for (int column = 0; column < COLUMNS && column < part.column_count; column += 128) {
-        if (column > 0) {
+        for (int column = 0; column < COLUMNS && column < part.column_count; column += 128) {
+            if (column > 0) {
 #pragma unroll
-            for (int i = 0; i < 64 && i + 64 < COLUMNS / 2; i++) {
-                sum[i] = sum[i + 64];
-            }
-        }
-#pragma unroll
-        for (int box = 0; box < 2; box++) {
-            int at = column + 64 * box;
-            if (at < part.column_count) {
-                if constexpr (FORM == PRODUCT_FORWARD) {
-                    if (box == 0) {
-                        sm90_finish_forward<T, A, 0, -1>(sum, ahead, p, maps, part, at, at + 64);
-                    } else {
-                        sm90_finish_forward<T, A, 32, -1>(sum, ahead, p, maps, part, at, at + 64);
-                    }
-                } else {
-                    if (box == 0) {
-                        sm90_finish_input<T, A, 0>(sum, ahead, p, maps, part, at, at + 64);
-                    } else {
-                        sm90_finish_input<T, A, 32>(sum, ahead, p, maps, part, at, at + 64);
-                    }
+                for (int i = 0; i < 64; i++) {
+                    sum[i] = sum[i + 64];
                 }
+                registers_fence(sum);  // a branch, not a choice between two for every sum
             }
+            sm90_finish_boxes<T, FORM, A, GATED, MORE, 0, 64>(sum, ahead, p, maps, part, column);
         }
     }
 }
 
 template <typename T, int COLUMNS, ProductForm FORM, Activation A>
-__device__ __forceinline__ void sm90_finish(float (&sum)[COLUMNS / 2], Sm90Runs &ahead, const Product &p, const Sm90Maps &maps,
-                                            Sm90Part &part) {
-    if (FORM != PRODUCT_BACKWARD_WEIGHT && !p.float_output) {
-        sm90_finish_boxes<T, COLUMNS, FORM, A>(sum, ahead, p, maps, part);
-    } else if constexpr (A == ACTIVATION_NONE) {
-        if (FORM == PRODUCT_FORWARD && p.bias != NULL) {
-            sm90_add_bias<T, 0>(sum, part, (const T *)p.bias, 0);
-            sm90_add_bias<T, 32>(sum, part, (const T *)p.bias, 64);
-            if constexpr (COLUMNS == 256) {
-                sm90_add_bias<T, 64>(sum, part, (const T *)p.bias, 128);
-                sm90_add_bias<T, 96>(sum, part, (const T *)p.bias, 192);
-            }
+__device__ __forceinline__ void sm90_finish(float (&sum)[COLUMNS / 2], Sm90Ahead<COLUMNS> &ahead, const Product &p,
+                                            const Sm90Maps &maps, Sm90Part &part) {
+    if (FORM == PRODUCT_FORWARD && p.bias != NULL) {
+        sm90_add_bias<T, COLUMNS>(sum, part, ahead.bias);
+    }
+    if constexpr (FORM != PRODUCT_BACKWARD_WEIGHT) {
+        bool gated = p.epilogue == EPILOGUE_GATED || p.epilogue == EPILOGUE_GATED_BACKWARD;
+        bool more = FORM == PRODUCT_FORWARD ? p.residual != NULL : p.accumulate;
+        if (!p.float_output && gated && FORM == PRODUCT_FORWARD && more) {
+            sm90_finish_tile<T, FORM, A, true, FORM == PRODUCT_FORWARD>(sum, ahead, p, maps, part);
+        } else if (!p.float_output && gated) {
+            sm90_finish_tile<T, FORM, A, true, false>(sum, ahead, p, maps, part);
+        } else if (!p.float_output && more) {
+            sm90_finish_tile<T, FORM, A, false, true>(sum, ahead, p, maps, part);
+        } else if (!p.float_output) {
+            sm90_finish_tile<T, FORM, A, false, false>(sum, ahead, p, maps, part);
         }
-        if (FORM != PRODUCT_FORWARD && part.add) {
+    }
+    if constexpr (A == ACTIVATION_NONE) {
+        if (FORM != PRODUCT_FORWARD && p.float_output && part.add) {
             sm90_finish_float<T, COLUMNS, true>(sum, maps, part);
-        } else {
+        } else if (FORM == PRODUCT_BACKWARD_WEIGHT || p.float_output) {
             sm90_finish_float<T, COLUMNS, false>(sum, maps, part);
         }
     }
@@ -727,10 +785,12 @@ __device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product
     Sm90Ring<COLUMNS> ring = {shared_address(memory), 0, 0};
     Sm90Walk walk = sm90_walk<COLUMNS, FORM>(plan, memory);
     Sm90Work work;
+    bool first = true;
     while (sm90_next<FORM>(plan, walk, rank, work)) {
         float sum[COLUMNS / 2];
         int last;
-        sm90_multiply<T, COLUMNS, FORM>(sum, ring, consumer, work.blocks, plan.cluster, lane, &last);
+        sm90_multiply<T, COLUMNS, FORM>(sum, ring, consumer, work.blocks, plan.cluster, lane, first, &last);
+        first = false;
         part.row = work.row * SM90_ROWS + warp * 16;
         part.column = work.column * outputs;
         part.row_count = (int)min(p.m - part.row, (int64_t)16);
@@ -738,8 +798,10 @@ __device__ __forceinline__ void sm90_consume(const Sm90Maps &maps, const Product
         part.part = work.part;
         bool streamed = SM90_STREAMS<FORM> && work.streamed >= 0;
         part.add = p.accumulate || (streamed && work.first > 0);
-        Sm90Runs ahead;
-        sm90_fetch_first<T, FORM>(ahead, p, part, 0);
+        Sm90Ahead<COLUMNS> ahead;
+        if (part.row_count > 0) {
+            sm90_fetch_first<T, COLUMNS, FORM>(ahead, p, part);
+        }
         wgmma_wait<0>();
         registers_fence(sum);
         sm90_release(ring, last, plan.cluster, lane);

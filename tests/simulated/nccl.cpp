@@ -445,6 +445,24 @@ ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataTyp
     });
 }
 
+ncclResult_t ncclReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t how, int root,
+                        ncclComm_t comm, cudaStream_t stream) {
+    Hold hold(simulator::lock);
+    size_t bytes = count * size_of(type);
+    bool receives = comm->rank == root;
+    CHECK_MEMORY("ncclReduce", from, count, type);
+    if (receives) {
+        CHECK_MEMORY("ncclReduce", to, count, type);
+    }
+    return put(comm, stream, "ncclReduce", [=] {
+        return start_gather(comm, from, bytes, [=](const Bytes &parts) {
+            if (receives) {
+                combine(type, to, parts.data(), bytes, comm->size, count, how);
+            }
+        });
+    });
+}
+
 ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count_each, ncclDataType_t type, ncclRedOp_t how,
                                ncclComm_t comm, cudaStream_t stream) {
     Hold hold(simulator::lock);

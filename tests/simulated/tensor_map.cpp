@@ -1,4 +1,5 @@
-// See tensor_map.h. The limits are those of cuTensorMapEncodeTiled's description in CUDA's <cuda.h>.
+// See tensor_map.h. The limits are those of cuTensorMapEncodeTiled's description in CUDA's <cuda.h>: addresses, strides and the
+// rows of boxes are multiples of 16 bytes; extents are any. It makes each stride of the one before it, so none may be less.
 #include "tests/simulated/tensor_map.h"
 
 #include <cmath>
@@ -160,7 +161,8 @@ extern "C" CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType
             element_strides[i] == 0 || element_strides[i] > 8) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        if (i > 0 && (stride % 16 != 0 || stride >= (cuuint64_t)1 << 40)) {
+        cuuint64_t least = i == 0 ? element : i == 1 ? dimensions[0] * element : strides[i - 2];
+        if ((i > 0 && (stride % 16 != 0 || stride >= (cuuint64_t)1 << 40)) || stride < least) {
             return CUDA_ERROR_INVALID_VALUE;
         }
         result.dimension_less_1[i] = (uint32_t)(dimensions[i] - 1);

@@ -123,6 +123,7 @@ static double expected(const Group *group, const Trial *t, int64_t i) {
     int64_t count = what->count, own = group->rank * count;
     switch (what->operation) {
     case GROUP_ALL_REDUCE:
+    case GROUP_REDUCE:
         return what->reduce == COMM_SUM ? exact_sum(what->type, group->size, i, t->round)
                                         : exact_most(what->type, group->size, i, t->round);
     case GROUP_REDUCE_SCATTER:
@@ -150,7 +151,8 @@ static void begin(Group *group, Trial *t) {
     bool joined = what->operation == GROUP_ALL_GATHER || what->operation == GROUP_ALL_TO_ALL;
     t->in_place |= what->operation == GROUP_BROADCAST;
     t->sent = what->operation == GROUP_RECEIVE ? 0 : split ? all : what->count;
-    t->received = what->operation == GROUP_SEND ? 0 : joined ? all : what->count;
+    bool gives = what->operation == GROUP_SEND || (what->operation == GROUP_REDUCE && what->peer != group->rank);
+    t->received = gives ? 0 : joined ? all : what->count;
     int64_t held = t->in_place && t->sent > t->received ? t->sent : t->received;
     t->send_bytes = (size_t)(t->sent * bytes);
     t->receive_bytes = (size_t)(held * bytes) + 2 * GUARD;
@@ -207,7 +209,7 @@ static void end(Group *group, Trial *t) {
 }
 
 // All collective operations with their types and forms, into `out`; returns their number.
-enum { MOST_TRIALS = TYPES * 12 };
+enum { MOST_TRIALS = TYPES * 16 };
 static int list_trials(const Group *group, int64_t count, int round, Trial *out) {
     int n = 0;
     for (int k = 0; k < TYPES; k++) {
@@ -216,6 +218,9 @@ static int list_trials(const Group *group, int64_t count, int round, Trial *out)
             for (int reduce = COMM_SUM; types[k] != ELEMENT_BYTE && reduce <= COMM_MAX; reduce++) {
                 t.what.reduce = (CommReduce)reduce;
                 t.what.operation = GROUP_ALL_REDUCE;
+                out[n++] = t;
+                t.what.operation = GROUP_REDUCE;
+                t.what.peer = (round + k) % group->size;
                 out[n++] = t;
                 t.what.operation = GROUP_REDUCE_SCATTER;
                 out[n++] = t;

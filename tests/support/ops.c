@@ -266,7 +266,8 @@ static long double gated_objective(const OpCase *c, double **t) {
 
 static int embedding_forward_tensors(const OpCase *c, OpTensor *t) {
     const EmbeddingForward *a = &c->embedding_forward;
-    t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
+    t[0] = (OpTensor){
+        .name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->tokens_most > 0 ? a->tokens_most : a->vocabulary};
     t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, a->positions_most};
     t[2] = (OpTensor){.name = "token_table", OP_INPUT, OP_COMPUTE, a->vocabulary * a->width};
     t[3] = (OpTensor){.name = "position_table", OP_INPUT, OP_COMPUTE, c->bare ? 0 : a->positions_most * a->width};
@@ -281,7 +282,8 @@ static void embedding_forward_run(Device *device, const OpCase *c, void **t) {
 
 static int embedding_backward_tensors(const OpCase *c, OpTensor *t) {
     const EmbeddingBackward *a = &c->embedding_backward;
-    t[0] = (OpTensor){.name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->vocabulary};
+    t[0] = (OpTensor){
+        .name = "tokens", OP_INPUT, OP_INT32, a->rows, OP_INDEX, a->tokens_most > 0 ? a->tokens_most : a->vocabulary};
     t[1] = (OpTensor){.name = "positions", OP_INPUT, OP_INT32, c->bare ? 0 : a->rows, OP_INDEX, a->positions_most};
     t[2] = (OpTensor){.name = "dy", OP_INPUT, OP_COMPUTE, a->rows * a->width};
     t[3] = (OpTensor){.name = "dtoken_table", OP_UPDATE, OP_FLOAT, c->frozen ? 0 : a->vocabulary * a->width};
@@ -296,7 +298,13 @@ static void embedding_backward_run(Device *device, const OpCase *c, void **t) {
 static long double embedding_objective(const OpCase *c, double **t) {
     // The tables of the forward pass stand where the backward pass has their gradients.
     const EmbeddingBackward *a = &c->embedding_backward;
-    OpCase forward = {.bare = c->bare, .embedding_forward = {.rows = a->rows, .width = a->width, .scale = a->scale}};
+    OpCase forward = {.bare = c->bare,
+                      .embedding_forward = {.rows = a->rows,
+                                            .width = a->width,
+                                            .vocabulary = a->vocabulary,
+                                            .scale = a->scale,
+                                            .first = a->first,
+                                            .tokens_most = a->tokens_most}};
     double *y = memory_new((size_t)(a->rows * a->width) + 1, sizeof *y);
     double *none = c->frozen ? memory_zeroed((size_t)(a->vocabulary * a->width) + 1, sizeof *none) : NULL;
     double *tensors[] = {t[0], t[1], c->frozen ? none : t[3], t[4], y};
@@ -492,6 +500,23 @@ KIND(copy_rows);
         {.kind = &gated_forward, .gated_forward = {which, R, F}}, {.kind = &gated_backward, .gated_backward = {which, R, F}},  \
     {                                                                                                                          \
         .kind = &gated_backward, .gated_backward = { which, 67, 131 }                                                          \
+    }
+// A table of V tokens from `first` on, of `most`.
+#define EMBEDDING_CUT(R, C, V, P, FIRST, MOST)                                                                                 \
+    {.kind = &embedding_forward, .embedding_forward = {R, C, V, P, .scale = 0.5f, .first = FIRST, .tokens_most = MOST}},       \
+        {.kind = &embedding_forward,                                                                                           \
+         .bare = true,                                                                                                         \
+         .embedding_forward = {R, C, V, .scale = 0.5f, .first = FIRST, .tokens_most = MOST}},                                  \
+        {.kind = &embedding_backward, .embedding_backward = {R, C, V, P, .scale = 0.5f, .first = FIRST, .tokens_most = MOST}}, \
+    {                                                                                                                          \
+        .kind = &embedding_backward, .bare = true, .embedding_backward = {                                                     \
+            R,                                                                                                                 \
+            C,                                                                                                                 \
+            V,                                                                                                                 \
+            .scale = 0.5f,                                                                                                     \
+            .first = FIRST,                                                                                                    \
+            .tokens_most = MOST                                                                                                \
+        }                                                                                                                      \
     }
 #define EMBEDDING(R, C, V, P, S)                                                                                               \
     {.kind = &embedding_forward, .embedding_forward = {R, C, V, P, .scale = S}},                                               \
@@ -714,5 +739,12 @@ const OpCase op_cases[] = {
     DECODE(false, 3, 300, 6, 2, 64, .window = 90),
     DECODE(false, 2, 41, 4, 1, 5, .softcap = 3.0f),
     DECODE(false, 1, 1030, 2, 1, 128),
+    // Heads and a vocabulary that are cut over ranks.
+    ATTENTION(2, 63, 4, 1, 32, 0.1767767f, .dropout = 0.2f, .seed = 7, .first_sample = 3, .first_head = 8, .all_heads = 12),
+    ATTENTION(2, 40, 2, 1, 24, 0.2f, .dropout = 0.3f, .seed = 9, .first_sample = 5, .first_head = 1, .all_heads = 3),
+    EMBEDDING_CUT(300, 64, 400, 13, 300, 1000),
+    EMBEDDING_CUT(2111, 40, 500, 13, 0, 1031),
+    EMBEDDING_CUT(129, 17, 5, 129, 8, 31),
+    EMBEDDING_CUT(4096, 8, 3, 513, 509, 512),
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;

@@ -50,8 +50,9 @@ static REAL kept(const AttentionShape *s, int64_t b, int64_t h, int64_t q, int64
     if (s->dropout == 0) {
         return 1;
     }
-    uint64_t t = (uint64_t)(s->length > 0 ? s->length : s->keys), heads = (uint64_t)s->heads, start = (uint64_t)s->key_first;
-    uint64_t head = (s->first_sample + (uint64_t)b) * heads + (uint64_t)h;
+    uint64_t t = (uint64_t)(s->length > 0 ? s->length : s->keys), start = (uint64_t)s->key_first;
+    uint64_t heads = (uint64_t)(s->all_heads > 0 ? s->all_heads : s->heads);
+    uint64_t head = (s->first_sample + (uint64_t)b) * heads + (uint64_t)s->first_head + (uint64_t)h;
     Philox r = philox(s->seed, s->stream, head * t * t + (start + (uint64_t)q) * t + start + (uint64_t)k);
     return philox_unit(r.word[0]) >= (double)s->dropout ? 1 / (1 - R(s->dropout)) : 0;
 }
@@ -319,9 +320,11 @@ void REFERENCE(embedding_forward)(const OpCase *c, REAL **t) {
     const EmbeddingForward *a = &c->embedding_forward;
     const int32_t *tokens = (const void *)t[0], *positions = (const void *)t[1];
     for (int64_t r = 0; r < a->rows; r++) {
+        int64_t token = tokens[r] - a->first;
+        bool here = token >= 0 && token < a->vocabulary;
         for (int64_t i = 0; i < a->width; i++) {
             t[4][r * a->width + i] =
-                R(a->scale) * t[2][tokens[r] * a->width + i] + (c->bare ? 0 : t[3][positions[r] * a->width + i]);
+                (here ? R(a->scale) * t[2][token * a->width + i] : 0) + (c->bare ? 0 : t[3][positions[r] * a->width + i]);
         }
     }
 }
@@ -330,9 +333,11 @@ void REFERENCE(embedding_backward)(const OpCase *c, REAL **t) {
     const EmbeddingBackward *a = &c->embedding_backward;
     const int32_t *tokens = (const void *)t[0], *positions = (const void *)t[1];
     for (int64_t r = 0; r < a->rows; r++) {
+        int64_t token = tokens[r] - a->first;
+        bool here = token >= 0 && token < a->vocabulary;
         for (int64_t i = 0; i < a->width; i++) {
-            if (!c->frozen) {
-                t[3][tokens[r] * a->width + i] += R(a->scale) * t[2][r * a->width + i];
+            if (!c->frozen && here) {
+                t[3][token * a->width + i] += R(a->scale) * t[2][r * a->width + i];
             }
             if (!c->bare) {
                 t[4][positions[r] * a->width + i] += t[2][r * a->width + i];

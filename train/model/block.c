@@ -14,19 +14,26 @@
 
 // ---- Small steps
 
+void block_copy(const Pass *pass, const void *from, void *to) {
+    Device *device = pass->model->device;
+    int64_t row = pass->model->here.width * data_type_bytes(device->type);
+    device->op->copy_rows(device, &(CopyRows){pass->own_rows, row, from, row, to, row});
+}
+
 void block_drop(const Pass *pass, int64_t layer, DropoutSite site, void *x) {
-    const ModelConfig *config = &pass->model->config;
+    const ModelConfig *config = &pass->model->here;
     Device *device = pass->model->device;
     uint64_t which = (uint64_t)layer * SITE_COUNT + site;
+    uint64_t first = pass->batch.first_sample * (uint64_t)pass->batch.length + (uint64_t)pass->own_first;
     if (pass->dropout == 0) {
         return;
     }
     device->op->dropout(device, &(Dropout){
-                                    .count = pass->rows * config->width,
+                                    .count = pass->own_rows * config->width,
                                     .probability = pass->dropout,
                                     .seed = pass->seed,
                                     .stream = philox_stream(RANDOM_DROPOUT, which),
-                                    .first = pass->batch.first_sample * (uint64_t)(pass->batch.length * config->width),
+                                    .first = first * (uint64_t)config->width,
                                     .x = x,
                                 });
 }
@@ -34,10 +41,10 @@ void block_drop(const Pass *pass, int64_t layer, DropoutSite site, void *x) {
 void block_norm(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, void *y, float *mean,
                 float *rstd) {
     model->device->op->norm_forward(model->device, &(NormForward){
-                                                       .kind = (NormKind)model->config.norm,
+                                                       .kind = (NormKind)model->here.norm,
                                                        .rows = rows,
-                                                       .width = model->config.width,
-                                                       .epsilon = (float)model->config.norm_epsilon,
+                                                       .width = model->here.width,
+                                                       .epsilon = (float)model->here.norm_epsilon,
                                                        .x = x,
                                                        .weight = weights_row(&model->weights, weight),
                                                        .bias = weights_row(&model->weights, bias),
@@ -51,9 +58,9 @@ void block_norm_backward(const Pass *pass, int32_t weight, int32_t bias, const v
                          const void *dy, bool accumulate) {
     const Model *model = pass->model;
     model->device->op->norm_backward(model->device, &(NormBackward){
-                                                        .kind = (NormKind)model->config.norm,
-                                                        .rows = pass->rows,
-                                                        .width = model->config.width,
+                                                        .kind = (NormKind)model->here.norm,
+                                                        .rows = pass->own_rows,
+                                                        .width = model->here.width,
                                                         .dy = dy,
                                                         .x = x,
                                                         .weight = weights_row(&model->weights, weight),
@@ -117,7 +124,7 @@ static void project_weights(const Pass *pass, int32_t weight, int32_t bias, cons
 
 static void rotate(const Pass *pass, void *qkv, bool inverse) {
     const Model *model = pass->model;
-    const ModelConfig *config = &model->config;
+    const ModelConfig *config = &model->here;
     if (config->position != POSITION_ROTARY) {
         return;
     }
@@ -138,7 +145,7 @@ static void rotate(const Pass *pass, void *qkv, bool inverse) {
 // ---- Attention
 
 static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
-    const ModelConfig *config = &pass->model->config;
+    const ModelConfig *config = &pass->model->here;
     return (AttentionShape){
         .batch = pass->batch.sequences,
         .queries = pass->batch.length,
@@ -152,20 +159,22 @@ static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
         .seed = pass->seed,
         .stream = philox_stream(RANDOM_DROPOUT, (uint64_t)layer * SITE_COUNT + SITE_ATTENTION),
         .first_sample = pass->batch.first_sample,
+        .first_head = (int32_t)(config->heads * pass->model->options.tensor.rank),
+        .all_heads = (int32_t)pass->model->config.heads,
     };
 }
 
 // Where a sequence's part of a layer's cache starts, in elements.
 static int64_t cache_at(const Pass *pass, int64_t layer, int64_t sequence) {
     const KeyCache *cache = pass->cache;
-    int64_t row = pass->model->config.groups * pass->model->config.head_width;
+    int64_t row = pass->model->here.groups * pass->model->here.head_width;
     int64_t each = (cache->batch * cache->capacity * row + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
     return layer * each + sequence * cache->capacity * row;
 }
 
 // Appends the keys and values of this pass to the cache. True where they are all that it holds.
 static bool remember(const Pass *pass, int64_t layer, const char *qkv) {
-    const ModelConfig *config = &pass->model->config;
+    const ModelConfig *config = &pass->model->here;
     const KeyCache *cache = pass->cache;
     Device *device = pass->model->device;
     int64_t element = data_type_bytes(device->type), row = config->groups * config->head_width * element;
@@ -191,7 +200,7 @@ static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) 
     AttentionRows rows = attention_packed(&shape, device->type, at->qkv);
     if (cache != NULL && !remember(pass, layer, at->qkv)) {
         int64_t start = cache_at(pass, layer, pass->first_cached) * data_type_bytes(device->type);
-        int64_t token = pass->model->config.groups * pass->model->config.head_width;
+        int64_t token = pass->model->here.groups * pass->model->here.head_width;
         rows.k = cache->keys + start;
         rows.v = cache->values + start;
         rows.k_stride = rows.v_stride = (HeadStrides){token, cache->capacity * token};
@@ -204,22 +213,29 @@ static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) 
 
 // ---- Forward
 
-// to = from + dropout(x W^T + bias). Without dropout the sum is part of the product and `to` may be `from`.
+// to = from + dropout(x W^T + bias). On one rank without dropout the sum is part of the product. `to` may be `from` where the
+// pass has no dropout.
 static void project_into_stream(const Pass *pass, int64_t layer, DropoutSite site, int32_t weight, int32_t bias, const void *x,
                                 const void *from, void *to) {
     Device *device = pass->model->device;
-    MatmulForward product = projection(pass, weight, bias, x, to);
-    product.residual = pass->dropout > 0 ? NULL : from;
+    bool cut = pass_is_cut(pass), first = pass->model->options.tensor.rank == 0;
+    MatmulForward product = projection(pass, weight, first ? bias : -1, x, cut ? pass->workspace->partial : to);
+    product.residual = cut || pass->dropout > 0 ? NULL : from;
     project(pass, product);
-    if (pass->dropout > 0) {
-        block_drop(pass, layer, site, to);
-        device->op->add(device, pass->rows * pass->model->config.width, from, to);
+    if (!cut && pass->dropout == 0) {
+        return;
     }
+    void *branch = cut ? pass_reduce(pass, pass->workspace->partial) : to;
+    block_drop(pass, layer, site, branch);
+    if (cut && to != from) {
+        block_copy(pass, from, to);
+    }
+    device->op->add(device, pass->own_rows * pass->model->here.width, cut ? branch : from, to);
 }
 
 // inner = activation of pre, or of its gated halves.
 static void activate(const Pass *pass, const LayerActivations *at) {
-    const ModelConfig *config = &pass->model->config;
+    const ModelConfig *config = &pass->model->here;
     Device *device = pass->model->device;
     if (config->gated) {
         device->op->gated_forward(device, &(GatedForward){
@@ -240,28 +256,30 @@ static void activate(const Pass *pass, const LayerActivations *at) {
 }
 
 static void attention_norm(const Pass *pass, const LayerParams *p, const LayerActivations *at) {
-    block_norm(pass->model, pass->rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1, at->rstd1);
+    block_norm(pass->model, pass->own_rows, p->attention_norm, p->attention_norm_bias, at->input, at->norm1, at->mean1,
+               at->rstd1);
 }
 
 static void mlp_norm(const Pass *pass, const LayerParams *p, const LayerActivations *at) {
-    block_norm(pass->model, pass->rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
+    block_norm(pass->model, pass->own_rows, p->mlp_norm, p->mlp_norm_bias, at->middle, at->norm2, at->mean2, at->rstd2);
 }
 
 // Everything that backward reads: all but the projection into the output.
 static void forward_kept(const Pass *pass, int64_t layer, const LayerActivations *at) {
-    const ModelConfig *config = &pass->model->config;
+    const ModelConfig *config = &pass->model->here;
     const LayerParams *p = &pass->model->table.layers[layer];
     attention_norm(pass, p, at);
-    project(pass, projection(pass, p->qkv, p->qkv_bias, at->norm1, at->qkv));
+    project(pass, projection(pass, p->qkv, p->qkv_bias, pass_gather(pass, at->norm1, pass->workspace->whole), at->qkv));
     rotate(pass, at->qkv, false);
     attend(pass, layer, at);
     project_into_stream(pass, layer, SITE_ATTENTION_BRANCH, p->out, p->out_bias, at->attention, at->input, at->middle);
     mlp_norm(pass, p, at);
+    const void *x = pass_gather(pass, at->norm2, pass->workspace->whole);
     if (config->gated && !pass->model->device->op->gated_products) {
-        project(pass, projection(pass, p->up, p->up_bias, at->norm2, at->pre));
+        project(pass, projection(pass, p->up, p->up_bias, x, at->pre));
         activate(pass, at);
     } else {
-        MatmulForward up = projection(pass, p->up, p->up_bias, at->norm2, at->inner);
+        MatmulForward up = projection(pass, p->up, p->up_bias, x, at->inner);
         up.gated = config->gated;
         up.activation = (Activation)config->activation;
         up.pre = at->pre;
@@ -283,7 +301,7 @@ void block_forward(const Pass *pass, int64_t layer) {
 static const void *branch_gradient(const Pass *pass, int64_t layer, DropoutSite site, void *kept) {
     Device *device = pass->model->device;
     const Workspace *w = pass->workspace;
-    int64_t count = pass->rows * pass->model->config.width;
+    int64_t count = pass->own_rows * pass->model->here.width;
     void *branch = kept != NULL ? kept : w->dbranch;
     if (kept == NULL && pass->dropout == 0) {
         return w->dstream;
@@ -294,9 +312,18 @@ static const void *branch_gradient(const Pass *pass, int64_t layer, DropoutSite 
     return branch;
 }
 
-// From the gradient of the feed-forward branch to that of its norm's output, in dnarrow.
+// The gradient of a norm's output [R,C], which the projections behind it give in parts: where they go, and of own rows what the
+// ranks' parts add up to.
+static void *parts_to(const Pass *pass) {
+    return pass_is_cut(pass) ? pass->workspace->partial : pass->workspace->dnarrow;
+}
+static const void *parts_summed(const Pass *pass) {
+    return pass_is_cut(pass) ? pass_reduce(pass, pass->workspace->partial) : pass->workspace->dnarrow;
+}
+
+// From the gradient of the feed-forward branch to that of its norm's output, in parts_to.
 static void mlp_inputs(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
-    const ModelConfig *config = &pass->model->config;
+    const ModelConfig *config = &pass->model->here;
     const Workspace *w = pass->workspace;
     Device *device = pass->model->device;
     Activation activation = (Activation)config->activation;
@@ -312,7 +339,7 @@ static void mlp_inputs(const Pass *pass, const LayerParams *p, const LayerActiva
         const void *pre = activation == ACTIVATION_NONE && !config->gated ? NULL : at->pre;
         project_inputs(pass, p->down, dbranch, activation, config->gated, pre, at->dpre);
     }
-    project_inputs(pass, p->up, at->dpre, ACTIVATION_NONE, false, NULL, w->dnarrow);
+    project_inputs(pass, p->up, at->dpre, ACTIVATION_NONE, false, NULL, parts_to(pass));
 }
 
 static void mlp_weights(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
@@ -321,10 +348,10 @@ static void mlp_weights(const Pass *pass, const LayerParams *p, const LayerActiv
         activate(pass, at);
     }
     project_weights(pass, p->down, p->down_bias, at->inner, dbranch);
-    project_weights(pass, p->up, p->up_bias, at->norm2, at->dpre);
+    project_weights(pass, p->up, p->up_bias, pass_gather(pass, at->norm2, pass->workspace->whole), at->dpre);
 }
 
-// From the gradient of the attention branch to that of its norm's output, in dnarrow.
+// From the gradient of the attention branch to that of its norm's output, in parts_to.
 static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams *p, const LayerActivations *at,
                              const void *dbranch) {
     Device *device = pass->model->device;
@@ -341,7 +368,7 @@ static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams 
                                                .any_order = !pass->model->options.deterministic,
                                            });
     rotate(pass, at->dqkv, true);
-    project_inputs(pass, p->qkv, at->dqkv, ACTIVATION_NONE, false, NULL, w->dnarrow);
+    project_inputs(pass, p->qkv, at->dqkv, ACTIVATION_NONE, false, NULL, parts_to(pass));
 }
 
 static void attention_weights(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
@@ -349,36 +376,40 @@ static void attention_weights(const Pass *pass, const LayerParams *p, const Laye
         attention_norm(pass, p, at);
     }
     project_weights(pass, p->out, p->out_bias, at->attention, dbranch);
-    project_weights(pass, p->qkv, p->qkv_bias, at->norm1, at->dqkv);
+    project_weights(pass, p->qkv, p->qkv_bias, pass_gather(pass, at->norm1, pass->workspace->whole), at->dqkv);
 }
 
 void block_backward(const Pass *pass, int64_t layer, Gradients which) {
     const LayerParams *p = &pass->model->table.layers[layer];
     const LayerActivations *at = pass_layer(pass, layer);
-    const void *dnarrow = pass->workspace->dnarrow, *dbranch = at->dmlp;
+    void *whole = pass->workspace->whole;
+    const void *dbranch;
     bool inputs = which & GRADIENTS_OF_INPUTS, weights = which & GRADIENTS_OF_WEIGHTS;
     if (pass->workspace->options.recompute == RECOMPUTE_FULL) {
         forward_kept(pass, layer, at);
     }
+    dbranch = inputs ? branch_gradient(pass, layer, SITE_MLP_BRANCH, at->dmlp) : at->dmlp;
+    dbranch = pass_gather(pass, dbranch, whole);
     if (inputs) {
-        dbranch = branch_gradient(pass, layer, SITE_MLP_BRANCH, at->dmlp);
         mlp_inputs(pass, p, at, dbranch);
     }
     if (weights) {
         mlp_weights(pass, p, at, dbranch);
     }
     if (inputs) {
-        block_norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, dnarrow, true);
+        const void *dnorm = parts_summed(pass);
+        block_norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, dnorm, true);
     }
-    dbranch = at->dattention;
+    dbranch = inputs ? branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, at->dattention) : at->dattention;
+    dbranch = pass_gather(pass, dbranch, whole);
     if (inputs) {
-        dbranch = branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, at->dattention);
         attention_inputs(pass, layer, p, at, dbranch);
     }
     if (weights) {
         attention_weights(pass, p, at, dbranch);
     }
     if (inputs) {
-        block_norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1, dnarrow, true);
+        const void *dnorm = parts_summed(pass);
+        block_norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1, dnorm, true);
     }
 }

@@ -15,8 +15,18 @@ typedef enum DropoutSite {
 void block_forward(const Pass *pass, int64_t layer);
 void block_backward(const Pass *pass, int64_t layer, Gradients which);
 
-// What stands around the layers uses too: dropout of rows [R,C] in place (nothing where the pass has none), a norm, and the way
-// back through one into dstream (+= where accumulate).
+// Whether this is one of several tensor-parallel ranks. Then: the stream's rows [own_rows,C] of all ranks, in `whole` [R,C]
+// where it is cut (else `own` itself is returned); and sums [R,C] of which every rank has a part: returned is the sum, of own
+// rows, which lies within `partial`. See tensor.h.
+bool pass_is_cut(const Pass *pass);
+const void *pass_gather(const Pass *pass, const void *own, void *whole);
+void *pass_reduce(const Pass *pass, void *partial);
+// ClassifierShare.all_reduce; the context is the pass.
+void pass_reduce_losses(void *context, float *values, int64_t count, bool maximum);
+
+// What stands around the layers uses too, of own rows of the stream: a copy, dropout in place (nothing where the pass has
+// none), a norm, and the way back through one into dstream (+= where accumulate).
+void block_copy(const Pass *pass, const void *from, void *to);
 void block_drop(const Pass *pass, int64_t layer, DropoutSite site, void *x);
 void block_norm(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, void *y, float *mean,
                 float *rstd);

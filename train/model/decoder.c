@@ -23,9 +23,10 @@ struct Decoder {
     int64_t arena_bytes;
 };
 
-// One workspace serves a prompt of one sequence and a step of all: at least B rows.
-static void lay_out(Decoder *d, const ModelConfig *config, const Machine *machine, Layout *layout) {
-    int64_t batch = d->cache.batch, capacity = d->cache.capacity, row = config->groups * config->head_width;
+// One workspace serves a prompt of one sequence and a step of all: at least B rows. `here`: of the config, what this rank has.
+static void lay_out(Decoder *d, const ModelConfig *config, const ModelConfig *here, const TensorShare *tensor,
+                    const Machine *machine, Layout *layout) {
+    int64_t batch = d->cache.batch, capacity = d->cache.capacity, row = here->groups * here->head_width;
     int64_t element = data_type_bytes(machine->type), most = capacity > batch ? capacity : batch;
     int64_t scratch = sample_scratch_bytes(machine->kind != DEVICE_CPU, batch, config->vocabulary);
     d->cache.keys = layout_take(layout, "keys of samples", config->layers, batch * capacity, row, element);
@@ -37,15 +38,20 @@ static void lay_out(Decoder *d, const ModelConfig *config, const Machine *machin
     d->drawn = layout_take(layout, "drawn tokens", 1, batch, 1, sizeof *d->drawn);
     d->tokens = layout_take(layout, "tokens", 1, most, 1, sizeof(int32_t));
     d->positions = layout_take(layout, "positions", 1, most, 1, sizeof(int32_t));
-    WorkspaceOptions options = {.sequences = 1, .length = most, .forward_only = true, .head_rows = -1};
-    workspace_lay_out(&d->workspace, machine, config, &options, layout);
+    WorkspaceOptions options = {.sequences = 1, .length = most, .forward_only = true, .head_rows = -1, .tensor = *tensor};
+    options.tensor.cut_rows = false;  // one row cannot be cut
+    workspace_lay_out(&d->workspace, machine, here, &options, layout);
 }
 
-void decoder_plan(const ModelConfig *config, const Machine *machine, int64_t batch, int64_t capacity, MemoryPlan *plan) {
+void decoder_plan(const ModelConfig *config, const TensorShare *tensor, const Machine *machine, int64_t batch, int64_t capacity,
+                  MemoryPlan *plan) {
+    ModelConfig here;
+    Error *error = tensor_config(config, tensor, &here);
+    ensure(error == NULL, "%s", error->message);
     Decoder decoder = {.cache = {.batch = batch, .capacity = capacity}};
     MemoryPlan own = {0};
     Layout layout = {.plan = &own};
-    lay_out(&decoder, config, machine, &layout);
+    lay_out(&decoder, config, &here, tensor, machine, &layout);
     memory_plan_add(plan, "sample texts", layout.used, "%lld x %lld tokens, keys, values and a pass", (long long)batch,
                     (long long)capacity);
 }
@@ -56,12 +62,12 @@ static Error *allocate(Decoder *d) {
     Layout layout = {.plan = &plan};
     Machine machine = machine_of(model->device, 1, 1);
     memory_plan_add_host(&plan, machine.kind, "program", machine.program, "so far");
-    lay_out(d, &model->config, &machine, &layout);
+    lay_out(d, &model->config, &model->here, &model->options.tensor, &machine, &layout);
     TRY(memory_plan_check(&plan, &machine));
     TRY(device_allocate(model->device, (size_t)layout.used, &d->arena));
     d->arena_bytes = layout.used;
     layout = (Layout){.base = d->arena};
-    lay_out(d, &model->config, &machine, &layout);
+    lay_out(d, &model->config, &model->here, &model->options.tensor, &machine, &layout);
     d->workspace.device = model->device;
     return NULL;
 }

@@ -21,10 +21,22 @@ static Storage storage_of(const ModelOptions *options, DataType type) {
 Placement model_placement(const ParamTable *table, const ModelOptions *options, DataType type) {
     Storage storage = storage_of(options, type);
     RankShare share = rank_share_whole(table);
+    if (options->tensor.ranks > 1) {
+        share.tensor = options->tensor.rank;
+        share.tensor_ranks = options->tensor.ranks;
+    }
+    if (options->shards > 1) {
+        share.shard = options->shard;
+        share.shards = options->shards;
+    }
     Placement placement;
     Error *error = placement_create(table, &storage, &share, &placement);
-    ensure(error == NULL, "%s", error->message);  // nothing is cut
+    ensure(error == NULL, "%s", error->message);  // tensor_config has seen to it
     return placement;
+}
+
+static bool cuts_rows(const Model *model) {
+    return model->options.tensor.cut_rows && !model->options.forward_only;
 }
 
 // Everything that a model's arena holds. With layout->base NULL it only counts.
@@ -34,11 +46,14 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
                               .length = options->length,
                               .recompute = options->recompute,
                               .forward_only = options->forward_only,
-                              .head_rows = options->head_rows};
+                              .head_rows = options->head_rows,
+                              .tensor = options->tensor};
     Placement placement = model_placement(&model->table, options, machine->type);
     weights_lay_out(&model->weights, &model->table, placement, layout);
     model->control = layout_take(layout, "state of the step", 1, 1, 1, sizeof *model->control);
-    workspace_lay_out(&model->workspace, machine, &model->config, &space, layout);
+    model->norm_gradients = layout_take(layout, "gradients of norms", cuts_rows(model), 4 * model->config.layers + 2,
+                                        model->config.width, sizeof(float));
+    workspace_lay_out(&model->workspace, machine, &model->here, &space, layout);
 }
 
 // Sizes the arena and fills the plan.
@@ -65,6 +80,8 @@ static int64_t plan_arena(Model *model, const Machine *machine, MemoryPlan *plan
 
 void model_plan(const ModelConfig *config, const ModelOptions *options, const Machine *machine, MemoryPlan *out) {
     Model model = {.config = *config, .options = *options};
+    Error *error = tensor_config(config, &model.options.tensor, &model.here);
+    ensure(error == NULL, "%s", error->message);
     params_create(config, &model.table);
     plan_arena(&model, machine, out);
     params_free(&model.table);
@@ -101,8 +118,10 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     model->config = *config;
     model->options = *options;
     params_create(config, &model->table);
+    model->tensor = memory_zeroed(1, sizeof *model->tensor);
     Machine machine = machine_of(device, 1, 1);
-    Error *error = allocate(model, &machine);
+    Error *error = tensor_config(config, &options->tensor, &model->here);
+    error = error == NULL ? allocate(model, &machine) : error;
     if (error != NULL) {
         model_destroy(model);
         return error;
@@ -131,6 +150,10 @@ void model_destroy(Model *model) {
     workspace_free(&model->workspace);
     weights_free(&model->weights);
     params_free(&model->table);
+    if (model->tensor != NULL) {
+        error_free(model->tensor->failed);
+        free(model->tensor);
+    }
     free(model);
 }
 
@@ -139,6 +162,41 @@ void model_initialise(Model *model, uint64_t seed) {
 }
 
 // ---- Whole passes
+
+// Copies the gradients of norm row `row` to the next place of model->norm_gradients, or back from it.
+static void copy_norm(Model *model, int32_t row, bool back, int64_t *place) {
+    float *gradient = weights_gradient(&model->weights, row), *packed = model->norm_gradients + *place;
+    int64_t bytes = model->config.width * (int64_t)sizeof(float);
+    if (gradient != NULL) {
+        CopyRows copy = {1, bytes, back ? packed : gradient, bytes, back ? gradient : packed, bytes};
+        model->device->op->copy_rows(model->device, &copy);
+        *place += model->config.width;
+    }
+}
+
+static int64_t copy_norms(Model *model, bool back) {
+    const ParamTable *table = &model->table;
+    int64_t place = 0;
+    for (int64_t layer = 0; layer < table->layer_count; layer++) {
+        const LayerParams *p = &table->layers[layer];
+        const int32_t norms[] = {p->attention_norm, p->attention_norm_bias, p->mlp_norm, p->mlp_norm_bias};
+        for (int i = 0; i < 4; i++) {
+            copy_norm(model, norms[i], back, &place);
+        }
+    }
+    copy_norm(model, table->final_norm, back, &place);
+    copy_norm(model, table->final_norm_bias, back, &place);
+    return place;
+}
+
+void model_sum_tensor_gradients(Model *model) {
+    TensorRanks *tensor = model->tensor;
+    if (cuts_rows(model) && tensor->failed == NULL) {
+        int64_t count = copy_norms(model, false);
+        tensor->failed = group_all_reduce(tensor->group, ELEMENT_FP32, COMM_SUM, model->norm_gradients, count);
+        copy_norms(model, true);
+    }
+}
 
 static void announce(const Model *model, const StepOptions *options, int32_t row) {
     if (options->gradients_final != NULL) {
@@ -225,6 +283,10 @@ char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64
     if (error != NULL) {
         error_free(error);
         return memory_string("there is no memory to look for the layer");
+    }
+    if (model->options.tensor.cut_rows) {
+        device_release(model->device, logits, bytes);
+        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
     }
     Range rows = {sequence * batch->length, (sequence + 1) * batch->length};
     char *where = pass_not_finite(&pass, rows, rows.begin + token, logits);

@@ -18,6 +18,7 @@
 //     model_receive_control(model, &control);
 #pragma once
 
+#include "train/model/tensor.h"
 #include "train/model/weights.h"
 #include "train/model/workspace.h"
 
@@ -32,16 +33,21 @@ typedef struct ModelOptions {
     bool deterministic;  // gradients are the same bits each time; else AttentionBackward.any_order
     double weight_decay;
     MomentType moments;
+    TensorShare tensor;  // ranks 0 or 1: this rank has everything
+    int shard, shards;   // of the optimizer's state; shards 0 or 1: this rank keeps all
 } ModelOptions;
 
 typedef struct Model {
     Device *device;
-    ModelConfig config;
+    ModelConfig config;  // of the whole model
+    ModelConfig here;    // of what this rank has of it: see tensor_config
     ModelOptions options;
+    TensorRanks *tensor;  // its groups are set by whoever made it, before the first pass
     ParamTable table;
     ModelWeights weights;
     Workspace workspace;
-    StepControl *control;  // device memory
+    StepControl *control;   // device memory
+    float *norm_gradients;  // where tensor-parallel ranks sum them, NULL where they do not
     MemoryPlan plan;
     void *arena;  // of weights, workspace and control
     int64_t arena_bytes;
@@ -65,6 +71,10 @@ void model_destroy(Model *model);
 
 void model_initialise(Model *model, uint64_t seed);
 
+// Makes the gradients of rows that are not cut whole, where tensor-parallel ranks have the stream's rows each: sums of norms
+// over the ranks. Once a step, after its last micro-batch; see tensor.h for errors.
+void model_sum_tensor_gradients(Model *model);
+
 // ---- A step (step.c)
 
 // Zeroes the sums of the control and sets its learning rate. Waits for nothing, allocates nothing; not part of a recording.
@@ -77,8 +87,15 @@ typedef struct UpdateOptions {
     uint64_t seed;  // of stochastic rounding
 } UpdateOptions;
 
-// From the summed gradients and control sums to new parameters (or a skipped update): see StepDecide and OptimizerUpdate.
+// What went wrong between tensor-parallel ranks since it was last asked; NULL: nothing.
+Error *model_tensor_error(Model *model) MUST_CHECK;
+
+// From the summed gradients and control sums to new parameters (or a skipped update): see StepDecide and OptimizerUpdate. Of
+// state in shards only this rank's gradients are looked at, and only its parameters are new: model_share_weights brings the
+// others' from the ranks of `owners`, rank r of which has shard r.
 void model_finish_step(Model *model, const UpdateOptions *options);
+
+Error *model_share_weights(Model *model, Group *owners) MUST_CHECK;
 
 // Starts to bring the control back; at most two may be under way.
 void model_send_control(Model *model);

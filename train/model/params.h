@@ -32,8 +32,8 @@ typedef enum ParamUpdate {
 enum { CUT_NONE = -1, CUT_ROWS = 0, CUT_COLUMNS = 1 };
 
 // A fused tensor is made of parts, one after another along its rows; most tensors are one part. Tensor parallelism over N ranks
-// cuts each part into N equal ones along dimension `cut`, between units. Published models' names, adapters and matrix
-// optimizers see the same parts.
+// cuts each part into N along dimension `cut`, between units (tensor_cut of tensor.h). Published models' names, adapters and
+// matrix optimizers see the same parts.
 typedef struct ParamPart {
     const char *name;    // "query"; "" where the tensor is one part
     int64_t begin, end;  // rows

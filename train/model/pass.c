@@ -8,7 +8,15 @@ Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch) 
     ensure(batch->length <= options->length && batch->sequences * batch->length <= options->sequences * options->length,
            "a batch of %lld x %lld tokens in a workspace for %lld x %lld", (long long)batch->sequences,
            (long long)batch->length, (long long)options->sequences, (long long)options->length);
-    return (Pass){.model = model, .workspace = workspace, .batch = *batch, .rows = batch->sequences * batch->length};
+    const TensorShare *tensor = &options->tensor;
+    int64_t rows = batch->sequences * batch->length, parts = tensor->cut_rows ? tensor->ranks : 1, own = rows / parts;
+    ensure(rows % parts == 0, "%lld rows among %d tensor-parallel ranks", (long long)rows, tensor->ranks);
+    return (Pass){.model = model,
+                  .workspace = workspace,
+                  .batch = *batch,
+                  .rows = rows,
+                  .own_first = tensor->cut_rows ? tensor->rank * own : 0,
+                  .own_rows = own};
 }
 
 Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed) {
@@ -28,37 +36,99 @@ const LayerActivations *pass_layer(const Pass *pass, int64_t layer) {
     return pass->keeps ? &workspace->layers[layer - layers.begin] : &workspace->shared;
 }
 
+// ---- What tensor-parallel ranks exchange
+
+bool pass_is_cut(const Pass *pass) {
+    return pass->workspace->options.tensor.ranks > 1;
+}
+
+static bool cuts_rows(const Pass *pass) {
+    return pass->workspace->options.tensor.cut_rows;
+}
+
+static void exchange(const Pass *pass, const Collective *what) {
+    TensorRanks *tensor = pass->model->tensor;
+    if (tensor->failed == NULL) {
+        tensor->failed = group_run(tensor->group, what);
+    }
+}
+
+const void *pass_gather(const Pass *pass, const void *own, void *whole) {
+    if (!cuts_rows(pass)) {
+        return own;
+    }
+    exchange(pass, &(Collective){.operation = GROUP_ALL_GATHER,
+                                 .type = element_of(pass->model->device->type),
+                                 .count = pass->own_rows * pass->model->config.width,
+                                 .send = own,
+                                 .receive = whole});
+    return whole;
+}
+
+void *pass_reduce(const Pass *pass, void *partial) {
+    Device *device = pass->model->device;
+    int64_t width = pass->model->config.width;
+    void *own = (char *)partial + pass->own_first * width * data_type_bytes(device->type);
+    if (pass_is_cut(pass)) {
+        exchange(pass, &(Collective){.operation = cuts_rows(pass) ? GROUP_REDUCE_SCATTER : GROUP_ALL_REDUCE,
+                                     .type = element_of(device->type),
+                                     .count = pass->own_rows * width,
+                                     .send = partial,
+                                     .receive = own});
+    }
+    return own;
+}
+
+void pass_reduce_losses(void *context, float *values, int64_t count, bool maximum) {
+    exchange(context, &(Collective){.operation = GROUP_ALL_REDUCE,
+                                    .type = ELEMENT_FP32,
+                                    .reduce = maximum ? COMM_MAX : COMM_SUM,
+                                    .count = count,
+                                    .send = values,
+                                    .receive = values});
+}
+
 // ---- Embedding
 
+// Positions are added by the first of the ranks that the vocabulary is cut over, and their gradients are the same on all.
 void pass_embed(const Pass *pass) {
     const Model *model = pass->model;
     const ParamTable *table = &model->table;
-    void *x = pass_layer(pass, 0)->input;
-    model->device->op->embedding_forward(model->device, &(EmbeddingForward){
-                                                            .rows = pass->rows,
-                                                            .width = model->config.width,
-                                                            .vocabulary = model->config.vocabulary,
-                                                            .positions_most = model->config.context,
-                                                            .tokens = pass->batch.tokens,
-                                                            .positions = pass->batch.positions,
-                                                            .token_table = weights_row(&model->weights, table->token),
-                                                            .position_table = weights_row(&model->weights, table->position),
-                                                            .scale = (float)model->config.embedding_scale,
-                                                            .y = x,
-                                                        });
+    const TensorShare *tensor = &model->options.tensor;
+    bool first = tensor->rank == 0;
+    void *x = pass_layer(pass, 0)->input, *sums = pass_is_cut(pass) ? pass->workspace->partial : x;
+    model->device->op->embedding_forward(model->device,
+                                         &(EmbeddingForward){
+                                             .rows = pass->rows,
+                                             .width = model->config.width,
+                                             .vocabulary = model->here.vocabulary,
+                                             .positions_most = model->config.context,
+                                             .tokens = pass->batch.tokens,
+                                             .positions = pass->batch.positions,
+                                             .token_table = weights_row(&model->weights, table->token),
+                                             .position_table = weights_row(&model->weights, first ? table->position : -1),
+                                             .scale = (float)model->config.embedding_scale,
+                                             .y = sums,
+                                             .first = tensor_first_token(&model->config, tensor),
+                                             .tokens_most = model->config.vocabulary,
+                                         });
+    sums = pass_reduce(pass, sums);
+    if (sums != x) {
+        block_copy(pass, sums, x);
+    }
     block_drop(pass, 0, SITE_EMBEDDING, x);
 }
 
 void pass_embed_backward(const Pass *pass) {
     const Model *model = pass->model;
     const ParamTable *table = &model->table;
-    void *dx = pass->workspace->dstream;
-    block_drop(pass, 0, SITE_EMBEDDING, dx);
+    block_drop(pass, 0, SITE_EMBEDDING, pass->workspace->dstream);
+    const void *dx = pass_gather(pass, pass->workspace->dstream, pass->workspace->whole);
     model->device->op->embedding_backward(model->device,
                                           &(EmbeddingBackward){
                                               .rows = pass->rows,
                                               .width = model->config.width,
-                                              .vocabulary = model->config.vocabulary,
+                                              .vocabulary = model->here.vocabulary,
                                               .positions_most = model->config.context,
                                               .tokens = pass->batch.tokens,
                                               .positions = pass->batch.positions,
@@ -66,6 +136,8 @@ void pass_embed_backward(const Pass *pass) {
                                               .scale = (float)model->config.embedding_scale,
                                               .dtoken_table = weights_gradient(&model->weights, table->token),
                                               .dposition_table = weights_gradient(&model->weights, table->position),
+                                              .first = tensor_first_token(&model->config, &model->options.tensor),
+                                              .tokens_most = model->config.vocabulary,
                                           });
 }
 
@@ -100,13 +172,15 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
     const Model *model = pass->model;
     const Workspace *w = pass->workspace;
     int32_t head = model->table.head;
-    bool fp16 = model->device->type == TYPE_FP16;
-    final_norm(pass, 0, pass->rows);
+    bool fp16 = model->device->type == TYPE_FP16, cut = pass_is_cut(pass);
+    void *dx = cut ? w->partial : w->dnarrow;
+    ClassifierShare share = {tensor_first_token(&model->config, &model->options.tensor), pass_reduce_losses, (void *)pass};
+    final_norm(pass, 0, pass->own_rows);
     model->device->op->classifier(model->device, &(Classifier){
                                                      .rows = pass->rows,
                                                      .width = model->config.width,
-                                                     .vocabulary = model->config.vocabulary,
-                                                     .x = w->final,
+                                                     .vocabulary = model->here.vocabulary,
+                                                     .x = pass_gather(pass, w->final, w->whole),
                                                      .w = weights_row(&model->weights, head),
                                                      .targets = pass->batch.targets,
                                                      .loss_weights = pass->batch.loss_weights,
@@ -114,32 +188,48 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
                                                      .grad_scale = grad_scale,
                                                      .losses = w->losses,
                                                      .zs = w->zs,
-                                                     .dx = pass->keeps ? w->dnarrow : NULL,
+                                                     .dx = pass->keeps ? dx : NULL,
                                                      .dw = pass->keeps ? weights_gradient(&model->weights, head) : NULL,
                                                      .chunk_rows = w->head_rows,
                                                      .scratch = w->head_scratch,
                                                      .loss_scale = fp16 ? &model->control->loss_scale : NULL,
+                                                     .share = cut ? &share : NULL,
                                                  });
 }
 
 void pass_loss_backward(const Pass *pass) {
     const Model *model = pass->model;
     const Workspace *w = pass->workspace;
+    const void *dfinal = pass_is_cut(pass) ? pass_reduce(pass, w->partial) : w->dnarrow;
     block_norm_backward(pass, model->table.final_norm, model->table.final_norm_bias,
-                        pass_layer(pass, model->config.layers - 1)->output, w->final_mean, w->final_rstd, w->dnarrow, false);
+                        pass_layer(pass, model->config.layers - 1)->output, w->final_mean, w->final_rstd, dfinal, false);
 }
 
 void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits) {
     const Model *model = pass->model;
-    const Param *row = &model->table.rows[model->table.head];
+    Device *device = model->device;
+    const TensorShare *tensor = &model->options.tensor;
+    MatmulForward product = {.rows = count,
+                             .in = model->config.width,
+                             .out = model->here.vocabulary,
+                             .x = pass->workspace->final,
+                             .w = weights_row(&model->weights, model->table.head),
+                             .y = logits,
+                             .float_output = true};
+    ensure(!cuts_rows(pass), "logits of a stream whose rows are cut");
     final_norm(pass, begin, count);
-    model->device->op->matmul_forward(model->device, &(MatmulForward){
-                                                         .rows = count,
-                                                         .in = row->shape[1],
-                                                         .out = row->shape[0],
-                                                         .x = pass->workspace->final,
-                                                         .w = weights_row(&model->weights, model->table.head),
-                                                         .y = logits,
-                                                         .float_output = true,
-                                                     });
+    if (!pass_is_cut(pass)) {
+        device->op->matmul_forward(device, &product);
+        return;
+    }
+    // Own columns of each row, among zeros of which the other ranks have the sums.
+    int64_t vocabulary = model->config.vocabulary, first = tensor_first_token(&model->config, tensor);
+    device->op->zero(device, count * vocabulary * (int64_t)sizeof *logits, logits);
+    product.rows = 1;
+    for (int64_t r = 0; r < count; r++) {
+        product.x = (const char *)pass->workspace->final + r * model->config.width * data_type_bytes(device->type);
+        product.y = logits + r * vocabulary + first;
+        device->op->matmul_forward(device, &product);
+    }
+    pass_reduce_losses((void *)pass, logits, count * vocabulary, false);
 }

@@ -31,8 +31,9 @@ typedef struct Pass {
     Workspace *workspace;
     Batch batch;  // in device memory
     int64_t rows;
-    bool keeps;     // what a backward pass needs
-    float dropout;  // 0 outside of training
+    int64_t own_first, own_rows;  // of the stream: all, or this tensor-parallel rank's
+    bool keeps;                   // what a backward pass needs
+    float dropout;                // 0 outside of training
     uint64_t seed;
     // With a cache sequence b of the batch goes on in sequence first_cached + b of it.
     const KeyCache *cache;  // may be NULL

@@ -2,6 +2,7 @@
 #include "train/model/placement.h"
 
 #include "parallel/sharding.h"
+#include "train/model/tensor.h"
 
 enum { WEIGHT_ALIGN = 64 };  // bytes; with PARAM_ALIGN elements of 4 or 2 bytes the same gaps as in the other spaces
 
@@ -49,13 +50,13 @@ static Error *cut_row(const Param *row, const RankShare *share, Place *place) {
         box.end[0] = part->end;
         if (part->cut != CUT_NONE) {
             int64_t first = box.begin[part->cut], units = (box.end[part->cut] - first) / part->unit;
-            if (units % share->tensor_ranks != 0) {
+            if (part->unit > 1 ? units % share->tensor_ranks != 0 : units < share->tensor_ranks) {
                 return failure("%s: %lld %s cannot be divided among %d tensor-parallel ranks", row->name, (long long)units,
                                part->units, share->tensor_ranks);
             }
-            int64_t each = units / share->tensor_ranks * part->unit;
-            box.begin[part->cut] = first + share->tensor * each;
-            box.end[part->cut] = box.begin[part->cut] + each;
+            Range cut = tensor_cut(units, share->tensor_ranks, share->tensor);
+            box.begin[part->cut] = first + cut.begin * part->unit;
+            box.end[part->cut] = first + cut.end * part->unit;
         }
         // Neighbours join, so that an uncut tensor is one box.
         Box *before = place->box_count > 0 ? &place->boxes[place->box_count - 1] : NULL;
@@ -96,15 +97,25 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
     out->weight_bytes += round_up(round_up(place->count, align) * bytes, WEIGHT_ALIGN);
     place->scale_at = out->weight_scales;
     out->weight_scales += data_type_scales(place->type, place->count);
-    if (place->trainable) {
-        place->gradient_at = out->gradients;
-        out->gradients += round_up(place->count, align);
-    }
     return NULL;
 }
 
-static Range owned_of(const Param *row, const Place *place, Range shard) {
-    if (row->update == UPDATE_MATRIX) {
+// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once.
+static void place_gradients(const ParamTable *table, const RankShare *share, int64_t align, Placement *out) {
+    for (int cut = 0; cut < 2; cut++) {
+        for (int32_t i = 0; i < table->count; i++) {
+            Place *place = &out->places[i];
+            if (place->trainable && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
+                place->gradient_at = out->gradients;
+                out->gradients += round_up(place->count, align);
+            }
+        }
+        out->whole_gradients = cut == 0 ? out->gradients : out->whole_gradients;
+    }
+}
+
+static Range owned_of(bool matrix, const Place *place, Range shard) {
+    if (matrix) {
         bool own = place->gradient_at >= shard.begin && place->gradient_at < shard.end;
         return (Range){0, own ? place->count : 0};
     }
@@ -121,7 +132,8 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
             if (place->trainable && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
-                place->owned = owned_of(&table->rows[i], place, shard);
+                place->owned = owned_of(matrices, place, shard);
+                place->matrix = matrices;
                 place->state_at = out->state;
                 out->state += round_up(place->owned.end - place->owned.begin, align);
             }
@@ -146,6 +158,7 @@ Error *placement_create(const ParamTable *table, const Storage *storage, const R
         placement_free(out);
         return error;
     }
+    place_gradients(table, share, align, out);
     place_states(table, share, align, out);
     return NULL;
 }
@@ -189,10 +202,29 @@ float *placement_state_scales(const Placement *placement, int32_t row, float *sc
     return there ? scales + place->state_at / MOMENT_BLOCK : NULL;
 }
 
+Range placement_counted(const Placement *placement) {
+    const RankShare *share = &placement->share;
+    Range own = shard_part(placement->gradients, share->shards, share->shard);
+    int64_t first = share->tensor > 0 ? placement->whole_gradients : 0;
+    own.begin = own.begin > first ? own.begin : first;
+    return own.begin < own.end ? own : (Range){0, 0};
+}
+
+Range placement_owned_bytes(const Placement *placement, int32_t row, int shard) {
+    const Place *place = &placement->places[row];
+    if (!place->trainable) {
+        return (Range){0, 0};
+    }
+    Range owned = owned_of(place->matrix, place, shard_part(placement->gradients, placement->share.shards, shard));
+    int64_t bytes = data_type_bytes(place->type);
+    return (Range){place->weight_at + owned.begin * bytes, place->weight_at + owned.end * bytes};
+}
+
 int64_t placement_gradients_from(const Placement *placement, int32_t row) {
     for (int32_t i = row; i < placement->count; i++) {
-        if (placement->places[i].trainable) {
-            return placement->places[i].gradient_at;
+        const Place *place = &placement->places[i];
+        if (place->trainable && (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
+            return place->gradient_at;
         }
     }
     return placement->gradients;

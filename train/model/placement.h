@@ -6,7 +6,8 @@
 // see state):
 //
 //     weights    bytes of one array: every row that is here, in its own type, each from a multiple of 64 bytes
-//     gradients  floats: trainable rows alone, in the order of the table, so that a backward pass finishes them from the end
+//     gradients  floats: trainable rows alone, in the order of the table, so that a backward pass finishes them from the end;
+//                of tensor-parallel ranks those of rows that are not cut stand before all others
 //     state      elements of masters and moments: what this rank owns of the trainable rows; those of whole-matrix rules last
 //     scales     floats: of quantised weights, a row's as many as its blocks
 //
@@ -48,6 +49,7 @@ typedef struct Place {
     DataType type;            // of the weight
     Range owned;              // elements (of `count`) whose state lies here; of a frozen row none
     bool trainable;           // it has a gradient here
+    bool matrix;              // it is updated whole
     // For placement.c alone.
     int64_t weight_at, scale_at, gradient_at, state_at;
 } Place;
@@ -59,6 +61,7 @@ typedef struct Placement {
     int32_t count;
     int64_t weight_bytes, weight_scales;  // sizes of the four spaces
     int64_t gradients;
+    int64_t whole_gradients;      // of these, from 0 on, those of rows that are not cut: the same on all tensor-parallel ranks
     int64_t state, second_state;  // elements that have a first moment, and those that have a second
 } Placement;
 
@@ -78,7 +81,14 @@ float *placement_gradient(const Placement *placement, int32_t row, float *gradie
 void *placement_state(const Placement *placement, int32_t row, void *array, int64_t bytes);
 float *placement_state_scales(const Placement *placement, int32_t row, float *scales);  // of 8-bit moments
 
-// The gradients from the returned element on are those of rows `row` .. and nothing else.
+// The gradients that this rank counts in the norm: its own where state is in shards, and of rows that tensor-parallel ranks
+// have alike those of the first.
+Range placement_counted(const Placement *placement);
+
+// The bytes of a row's weight that are new after an update on the rank with that shard; empty where there are none.
+Range placement_owned_bytes(const Placement *placement, int32_t row, int shard);
+
+// The gradients from the returned element on are those of rows `row` .. (of cut ones where rows are cut) and nothing else.
 int64_t placement_gradients_from(const Placement *placement, int32_t row);
 
 // The owned elements of rows with elementwise updates, in runs of equal settings, for Operations.optimizer_update. The caller

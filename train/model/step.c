@@ -3,6 +3,8 @@
 
 #include <stddef.h>
 
+enum { WEIGHT_GAP = 64 };  // bytes of padding between rows of one owner, which are moved with them
+
 void model_begin_step(Model *model, double learning_rate) {
     const double zeros[3] = {0};
     float rate = (float)learning_rate;
@@ -15,7 +17,11 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
     Device *device = model->device;
     StepControl *control = model->control;
     const ModelWeights *weights = &model->weights;
-    device->op->squares(device, weights->placement.gradients, weights->grads, &control->grad_squares);
+    Range counted = placement_counted(&weights->placement);
+    device->op->squares(device, counted.end - counted.begin, weights->grads + counted.begin, &control->grad_squares);
+    if (model->tensor->norm != NULL && model->tensor->failed == NULL) {
+        model->tensor->failed = group_all_reduce(model->tensor->norm, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
+    }
     device->op->step_decide(device, &(StepDecide){
                                         .control = control,
                                         .batch_weight = options->batch_weight,
@@ -43,6 +49,35 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
                                              .scale2 = weights->scale2,
                                              .seed = options->seed,
                                          });
+}
+
+// Rows that one rank owns lie side by side in the weights, so that there are few runs.
+Error *model_share_weights(Model *model, Group *owners) {
+    const ModelWeights *weights = &model->weights;
+    const Placement *placement = &weights->placement;
+    for (int shard = 0; shard < owners->size; shard++) {
+        Range run = {0, 0};
+        for (int32_t row = 0; row <= placement->count; row++) {
+            Range part = row < placement->count ? placement_owned_bytes(placement, row, shard) : (Range){0, 0};
+            bool ends = row == placement->count, near = part.begin >= run.end && part.begin - run.end < WEIGHT_GAP;
+            if (part.begin == part.end && !ends) {
+                continue;
+            }
+            if (run.begin < run.end && near && !ends) {
+                run.end = part.end;
+                continue;
+            }
+            TRY(group_broadcast(owners, ELEMENT_BYTE, (char *)weights->weights + run.begin, run.end - run.begin, shard));
+            run = part;
+        }
+    }
+    return NULL;
+}
+
+Error *model_tensor_error(Model *model) {
+    Error *failed = model->tensor->failed;
+    model->tensor->failed = NULL;
+    return failed;
 }
 
 void model_send_control(Model *model) {

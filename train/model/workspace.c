@@ -19,6 +19,7 @@ typedef struct ActivationRow {
     const char *name;
     int64_t (*columns)(const ModelConfig *config);  // 0: this model has none
     bool statistic;                                 // fp32, else the compute type
+    bool own_rows;                                  // of a tensor-parallel rank that cuts rows
     Kept kept;
     size_t with;  // the field whose buffer serves where neither is kept; of itself: none
 } ActivationRow;
@@ -43,22 +44,22 @@ static int64_t one_mean(const ModelConfig *config) {
 
 // The residual stream stands apart: a layer's output is the next one's input.
 static const ActivationRow rows[] = {
-    {AT(middle), "residual stream after attention", width_of, false, KEPT_UNLESS_FULL, AT(input)},
-    {AT(norm1), "norm outputs", width_of, false, KEPT_UNLESS_CHEAP, AT(norm1)},
-    {AT(norm2), "feed-forward norm outputs", width_of, false, KEPT_UNLESS_CHEAP, AT(norm1)},
-    {AT(mean1), "means", one_mean, true, KEPT_UNLESS_FULL, AT(mean1)},
-    {AT(rstd1), "deviations", one, true, KEPT_UNLESS_FULL, AT(rstd1)},
-    {AT(mean2), "feed-forward means", one_mean, true, KEPT_UNLESS_FULL, AT(mean1)},
-    {AT(rstd2), "feed-forward deviations", one, true, KEPT_UNLESS_FULL, AT(rstd1)},
-    {AT(qkv), "queries, keys, values", model_qkv_width, false, KEPT_UNLESS_FULL, AT(qkv)},
-    {AT(attention), "attention outputs", model_attention_width, false, KEPT_UNLESS_FULL, AT(attention)},
-    {AT(lse), "attention statistics", heads_of, true, KEPT_UNLESS_FULL, AT(lse)},
-    {AT(pre), "feed-forward inputs", model_up_width, false, KEPT_UNLESS_FULL, AT(pre)},
-    {AT(inner), "feed-forward activations", ffn_width_of, false, KEPT_UNLESS_CHEAP, AT(inner)},
-    {AT(dmlp), "gradients of feed-forward outputs", width_of, false, KEPT_FOR_WEIGHTS, AT(dmlp)},
-    {AT(dpre), "gradients of feed-forward inputs", model_up_width, false, KEPT_FOR_WEIGHTS, AT(dpre)},
-    {AT(dattention), "gradients of attention's branches", width_of, false, KEPT_FOR_WEIGHTS, AT(dattention)},
-    {AT(dqkv), "gradients of queries, keys, values", model_qkv_width, false, KEPT_FOR_WEIGHTS, AT(dqkv)},
+    {AT(middle), "residual stream after attention", width_of, false, true, KEPT_UNLESS_FULL, AT(input)},
+    {AT(norm1), "norm outputs", width_of, false, true, KEPT_UNLESS_CHEAP, AT(norm1)},
+    {AT(norm2), "feed-forward norm outputs", width_of, false, true, KEPT_UNLESS_CHEAP, AT(norm1)},
+    {AT(mean1), "means", one_mean, true, true, KEPT_UNLESS_FULL, AT(mean1)},
+    {AT(rstd1), "deviations", one, true, true, KEPT_UNLESS_FULL, AT(rstd1)},
+    {AT(mean2), "feed-forward means", one_mean, true, true, KEPT_UNLESS_FULL, AT(mean1)},
+    {AT(rstd2), "feed-forward deviations", one, true, true, KEPT_UNLESS_FULL, AT(rstd1)},
+    {AT(qkv), "queries, keys, values", model_qkv_width, false, false, KEPT_UNLESS_FULL, AT(qkv)},
+    {AT(attention), "attention outputs", model_attention_width, false, false, KEPT_UNLESS_FULL, AT(attention)},
+    {AT(lse), "attention statistics", heads_of, true, false, KEPT_UNLESS_FULL, AT(lse)},
+    {AT(pre), "feed-forward inputs", model_up_width, false, false, KEPT_UNLESS_FULL, AT(pre)},
+    {AT(inner), "feed-forward activations", ffn_width_of, false, false, KEPT_UNLESS_CHEAP, AT(inner)},
+    {AT(dmlp), "gradients of feed-forward outputs", width_of, false, true, KEPT_FOR_WEIGHTS, AT(dmlp)},
+    {AT(dpre), "gradients of feed-forward inputs", model_up_width, false, false, KEPT_FOR_WEIGHTS, AT(dpre)},
+    {AT(dattention), "gradients of attention's branches", width_of, false, true, KEPT_FOR_WEIGHTS, AT(dattention)},
+    {AT(dqkv), "gradients of queries, keys, values", model_qkv_width, false, false, KEPT_FOR_WEIGHTS, AT(dqkv)},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
 
@@ -83,20 +84,26 @@ static int64_t batch_rows(const WorkspaceOptions *options) {
     return options->sequences * options->length;
 }
 
+// Those of the stream.
+static int64_t own_rows(const WorkspaceOptions *options) {
+    int64_t ranks = options->tensor.cut_rows ? options->tensor.ranks : 1;
+    return (batch_rows(options) + ranks - 1) / ranks;
+}
+
 // The buffers of all layers that a backward pass needs.
 static void lay_out_layers(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
     const WorkspaceOptions *options = &w->options;
-    int64_t layers = options->layers.end - options->layers.begin, count = batch_rows(options),
+    int64_t layers = options->layers.end - options->layers.begin, own = own_rows(options),
             element = data_type_bytes(machine->type);
-    void *stream = layout_take(layout, "residual stream", layers + 1, count, config->width, element);
+    void *stream = layout_take(layout, "residual stream", layers + 1, own, config->width, element);
     for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
-        w->layers[i].input = layout_part(stream, i, layers + 1, count * config->width, element);
-        w->layers[i].output = layout_part(stream, i + 1, layers + 1, count * config->width, element);
+        w->layers[i].input = layout_part(stream, i, layers + 1, own * config->width, element);
+        w->layers[i].output = layout_part(stream, i + 1, layers + 1, own * config->width, element);
     }
     for (int r = 0; r < ROWS; r++) {
         const ActivationRow *row = &rows[r];
         int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
-        int64_t sets = sets_of(row, options, layers);
+        int64_t sets = sets_of(row, options, layers), count = row->own_rows ? own : batch_rows(options);
         // What is computed again one after the other, each right before it is read, shares a buffer.
         bool shares = row->with != row->field && row->kept == KEPT_UNLESS_CHEAP && options->recompute == RECOMPUTE_SELECTIVE;
         void *base = shares ? NULL : layout_take(layout, row->name, columns > 0 ? sets : 0, count, columns, size);
@@ -109,12 +116,13 @@ static void lay_out_layers(Workspace *w, const Machine *machine, const ModelConf
 
 // The buffers of a pass without a backward one: those of one layer, in place where that can be.
 static void lay_out_shared(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
-    int64_t count = batch_rows(&w->options), element = data_type_bytes(machine->type);
+    int64_t own = own_rows(&w->options), element = data_type_bytes(machine->type);
     LayerActivations *at = &w->shared;
-    at->input = at->output = layout_take(layout, "residual stream", 1, count, config->width, element);
+    at->input = at->output = layout_take(layout, "residual stream", 1, own, config->width, element);
     for (int r = 0; r < ROWS; r++) {
         const ActivationRow *row = &rows[r];
         int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
+        int64_t count = row->own_rows ? own : batch_rows(&w->options);
         bool needed =
             row->kept != KEPT_FOR_WEIGHTS && columns > 0 && row->field != AT(lse) && (row->field != AT(pre) || config->gated);
         *slot(at, row->field) =
@@ -127,16 +135,17 @@ static int64_t widest(int64_t a, int64_t b) {
 }
 
 static void lay_out_gradients(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
-    int64_t count = batch_rows(&w->options), width = config->width, element = data_type_bytes(machine->type);
+    int64_t count = batch_rows(&w->options), own = own_rows(&w->options), width = config->width;
+    int64_t element = data_type_bytes(machine->type);
     int64_t wide = widest(model_up_width(config), model_qkv_width(config));
-    int64_t narrow = widest(width, model_attention_width(config));
-    w->dstream = layout_take(layout, "gradient of the residual stream", 1, count, width, element);
+    int64_t narrow = widest((own * width + count - 1) / count, model_attention_width(config));
+    w->dstream = layout_take(layout, "gradient of the residual stream", 1, own, width, element);
     w->dwide = layout_take(layout, "gradients of wide rows", !w->options.weights_later, count, wide, element);
     w->dnarrow = layout_take(layout, "gradients of narrow rows", 1, count, narrow, element);
     bool dinner = config->gated && machine->kind == DEVICE_CPU;
     w->dinner = layout_take(layout, "gradients of gated rows", dinner, count, config->ffn_width, element);
-    w->dbranch = layout_take(layout, "gradients of dropped rows", config->dropout > 0 && !w->options.weights_later, count,
-                             width, element);
+    w->dbranch =
+        layout_take(layout, "gradients of dropped rows", config->dropout > 0 && !w->options.weights_later, own, width, element);
     for (int64_t i = 0; w->layers != NULL && layout->base != NULL && i < w->options.layers.end - w->options.layers.begin; i++) {
         w->layers[i].dpre = w->layers[i].dpre != NULL ? w->layers[i].dpre : w->dwide;
         w->layers[i].dqkv = w->layers[i].dqkv != NULL ? w->layers[i].dqkv : w->dwide;
@@ -160,7 +169,8 @@ static int64_t head_rows_chosen(const ModelConfig *config, const WorkspaceOption
 
 void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *config, const WorkspaceOptions *options,
                        Layout *layout) {
-    int64_t count = batch_rows(options), width = config->width, element = data_type_bytes(machine->type);
+    int64_t count = batch_rows(options), own = own_rows(options), width = config->width;
+    int64_t element = data_type_bytes(machine->type);
     LayerActivations *layers = w->layers;
     bool card = machine->kind != DEVICE_CPU;
     *w = (Workspace){.options = *options, .layers = layers};
@@ -183,9 +193,11 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
         }
     }
     bool layer_norm = config->norm == NORM_LAYER;
-    w->final = layout_take(layout, "final norm outputs", 1, count, width, element);
-    w->final_rstd = layout_take(layout, "final deviations", 1, count, 1, sizeof(float));
-    w->final_mean = layout_take(layout, "final means", layer_norm, count, 1, sizeof(float));
+    w->final = layout_take(layout, "final norm outputs", 1, own, width, element);
+    w->final_rstd = layout_take(layout, "final deviations", 1, own, 1, sizeof(float));
+    w->final_mean = layout_take(layout, "final means", layer_norm, own, 1, sizeof(float));
+    w->whole = layout_take(layout, "gathered rows", options->tensor.cut_rows, count, width, element);
+    w->partial = layout_take(layout, "sums to be reduced", options->tensor.ranks > 1, count, width, element);
     w->losses = layout_take(layout, "losses", 1, count, 1, sizeof(float));
     w->zs = layout_take(layout, "losses' normalisers", 1, count, 1, sizeof(float));
     w->head_rows = head_rows_chosen(config, options, machine);

@@ -8,6 +8,7 @@
 #include "data/tokens/batch.h"
 #include "train/model/config.h"
 #include "train/model/layout.h"
+#include "train/model/tensor.h"
 
 typedef struct WorkspaceOptions {
     int64_t sequences, length;  // the largest batch: B, T
@@ -16,9 +17,11 @@ typedef struct WorkspaceOptions {
     bool forward_only;   // nothing is kept for a backward pass: all layers share their buffers
     bool weights_later;  // gradients of inputs and of weights are called apart (pass.h): what the latter read is kept
     int64_t head_rows;   // rows of logits held at a time; 0: chosen, negative: none, there is no loss
+    TensorShare tensor;  // where tensor.cut_rows, all batches have rows that its ranks divide
 } WorkspaceOptions;
 
-// One layer's activations, and what its backward pass hands to its weights' gradients.
+// One layer's activations, and what its backward pass hands to its weights' gradients. Of [R,C], norm1, norm2, the stream and
+// their statistics and gradients, a tensor-parallel rank that cuts rows has its own rows alone, R / ranks.
 typedef struct LayerActivations {
     void *input;              // [R,C] the residual stream as it enters
     void *norm1;              // [R,C]
@@ -42,6 +45,7 @@ typedef struct Workspace {
     LayerActivations *layers;  // of options.layers, from its first; NULL where forward_only
     LayerActivations shared;   // for passes without backward
     void *final;               // [R,C] final norm
+    void *whole, *partial;     // [R,C] of tensor-parallel ranks: rows gathered, sums not yet reduced
     float *final_mean, *final_rstd;
     // Gradients: of the residual stream, of the widest rows, of `inner` (gated), of the narrow rows, of a branch (dropout).
     void *dstream, *dwide, *dinner, *dnarrow, *dbranch;

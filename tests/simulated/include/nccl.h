@@ -59,6 +59,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error);
 
 #define ncclAllReduce simulated_ncclAllReduce
+#define ncclReduce simulated_ncclReduce
 #define ncclReduceScatter simulated_ncclReduceScatter
 #define ncclAllGather simulated_ncclAllGather
 #define ncclBroadcast simulated_ncclBroadcast
@@ -68,6 +69,8 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error);
 #define ncclGroupEnd simulated_ncclGroupEnd
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t how, ncclComm_t comm,
                            cudaStream_t stream);
+ncclResult_t ncclReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t how, int root,
+                        ncclComm_t comm, cudaStream_t stream);
 ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count_each, ncclDataType_t type, ncclRedOp_t how,
                                ncclComm_t comm, cudaStream_t stream);
 ncclResult_t ncclAllGather(const void *from, void *to, size_t count_each, ncclDataType_t type, ncclComm_t comm,

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Whole runs in other layouts than one rank: the same losses, the same validation and texts, and checkpoints that go on in any of them."""
+import json
+import os
+import shutil
+
+from test_train import CONFIG, check, course, main, run, write
+
+STEADY = "schedule.kind=constant"
+GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2", "family: gpt2, layers: 2, width: 32, heads: 4")
+
+
+def layouts():
+    """Ranks, and what makes the layout."""
+    return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"),
+            (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"))
+
+
+def validation(folder):
+    return [r["loss"] for r in map(json.loads, open(f"{folder}/metrics.jsonl")) if r["kind"] == "valid"]
+
+
+def worst(a, b):
+    return max(abs(x[1] - y[1]) / y[1] for x, y in zip(a, b))
+
+
+def test_losses():
+    for name, config in (("llama", CONFIG), ("gpt2", GPT2)):
+        write(f"{name}.yaml", config.format(folder=name))
+        run("train", f"{name}.yaml", "threads=1")
+        alone = course(name)
+        for number, (ranks, *layout) in enumerate(layouts()):
+            folder = f"{name}-{number}"
+            run("train", f"{name}.yaml", f"folder={folder}", *layout, ranks=ranks)
+            here = course(folder)
+            check(len(here) == 60, f"{layout}: {len(here)} records")
+            check(abs(here[0][1] - alone[0][1]) / alone[0][1] < 2e-6, f"{layout}: the first loss is {here[0][1]}, not {alone[0][1]}")
+            check(abs(here[0][2] - alone[0][2]) / alone[0][2] < 2e-5, f"{layout}: the first norm is {here[0][2]}, not {alone[0][2]}")
+            check(worst(here, alone) < 1e-4, f"{layout}: losses differ by {worst(here, alone)}")
+            ours, theirs = validation(folder), validation(name)
+            check(len(ours) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs)), f"{layout}: validation {ours} {theirs}")
+
+
+def test_resume():
+    """A run goes on in any other layout, and in the same one bit for bit."""
+    write("cut.yaml", CONFIG.format(folder="cut"))
+    tensor = "parallel.tensor=2"
+    run("train", "cut.yaml", tensor, STEADY, ranks=2)
+    run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
+    whole = course("cut")
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false")):
+        shutil.copytree("half", name)
+        run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
+        here = course(name)
+        check(len(here) == 60, f"{name}: {len(here)} records")
+        check(worst(here, whole) < 1e-4, f"{name}: losses differ by {worst(here, whole)}")
+        check(name != "same" or here == whole, "stopped and resumed: not the same bits")
+
+
+def test_refused():
+    """What cannot work is one line before anything is made."""
+    write("refused.yaml", CONFIG.format(folder="refused"))
+    for ranks, told, *overrides in (
+            (3, "4 key/value heads (model.groups) cannot be divided among 3 tensor-parallel ranks: 2 can", "parallel.tensor=3",
+             "model.heads=12", "model.groups=4", "model.width=48"),
+            (2, "4 tensor-parallel ranks cannot be had of 2 ranks", "parallel.tensor=4"),
+            (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
+            (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
+             "train.batch_tokens=248"),
+            (2, "pipeline", "parallel.pipeline=2")):
+        run("train", "refused.yaml", *overrides, code=1, part=told, ranks=ranks)
+        check(not os.path.exists("refused"), f"{overrides}: a folder was made")
+
+
+if __name__ == "__main__":
+    main(test_losses, test_resume, test_refused)
