@@ -11,18 +11,20 @@
 // row runs, and its times mean nothing.
 //
 // Inputs are normal random numbers: a card draws less power on zeros and then runs faster than it ever will. Rows named
-// ".../cublas" run the same operation with cuBLASLt in the place of our matrix product. A step is recorded once and repeated,
-// as a run does it.
+// ".../cublas" run the same operation with cuBLASLt in the place of our matrix product, and ".../driver" copies as the driver
+// does. A step is recorded once and repeated, as a run does it.
 #include "core/clock.h"
+#include "core/library.h"
 #include "core/philox.h"
 #include "core/text.h"
+#include "kernels/scratch.h"
 #include "train/model/families.h"
 #include "train/model/model.h"
 
 #include <math.h>
 #include <stdio.h>
 
-enum { MOST_BUFFERS = 8, MOST_HELD = 2 };
+enum { MOST_BUFFERS = 12, MOST_HELD = 2 };
 
 static bool rehearsal;
 
@@ -44,9 +46,21 @@ typedef struct Work {
     Model *model;
     Batch batch, batch_there;
     int runs;
+    bool refused;        // by the driver
     DeviceGraph *graph;  // of a step
     Error *failed;       // its recording
 } Work;
+
+// What a product does beside multiplying.
+typedef struct Epilogue {
+    Activation activation;
+    bool bias, residual, pre, gated;
+} Epilogue;
+
+typedef enum Form { FORM_FORWARD, FORM_INPUT, FORM_WEIGHT } Form;
+
+// Who computes a row in the place of ours.
+typedef enum Library { LIBRARY_NONE, LIBRARY_CUBLAS, LIBRARY_DRIVER } Library;
 
 struct Row {
     char name[96];
@@ -54,13 +68,16 @@ struct Row {
     double work;        // flops or bytes
     Error *(*make)(Work *work);
     void (*run)(Work *work);
-    bool cublas;
+    Library library;
+    enum { UNKNOWN, TAKES, REFUSES } takes;  // the library: known after the first run
+    Form form;
+    Epilogue epilogue;
     // Meaning depends on the row: R I O of a product; B T H G D of attention; R C of rows; the number of a model's shape.
     int64_t a, b, c, d, e;
     int model;
 };
 
-static Row rows[128];
+static Row rows[192];
 static int row_count;
 
 static Row *add_row(const char *limit, double work, Error *(*make)(Work *), void (*run)(Work *)) {
@@ -139,45 +156,144 @@ static void release(Work *w) {
 
 // ---- Products: Y = X W^T, dX = dY W, dW += dY^T X
 
+enum { X, W, Y, DW, BIAS, RESIDUAL, PRE };
+
+// x or dx, w, y or dy, and what the form and the epilogue need.
 static Error *make_product(Work *w) {
     const Row *r = w->row;
-    TRY(take(w, r->a * r->b, false));
+    Epilogue e = r->epilogue;
+    bool doubled = e.gated && r->form == FORM_INPUT;  // of a gated unit: gate and value
+    int64_t x = r->a * r->b * (doubled ? 2 : 1), y = r->a * r->c;
+    TRY(take(w, x, false));
     TRY(take(w, r->c * r->b, false));
-    TRY(take(w, r->a * r->c, false));
-    return take(w, r->c * r->b, true);
+    TRY(take(w, y, false));
+    TRY(take(w, r->form == FORM_WEIGHT ? r->c * r->b : 1, true));
+    TRY(take(w, e.bias ? r->c : 1, false));
+    TRY(take(w, e.residual ? y : 1, false));
+    return take(w, !e.pre ? 1 : r->form == FORM_FORWARD ? y : x, false);
 }
 static void run_forward(Work *w) {
     const Row *r = w->row;
-    w->device->op->matmul_forward(
-        w->device,
-        &(MatmulForward){.rows = r->a, .in = r->b, .out = r->c, .x = w->buffers[0], .w = w->buffers[1], .y = w->buffers[2]});
+    Epilogue e = r->epilogue;
+    w->device->op->matmul_forward(w->device, &(MatmulForward){.rows = r->a,
+                                                              .in = r->b,
+                                                              .out = r->c,
+                                                              .x = w->buffers[X],
+                                                              .w = w->buffers[W],
+                                                              .y = w->buffers[Y],
+                                                              .activation = e.activation,
+                                                              .bias = e.bias ? w->buffers[BIAS] : NULL,
+                                                              .residual = e.residual ? w->buffers[RESIDUAL] : NULL,
+                                                              .pre = e.pre ? w->buffers[PRE] : NULL,
+                                                              .gated = e.gated});
 }
 static void run_backward_input(Work *w) {
     const Row *r = w->row;
-    w->device->op->matmul_backward_input(
-        w->device, &(MatmulBackwardInput){
-                       .rows = r->a, .in = r->b, .out = r->c, .dy = w->buffers[2], .w = w->buffers[1], .dx = w->buffers[0]});
+    Epilogue e = r->epilogue;
+    w->device->op->matmul_backward_input(w->device, &(MatmulBackwardInput){.rows = r->a,
+                                                                           .in = r->b,
+                                                                           .out = r->c,
+                                                                           .dy = w->buffers[Y],
+                                                                           .w = w->buffers[W],
+                                                                           .dx = w->buffers[X],
+                                                                           .activation = e.activation,
+                                                                           .pre = e.pre ? w->buffers[PRE] : NULL,
+                                                                           .gated = e.gated});
 }
 static void run_backward_weight(Work *w) {
     const Row *r = w->row;
     w->device->op->matmul_backward_weight(
         w->device, &(MatmulBackwardWeight){
-                       .rows = r->a, .in = r->b, .out = r->c, .dy = w->buffers[2], .x = w->buffers[0], .dw = w->buffers[3]});
+                       .rows = r->a, .in = r->b, .out = r->c, .dy = w->buffers[Y], .x = w->buffers[X], .dw = w->buffers[DW]});
 }
 
+// A rehearsal's part of a size of a product, odd where the size is.
+static int64_t odd_part(int64_t size, int64_t divisor) {
+    return part(size, divisor) | size % 2;
+}
+
+// Ours, and the library's in its place.
+static void add_product(Form form, const char *what, int64_t count, int64_t in, int64_t out, Epilogue epilogue) {
+    static const char *const names[] = {"forward", "input", "weight"};
+    static void (*const runs[])(Work *) = {run_forward, run_backward_input, run_backward_weight};
+    count = part(count, 128), in = odd_part(in, 32), out = odd_part(out, 32);
+    for (Library library = LIBRARY_NONE; library <= LIBRARY_CUBLAS; library++) {
+        Row *row = add_row("tensor", 2.0 * (double)count * (double)in * (double)out, make_product, runs[form]);
+        snprintf(row->name, sizeof row->name, "product/%s/%s/%lldx%lldx%lld%s", names[form], what, (long long)count,
+                 (long long)in, (long long)out, library == LIBRARY_NONE ? "" : "/cublas");
+        row->a = count, row->b = in, row->c = out, row->form = form, row->library = library, row->epilogue = epilogue;
+    }
+}
 static void add_products(const char *what, int64_t count, int64_t in, int64_t out) {
-    count = part(count, 128), in = part(in, 32), out = part(out, 32);
+    for (Form form = FORM_FORWARD; form <= FORM_WEIGHT; form++) {
+        add_product(form, what, count, in, out, (Epilogue){0});
+    }
+}
+
+// The feed-forward net of GPT-2: up with bias, GELU and what its backward pass needs; the gradient through down and GELU.
+static void add_gelu_pair(const char *up, const char *down, int64_t count, int64_t width, int64_t inner) {
+    add_product(FORM_FORWARD, up, count, width, inner, (Epilogue){ACTIVATION_GELU_TANH, .bias = true, .pre = true});
+    add_product(FORM_INPUT, down, count, inner, width, (Epilogue){ACTIVATION_GELU_TANH, .pre = true});
+}
+// Of LLaMA: gate and value side by side, and the gradient through down, product and SiLU.
+static void add_gated_pair(const char *up, const char *down, int64_t count, int64_t width, int64_t inner) {
+    add_product(FORM_FORWARD, up, count, width, 2 * inner, (Epilogue){ACTIVATION_SILU, .pre = true, .gated = true});
+    add_product(FORM_INPUT, down, count, inner, width, (Epilogue){ACTIVATION_SILU, .pre = true, .gated = true});
+}
+
+// ---- The head and its loss: R = a, C = b, V = c, in chunks of d rows
+
+static Error *make_classifier(Work *w) {
+    const Row *r = w->row;
+    TRY(take(w, r->a * r->b, false));
+    TRY(take(w, r->c * r->b, false));
+    TRY(take(w, r->a * r->b, false));
+    TRY(take(w, r->c * r->b, true));
+    TRY(take(w, 3 * r->a, true));
+    TRY(take_bytes(w, (size_t)classifier_scratch_bytes(true, w->device->type, r->d, r->c)));
+    return take_numbers(w, r->a, r->c);
+}
+static void classify(Work *w, bool gradient, bool weights) {
+    const Row *r = w->row;
+    float *row_floats = w->buffers[4];
+    w->device->op->classifier(w->device, &(Classifier){.rows = r->a,
+                                                       .width = r->b,
+                                                       .vocabulary = r->c,
+                                                       .x = w->buffers[0],
+                                                       .w = w->buffers[1],
+                                                       .targets = w->buffers[6],
+                                                       .loss_weights = row_floats,
+                                                       .grad_scale = 1e-4F,
+                                                       .losses = row_floats + r->a,
+                                                       .zs = row_floats + 2 * r->a,
+                                                       .dx = gradient ? w->buffers[2] : NULL,
+                                                       .dw = gradient && weights ? w->buffers[3] : NULL,
+                                                       .chunk_rows = r->d,
+                                                       .scratch = w->buffers[5]});
+}
+static void run_loss(Work *w) {
+    classify(w, false, false);
+}
+static void run_loss_input(Work *w) {
+    classify(w, true, false);
+}
+static void run_loss_whole(Work *w) {
+    classify(w, true, true);
+}
+
+static void add_classifier(int64_t count, int64_t width, int64_t vocabulary, int64_t chunk) {
     static const struct {
         const char *name;
+        double products;
         void (*run)(Work *);
-    } forms[] = {{"forward", run_forward}, {"input", run_backward_input}, {"weight", run_backward_weight}};
-    for (int f = 0; f < 3; f++) {
-        for (int cublas = 0; cublas < 2; cublas++) {
-            Row *row = add_row("tensor", 2.0 * (double)count * (double)in * (double)out, make_product, forms[f].run);
-            snprintf(row->name, sizeof row->name, "product/%s/%s/%lldx%lldx%lld%s", forms[f].name, what, (long long)count,
-                     (long long)in, (long long)out, cublas ? "/cublas" : "");
-            row->a = count, row->b = in, row->c = out, row->cublas = cublas;
-        }
+    } kinds[] = {{"whole", 3, run_loss_whole}, {"loss", 1, run_loss}, {"loss-input", 2, run_loss_input}};
+    count = part(count, 128), width = part(width, 32), vocabulary = odd_part(vocabulary, 32), chunk = part(chunk, 128);
+    for (int i = 0; i < 3; i++) {
+        double flops = kinds[i].products * 2 * (double)count * (double)width * (double)vocabulary;
+        Row *row = add_row("tensor", flops, make_classifier, kinds[i].run);
+        snprintf(row->name, sizeof row->name, "classifier/%s/%lldx%lldx%lld", kinds[i].name, (long long)count, (long long)width,
+                 (long long)vocabulary);
+        row->a = count, row->b = width, row->c = vocabulary, row->d = chunk;
     }
 }
 
@@ -266,6 +382,17 @@ static void run_copy(Work *w) {
     int64_t bytes = w->row->a * w->row->b * data_type_bytes(w->device->type);
     w->device->op->copy_rows(w->device, &(CopyRows){1, bytes, w->buffers[0], bytes, w->buffers[1], bytes});
 }
+// As the driver copies between two places of a card.
+static void run_copy_driver(Work *w) {
+    typedef int Copy(unsigned long long to, unsigned long long from, size_t bytes, void *stream);
+    static Copy *copy;
+    copy = copy != NULL ? copy : (Copy *)library_function("libcuda.so.1", NULL, "cuMemcpyDtoDAsync_v2");
+    int64_t bytes = w->row->a * w->row->b * data_type_bytes(w->device->type);
+    if (copy == NULL ||
+        copy((uintptr_t)w->buffers[1], (uintptr_t)w->buffers[0], (size_t)bytes, device_stream(w->device)) != 0) {
+        w->refused = true;
+    }
+}
 static void run_add(Work *w) {
     w->device->op->add(w->device, w->row->a * w->row->b, w->buffers[0], w->buffers[1]);
 }
@@ -307,7 +434,9 @@ static void run_squares(Work *w) {
 static void add_rows(const char *what, void (*run)(Work *), int64_t count, int64_t width, double passes, int64_t kind) {
     count = part(count, 256), width = part(width, 8);
     Row *row = add_row("memory", (double)count * (double)width * passes, make_rows, run);
-    snprintf(row->name, sizeof row->name, "rows/%s/%lldx%lld", what, (long long)count, (long long)width);
+    row->library = run == run_copy_driver ? LIBRARY_DRIVER : LIBRARY_NONE;
+    snprintf(row->name, sizeof row->name, "rows/%s/%lldx%lld%s", what, (long long)count, (long long)width,
+             row->library != LIBRARY_NONE ? "/driver" : "");
     row->a = count, row->b = width, row->c = kind;
 }
 
@@ -353,24 +482,42 @@ static void run_update(Work *w) {
     w->device->op->optimizer_update(w->device, &update);
 }
 
-// Weights alone, rounded stochastically, and 8-bit moments, which begin as zeros.
-static Error *make_update_small(Work *w) {
+// fp32 masters and 8-bit moments, which begin as zeros.
+static Error *take_moments(Work *w) {
     size_t blocks = (size_t)(w->row->a + MOMENT_BLOCK - 1) / MOMENT_BLOCK;
-    TRY(take(w, w->row->a, true));
-    TRY(take(w, w->row->a, false));
     for (int i = 0; i < 2; i++) {
         TRY(take_bytes(w, blocks * MOMENT_BLOCK));
         TRY(take_bytes(w, blocks * sizeof(float)));
     }
     return take_settings(w);
 }
-static void run_update_small(Work *w) {
+static void update_8bit(Work *w, int first, void *masters) {
     OptimizerUpdate update = update_of(w);
     update.count = (update.count + MOMENT_BLOCK - 1) / MOMENT_BLOCK * MOMENT_BLOCK;
     update.moment_type = MOMENT_8BIT;
-    update.moment1 = w->buffers[2], update.scale1 = w->buffers[3];
-    update.moment2 = w->buffers[4], update.scale2 = w->buffers[5];
+    update.masters = masters;
+    update.moment1 = w->buffers[first], update.scale1 = w->buffers[first + 1];
+    update.moment2 = w->buffers[first + 2], update.scale2 = w->buffers[first + 3];
     w->device->op->optimizer_update(w->device, &update);
+}
+static Error *make_update_8bit(Work *w) {
+    TRY(take(w, w->row->a, true));
+    TRY(take(w, w->row->a, false));
+    TRY(take(w, w->row->a, true));
+    return take_moments(w);
+}
+static void run_update_8bit(Work *w) {
+    update_8bit(w, 3, w->buffers[2]);
+}
+
+// Weights alone, rounded stochastically, and 8-bit moments, which begin as zeros.
+static Error *make_update_small(Work *w) {
+    TRY(take(w, w->row->a, true));
+    TRY(take(w, w->row->a, false));
+    return take_moments(w);
+}
+static void run_update_small(Work *w) {
+    update_8bit(w, 2, NULL);
 }
 
 static void add_update(const char *what, Error *(*make)(Work *), void (*run)(Work *), double bytes) {
@@ -493,29 +640,51 @@ static void add_step(int i) {
 
 static void list_rows(void) {
     enum { GPT2_ROWS = 16384, LONG_ROWS = 8192 };
+    // What an epilogue costs comes first.
+    add_gelu_pair("124m-up-gelu", "124m-down-gelu", GPT2_ROWS, 768, 3072);
+    add_gated_pair("1b-up-gated", "1b-down-gated", LONG_ROWS, 2048, 8192);
+    add_product(FORM_FORWARD, "124m-projection-residual", GPT2_ROWS, 768, 768, (Epilogue){.bias = true, .residual = true});
+    add_product(FORM_FORWARD, "124m-down-residual", GPT2_ROWS, 3072, 768, (Epilogue){.bias = true, .residual = true});
+    add_product(FORM_FORWARD, "124m-qkv-bias", GPT2_ROWS, 768, 2304, (Epilogue){.bias = true});
+    add_classifier(GPT2_ROWS, 768, 50257, 4096);
+    add_classifier(GPT2_ROWS, 768, 50304, 4096);
+    add_products("124m-projection", GPT2_ROWS, 768, 768);
     add_products("124m-qkv", GPT2_ROWS, 768, 2304);
     add_products("124m-up", GPT2_ROWS, 768, 3072);
     add_products("124m-down", GPT2_ROWS, 3072, 768);
+    add_products("124m-head", GPT2_ROWS, 768, 50304);
+    add_products("124m-head-odd", GPT2_ROWS, 768, 50257);
+    add_gelu_pair("350m-up-gelu", "350m-down-gelu", GPT2_ROWS, 1024, 4096);
+    add_gelu_pair("1.3b-up-gelu", "1.3b-down-gelu", LONG_ROWS, 2048, 8192);
     add_products("1.3b-up", LONG_ROWS, 2048, 8192);
     add_products("8b-qkv", LONG_ROWS, 4096, 6144);
     add_products("8b-up", LONG_ROWS, 4096, 28672);
     add_products("square", 4096, 4096, 4096);
     add_products("square", 8192, 8192, 8192);
     add_attention(16, 1024, 12, 12, 64);
+    add_attention(8, 1024, 16, 16, 128);
     add_attention(2, 8192, 16, 16, 128);
     add_attention(2, 8192, 32, 8, 128);
+    add_attention(2, 8192, 16, 16, 64);
+    add_attention(4, 2048, 16, 16, 64);
     add_attention(2, 4096, 8, 8, 256);
-    // Bytes an element: bf16, each tensor read or written once.
+    // Bytes an element: bf16, each tensor read or written once. Of the norms also sizes that no cache holds.
     add_rows("copy", run_copy, 16384, 8192, 4, 0);
-    add_rows("add", run_add, 16384, 4096, 6, 0);
+    add_rows("copy", run_copy_driver, 16384, 8192, 4, 0);
+    add_rows("layernorm", run_norm, 131072, 768, 4, NORM_LAYER);
+    add_rows("layernorm-backward", run_norm_backward, 131072, 768, 8, NORM_LAYER);
+    add_rows("rmsnorm", run_norm, 32768, 4096, 4, NORM_RMS);
+    add_rows("rmsnorm-backward", run_norm_backward, 32768, 4096, 8, NORM_RMS);
     add_rows("layernorm", run_norm, 16384, 768, 4, NORM_LAYER);
     add_rows("layernorm-backward", run_norm_backward, 16384, 768, 8, NORM_LAYER);
     add_rows("rmsnorm", run_norm, 16384, 4096, 4, NORM_RMS);
     add_rows("rmsnorm-backward", run_norm_backward, 16384, 4096, 8, NORM_RMS);
+    add_rows("add", run_add, 16384, 4096, 6, 0);
     add_rows("swiglu", run_gated, 16384, 8192, 3, 0);
     add_rows("sum-of-squares", run_squares, 16384, 8192, 2, 0);
     // Bytes a parameter: what is read, then what is written.
     add_update("adamw", make_update, run_update, (4 + 3 * 4) + (3 * 4 + 2));
+    add_update("adamw-8bit", make_update_8bit, run_update_8bit, (4 + 4 + 2) + (4 + 2 + 2) + 4.0 * 4 / MOMENT_BLOCK);
     add_update("adamw-small", make_update_small, run_update_small, (4 + 2 + 2) + (2 + 2) + 4.0 * 4 / MOMENT_BLOCK);
     for (int i = 0; i < (int)(sizeof shapes / sizeof *shapes); i++) {
         add_step(i);
@@ -550,10 +719,11 @@ static Error *hold(Bench *bench, const Row *row, Work **out) {
         release_held(bench);
         free_one = &bench->held[0];
     }
-    Device *device = bench->devices[row->cublas];
-    if (device == NULL) {
-        return failure("a simulated card has no cuBLASLt");
+    static const char *const names[] = {"", "cuBLASLt", "driver"};
+    if (rehearsal && row->library != LIBRARY_NONE) {
+        return failure("a simulated card has no %s", names[row->library]);
     }
+    Device *device = bench->devices[row->library == LIBRARY_CUBLAS];
     *free_one = (Work){.device = device, .row = row};
     Error *error = row->make(free_one);
     if (error != NULL) {
@@ -566,6 +736,20 @@ static Error *hold(Bench *bench, const Row *row, Work **out) {
 static void run_once(Work *w) {
     w->row->run(w);
     w->runs++;
+}
+
+// Whether the library computes its row: where it is not here or does not take a shape, ours does, and the choice says so.
+static Error *ask_library(Work *w, Row *row) {
+    Buffer before = {0}, after = {0};
+    device_describe_choices(w->device, &before);
+    run_once(w);
+    Error *error = device_finish(w->device);
+    device_describe_choices(w->device, &after);
+    bool ours = after.size > before.size && strstr(after.data + before.size, ": cublas by") == NULL;
+    row->takes = (row->library == LIBRARY_CUBLAS && ours) || w->refused ? REFUSES : TAKES;
+    buffer_free(&before);
+    buffer_free(&after);
+    return error;
 }
 
 static Error *measure(Work *w, double least, double *seconds) {
@@ -592,7 +776,8 @@ static Error *measure(Work *w, double least, double *seconds) {
 
 // One line of answer. An error of a run is one of the device, which is of no use after it.
 static bool answer(Bench *bench, const char *name, double least) {
-    const Row *row = NULL;
+    static const char *const refusals[] = {"", "cuBLASLt does not take it, or is not here", "the driver does not copy"};
+    Row *row = NULL;
     for (int i = 0; i < row_count && row == NULL; i++) {
         row = strcmp(rows[i].name, name) == 0 ? &rows[i] : NULL;
     }
@@ -607,11 +792,16 @@ static bool answer(Bench *bench, const char *name, double least) {
     if (error != NULL) {
         printf("absent: %s\n", error->message);
     } else {
-        error = measure(w, least, &seconds);
+        error = row->library != LIBRARY_NONE && row->takes == UNKNOWN ? ask_library(w, row) : NULL;
+        if (error == NULL && row->takes != REFUSES) {
+            error = measure(w, least, &seconds);
+        }
         error_keep(&error, w->failed);
         w->failed = NULL;
         usable = error == NULL;
-        if (usable) {
+        if (usable && row->takes == REFUSES) {
+            printf("absent: %s\n", refusals[row->library]);
+        } else if (usable) {
             printf("%.9f\n", seconds);
         } else {
             printf("error: %s\n", error->message);

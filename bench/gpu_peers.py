@@ -58,10 +58,48 @@ def first_line(error):
 
 
 def product_peer(name, _):
-    form, _, shape = re.match(r"product/(\w+)/([^/]+)/([0-9x]+)$", name).groups()
+    """Without an epilogue as it is, with one compiled: what is kept for the backward pass is among the results."""
+    form, what, shape = re.match(r"product/(\w+)/([^/]+)/([0-9x]+)$", name).groups()
     rows, inner, outer = map(int, shape.split("x"))
-    x, w, dy = normal(rows, inner), normal(outer, inner), normal(rows, outer)
+    x, w, dy, bias = normal(rows, inner), normal(outer, inner), normal(rows, outer), normal(outer)
+
+    def up_gelu():
+        pre = F.linear(x, w, bias)
+        return F.gelu(pre, approximate="tanh"), pre
+
+    def down_gelu():
+        return torch.ops.aten.gelu_backward(dy @ w, pre, approximate="tanh")
+
+    def up_gated():
+        pre = F.linear(x, w)
+        gate, value = pre.chunk(2, -1)
+        return F.silu(gate) * value, pre
+
+    def down_gated():
+        d, (gate, value) = dy @ w, pre.chunk(2, -1)
+        s = torch.sigmoid(gate)
+        return torch.cat((d * value * s * (1 + gate * (1 - s)), d * gate * s), -1)
+
+    epilogues = {"up-gelu": up_gelu, "down-gelu": down_gelu, "up-gated": up_gated, "down-gated": down_gated,
+                 "residual": lambda: F.linear(x, w, bias) + dy, "bias": lambda: F.linear(x, w, bias)}
+    kind = next((kind for kind in epilogues if what.endswith(kind)), None)
+    if kind is not None:
+        pre = normal(rows, inner * (2 if "gated" in kind else 1)) if form == "input" else None
+        return torch.compile(epilogues[kind]), "compiled"
     return {"forward": lambda: F.linear(x, w), "input": lambda: dy @ w, "weight": lambda: dy.t() @ x}[form], "eager"
+
+
+def classifier_peer(name, _):
+    """Cross-entropy in fp32 of logits in bf16, compiled; with the gradients that the row has."""
+    _, kind, shape = name.split("/")
+    rows, width, vocabulary = map(int, shape.split("x"))
+    x, w = normal(rows, width), normal(vocabulary, width)
+    targets = torch.randint(vocabulary, (rows,), device=DEVICE)
+    loss = torch.compile(lambda: F.cross_entropy(F.linear(x, w).float(), targets))
+    if kind == "loss":
+        return torch.no_grad()(loss), "compiled"
+    wanted = [x.requires_grad_()] + ([w.requires_grad_()] if kind == "whole" else [])
+    return lambda: torch.autograd.grad(loss(), wanted), "compiled"
 
 
 def attention_peer(name, _):
@@ -109,16 +147,31 @@ def update_peer(name, _):
             "fused AdamW, all of it in bf16" if small else "fused AdamW in fp32, without a copy in bf16")
 
 
-def norm_peer(name, _):
+def rows_peer(name, _):
     kind, shape = name.split("/")[1:]
     rows, width = map(int, shape.split("x"))
-    if kind == "layernorm":
-        x, weight = normal(rows, width), normal(width)
-        return lambda: F.layer_norm(x, (width,), weight), "eager"
-    if kind == "rmsnorm":
-        x, weight = normal(rows, width), normal(width)
-        return torch.compile(lambda: F.rms_norm(x, (width,), weight)), "compiled"
-    raise Absent("no peer was written for it")
+    x = normal(rows, width)
+    if kind == "copy":
+        y = torch.empty_like(x)
+        return lambda: y.copy_(x), "eager"
+    if kind == "add":
+        y = normal(rows, width)
+        return lambda: y.add_(x), "eager"
+    if kind == "swiglu":
+        return torch.compile(lambda: F.silu(x[:, :width // 2]) * x[:, width // 2:]), "compiled"
+    if kind == "sum-of-squares":
+        x = x.view(torch.float32)
+        return torch.compile(lambda: x.square().sum()), "compiled"
+    weight = normal(width)
+    norm = {"layernorm": lambda: F.layer_norm(x, (width,), weight),
+            "rmsnorm": torch.compile(lambda: F.rms_norm(x, (width,), weight))}[kind.removesuffix("-backward")]
+    note = "eager" if kind.startswith("layernorm") else "compiled"
+    if not kind.endswith("-backward"):
+        return norm, note
+    x.requires_grad_(), weight.requires_grad_()
+    y = norm()
+    gradient = torch.randn_like(y)
+    return lambda: torch.autograd.grad(y, (x, weight), gradient, retain_graph=True), note
 
 
 def model_peer(_, words):
@@ -204,8 +257,8 @@ def model_peer(_, words):
                   "compiled; bf16 autocast, fp32 parameters, fused AdamW")
 
 
-PEERS = (("product/", product_peer), ("attention/", attention_peer), ("update/", update_peer), ("rows/", norm_peer),
-         ("step/", model_peer))
+PEERS = (("product/", product_peer), ("attention/", attention_peer), ("update/", update_peer), ("rows/", rows_peer),
+         ("classifier/", classifier_peer), ("step/", model_peer))
 
 
 def make(name, words):

@@ -3,7 +3,7 @@
 
     bench/gpu_table.py [--rehearse] [--folder FOLDER] [--part PART] [--commit C] [--rows PATTERN] [--only PATTERN] [--seconds N] BENCH_GPU
 
-A row is measured ROUNDS times; ours, the library's (cuBLASLt; of a copy the runtime's own) and PyTorch's take turns, so that clocks
+A row is measured ROUNDS times; ours, the library's (cuBLASLt; of a copy the driver's own) and PyTorch's take turns, so that clocks
 and heat are the same for all; medians count. Of a step, whose peers would not fit into the card's memory together, first all rounds
 of ours, then all of PyTorch's. Tensor rows stand beside TENSOR_LIMIT, memory rows beside the copy row of the same run. Rows come as
 bench_gpu lists them, which ends with steps from small to large; after N seconds no row is begun, and no peer is waited for
@@ -33,7 +33,7 @@ ROW_SECONDS = 60  # one answer of a row that is no step
 STEP_SECONDS = 120  # one answer of a step of ours: initial weights of up to 8B parameters, and its first runs
 STEP_LEAST, STEP_RATE = 5, 8e12  # what is set aside for a step of ours: 24 s more for 8B, mostly its initial weights
 PEER_SECONDS = 180  # one answer of PyTorch's, which compiles first
-LIBRARIES = {"cublas": "cuBLASLt", "runtime": "cudaMemcpy"}  # the ends of names of rows that a library computes
+LIBRARIES = {"cublas": "cuBLASLt", "driver": "the driver's own copy"}  # the ends of names of rows that a library computes
 HEADER = ["| row | ours | of the limit | library | ours / library | PyTorch | ours / PyTorch |", "|---|---|---|---|---|---|---|"]
 HERE = pathlib.Path(__file__).resolve().parent
 

@@ -59,9 +59,10 @@ class Rows(unittest.TestCase):
         for flags in ((), ("--rehearse",)):
             names = [row.name for row in listing(*flags)]
             self.assertEqual(len(names), len(set(names)))
-        kinds = {re.sub(r"\d.*", "", row.name.removesuffix("/cublas")) for row in listing()}
+        kinds = {re.sub(r"\d.*", "", row.name) for row in listing()}
         for kind in ("product/forward/", "product/input/", "product/weight/", "attention/forward/B", "attention/backward/B",
-                     "attention/deterministic/B", "rows/copy/", "rows/layernorm/", "update/adamw/", "update/adamw-small/", "step/gpt", "step/llama-"):
+                     "attention/deterministic/B", "rows/copy/", "rows/layernorm/", "update/adamw/", "update/adamw-small/",
+                     "classifier/loss/", "classifier/whole/", "step/gpt", "step/llama-"):
             self.assertIn(kind, kinds)
         # A rehearsal is the same rows with other sizes.
         what = [[[re.sub(r"\d+", "", part) for part in row.name.split("/") if row.step or not part.isdigit()]
@@ -75,6 +76,9 @@ class Rows(unittest.TestCase):
             if parts[0] == "product":
                 rows, inner, outer = map(int, parts[3].split("x"))
                 expected = 2 * rows * inner * outer
+            elif parts[0] == "classifier":
+                rows, width, vocabulary = map(int, parts[2].split("x"))
+                expected = 2 * rows * width * vocabulary * {"loss": 1, "loss-input": 2, "whole": 3}[parts[1]]
             elif parts[0] == "attention":
                 batch, length, heads, _, width = map(int, re.findall(r"\d+", parts[2]))
                 expected = batch * heads * 2 * width * length * length * (1 if parts[1] == "forward" else 2.5)
@@ -109,7 +113,7 @@ class Rows(unittest.TestCase):
 
     def test_memory(self):
         """A step that does not fit says how much is missing, and the next row is measured."""
-        rows = [row.name for row in listing("--rehearse") if "llama-8b" in row.name or row.name.startswith("rows/copy/")]
+        rows = [row.name for row in listing("--rehearse") if "llama-8b" in row.name or (row.name.startswith("rows/copy/") and not row.library)]
         done = bench_gpu("--rehearse", "--serve", given="".join(f"{name} 0\n" for name in reversed(rows)),
                          ATHANOR_SIMULATED_MEMORY="64Mi")
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -206,7 +210,7 @@ class Peers(unittest.TestCase):
     def test_columns(self):
         rows = [gpu_table.Row(line) for line in (
             "rows/copy/1x1 memory 1e9", "product/forward/x/1x1x1 tensor 1e12", "product/forward/x/1x1x1/cublas tensor 1e12",
-            "step/llama-x/B1-T1 tensor 4e12 layers=1", "rows/add/1x1 memory 1e9", "rows/copy/1x1/runtime memory 1e9")]
+            "step/llama-x/B1-T1 tensor 4e12 layers=1", "rows/add/1x1 memory 1e9", "rows/copy/1x1/driver memory 1e9")]
         names = "seconds = {'rows/copy/1x1': 0.001, 'product/forward/x/1x1x1/cublas': 0.02, 'rows/add/1x1': 0.002}"
         ours = (f"import sys; {names}\nfor line in sys.stdin: print('released' if line == 'release\\n' else "
                 "seconds.get(line.split()[0], 0.01), flush=True)")

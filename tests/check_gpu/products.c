@@ -417,17 +417,20 @@ static void check_bias(const ProductCheck *c, const Operands *o, const Results *
 
 // ---- One check
 
-// Which body ran, by the device's own account of a device that ran nothing else.
-static void check_body(const ProductCheck *c, Device *device, Finding *finding) {
+// The name of the body that ran, by the account of a device that ran nothing else.
+static void body_of(Device *device, char name[static 16]) {
     Buffer text = {0};
     device_describe_choices(device, &text);
     const char *body = text.data != NULL ? strrchr(text.data, ':') : NULL;
-    size_t length = body != NULL ? strcspn(body + 2, " ") : 0;
-    bool expected = c->body == NULL || (!card_is_hopper() && strcmp(c->body, "sm90") == 0) ||
-                    (body != NULL && length == strlen(c->body) && memcmp(body + 2, c->body, length) == 0);
-    finding_add(finding, !expected, "by %.*s%s%s", (int)length, body != NULL ? body + 2 : "",
-                expected ? "" : " in the place of ", expected ? "" : c->body);
+    snprintf(name, 16, "%.*s", body != NULL ? (int)strcspn(body + 2, " ") : 0, body != NULL ? body + 2 : "");
     buffer_free(&text);
+}
+
+static void check_body(const ProductCheck *c, Device *device, Finding *finding) {
+    char body[16];
+    body_of(device, body);
+    bool expected = c->body == NULL || (!card_is_hopper() && strcmp(c->body, "sm90") == 0) || strcmp(body, c->body) == 0;
+    finding_add(finding, !expected, "by %s%s%s", body, expected ? "" : " in the place of ", expected ? "" : c->body);
 }
 
 // Runs another body and holds ours against it.
@@ -436,8 +439,12 @@ static Error *check_other(const ProductCheck *c, const Operands *o, const char *
     Device *device = NULL;
     Results its = {0};
     TRY(card_open(c->type, body, &device));
+    char ran[16];
     Error *error = product_run(c, device, o, &its);
-    if (error == NULL) {
+    body_of(device, ran);
+    if (error == NULL && strcmp(ran, body) != 0 && strcmp(body, "cublas") == 0) {
+        finding_add(finding, false, "cuBLASLt does not take it");
+    } else if (error == NULL) {
         finding_other_body(finding, "result", body, &ours->c, &its.c, &bounds[0], 0);
         if (has_second(c)) {
             finding_other_body(finding, c->form == WEIGHT ? "dbias" : "pre", body, &ours->second, &its.second, &bounds[1], 0);
