@@ -218,9 +218,10 @@ def sanitize(place):
     return code
 
 
-PROFILES = (("product with GELU", r"^product/(?!.*cublas).*gelu|^product/forward/\S*up/(?!.*cublas)", "product"),
-            ("attention forward", r"^attention/forward/.*D128", "attention_forward"),
-            ("attention backward", r"^attention/(deterministic|backward)/.*D128", "attention_backward"))
+# What, the rows of bench_gpu that show it (the first that there is, none of a library), and the names of its kernels.
+PROFILES = (("product with GELU", (r"^product/.*gelu", r"^product/forward/\S*up/"), "product"),
+            ("attention forward", (r"^attention/forward/.*D128",), "attention_forward"),
+            ("attention backward", (r"^attention/(deterministic|backward)/.*D128",), "attention_backward"))
 
 
 def profile(place):
@@ -230,8 +231,8 @@ def profile(place):
         return refuse("no ncu here")
     bench, code = [str(place.folder / "bench_gpu"), *(["--rehearse"] if place.rehearse else [])], None
     rows = [line.split()[0] for line in subprocess.run([*bench, "--list"], capture_output=True, text=True).stdout.splitlines()]
-    for number, (what, pattern, kernel) in enumerate(PROFILES):
-        row = next((name for name in rows if re.search(pattern, name)), None)
+    for number, (what, patterns, kernel) in enumerate(PROFILES):
+        row = next((name for pattern in patterns for name in rows if re.search(r"(?=^.*\d$)" + pattern, name)), None)
         if row is None:
             place.check(False, f"{what}: bench_gpu has no such row")
             continue

@@ -119,6 +119,23 @@ class Runner(Folder):
             self.assertIn("other", summary)
             self.assertEqual("products   left out: what was checked is wrong" in summary, stop)
 
+    def test_ended(self):
+        """Whoever ends it ends what it runs, and what was known by then is there."""
+        (self.folder / "bin").mkdir()
+        out, mark = self.folder / "out", self.folder / "mark"
+        nvidia = self.folder / "bin/nvidia-smi"  # the first part's first command that is not the system's own
+        nvidia.write_text(f"#!/bin/sh\ntouch {mark}-began\nsleep 4\ntouch {mark}\n")
+        nvidia.chmod(0o755)
+        process = subprocess.Popen([ROOT / "bench/card_run", "--rehearse", BUILD, out, "--parts", "machine"], stdout=subprocess.DEVNULL,
+                                   env={**os.environ, "PATH": f"{nvidia.parent}:{os.environ['PATH']}"})
+        while not pathlib.Path(f"{mark}-began").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.terminate()
+        self.assertEqual(process.wait(30), 1)
+        time.sleep(4)
+        self.assertFalse(mark.exists(), "what it ran lives on")
+        self.assertIn("nvidia-smi", (out / "log.txt").read_text())
+
     def test_arguments(self):
         for arguments, part in (([self.folder, self.folder / "out"], "makes it"), (["--rehearse", self.folder, self.folder / "out"], "ATHANOR_SIMULATED"),
                                 (["--rehearse", BUILD, self.folder / "out", "--parts", "machine,nothing"], "no part nothing")):
