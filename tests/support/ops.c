@@ -714,5 +714,14 @@ const OpCase op_cases[] = {
     DECODE(false, 3, 300, 6, 2, 64, .window = 90),
     DECODE(false, 2, 41, 4, 1, 5, .softcap = 3.0f),
     DECODE(false, 1, 1030, 2, 1, 128),
+    // Several tiles for each multiprocessor: what a block carries from one to the next.
+    {.kind = &attention_forward, .attention_forward = {.shape = {2, 270, 270, 4, 2, 64, 0.125f}}},
+    {.kind = &attention_forward,
+     .attention_forward = {.shape = {1, 260, 260, 8, 2, 128, 0.0883883f, .window = 140, .softcap = 8.0f,
+                                     .slopes = &with_slopes}}},
+    {.kind = &attention_forward,
+     .bare = true,
+     .apart = true,
+     .attention_forward = {.shape = {2, 150, 101, 8, 1, 64, 0.125f, .offset = -60}}},
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;
