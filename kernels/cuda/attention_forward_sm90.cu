@@ -33,10 +33,10 @@
 // the tile sees are skipped, and only blocks on an edge (the diagonal, a document's start, the window's) are masked.
 //
 // One block a multiprocessor stays for the whole launch and takes tiles by ticket, the longest first within as many heads as
-// the second-level cache holds keys and values of (attention_place). The producer draws a tile while it loads the one before,
-// and says with Q which one it is and which blocks of keys it meets: consumers divide nothing and load nothing that they do not
-// mask with. For D <= 128 tiles are chained: the first S of a tile is issued before the last O += P V of the tile before, as
-// within a tile, and what ends a tile (log-sum-exp, division, the copy of O) stands between products of the next:
+// the second-level cache holds keys and values of (attention_place). The producer draws a tile before the one at hand is
+// loaded, and says with Q which one it is and which blocks of keys it meets: consumers divide nothing and load nothing that
+// they do not mask with. For D <= 128 tiles are chained: the first S of a tile is issued before the last O += P V of the tile
+// before, as within a tile, and what ends a tile (log-sum-exp, division, the copy of O) stands between products of the next:
 //
 //     S1' | O += Pn Vn | log-sum-exp ... | softmax 1' ........ | O out | S2' | O' += P1' V1' | softmax 2' ......
 //
@@ -135,7 +135,6 @@ __device__ __forceinline__ void forward_produce(const ForwardWork &work, Forward
     ForwardTask task = forward_task<D>(work, (int)blockIdx.x);
     for (bool more = true; more; turn.advance<Tile::TASKS>()) {
         more = task.blocks.end > 0;
-        int ticket = more ? atomicAdd(work.ticket, 1) : 0;  // looked at when it has long come
         for (int w = 0; w < FORWARD_CONSUMERS; w++) {
             int at = turn.stage * FORWARD_CONSUMERS + w;
             mbarrier_wait(barriers.q_empty(at), turn.parity ^ 1);
@@ -151,13 +150,16 @@ __device__ __forceinline__ void forward_produce(const ForwardWork &work, Forward
 #pragma unroll 1
         for (int n = task.blocks.end - 1; n >= begin; n--) {
             uint32_t stage = (uint32_t)ring.stage * Tile::KEY_BYTES;
+            // Late, so that what is left goes to who is first; but it comes while there is no room for the last K, and what it
+            // means is worked out while there is none for V.
+            int ticket = n == begin ? atomicAdd(work.ticket, 1) : 0;
             mbarrier_wait(barriers.k_empty(ring.stage), ring.parity ^ 1);
             mbarrier_expect(barriers.k_full(ring.stage), Tile::KEY_BYTES);
             for (int i = 0; i < Tile::PANELS; i++) {
                 tma_load_4d(shared + Tile::KEY + stage + (uint32_t)i * Tile::KEY_PANEL, key_map, barriers.k_full(ring.stage),
                             i * PANEL_COLUMNS, group, n * Tile::KEYS, b);
             }
-            if (n == begin) {  // while there is no room yet for V
+            if (n == begin) {
                 task = forward_task<D>(work, (int)gridDim.x + ticket);
             }
             mbarrier_wait(barriers.v_empty(ring.stage), ring.parity ^ 1);
@@ -200,7 +202,7 @@ __device__ __forceinline__ void issue_values(float (&o)[D / 2], const uint32_t (
 
 // The two rows of a thread and what they have seen so far.
 struct ForwardRows {
-    int query, least[2];    // the first row, and for each the row of the first key that it sees
+    int query, first[2];    // the first row; for each what first[] says
     float most[2], sum[2];  // the running maximum, in units of log2, and sum (this thread's columns)
 };
 
@@ -226,25 +228,29 @@ __device__ __forceinline__ void modify_scores(float (&s)[KEYS / 2], const Attent
     }
 }
 
-// Hides what comes after a row's query and, of the keys, from row `keys` on; and what comes before the row's first key.
+// Of a row's columns that a thread holds, 0, 1, 8, 9, 16 ..., those below `end`: a bit each.
+__device__ __forceinline__ uint32_t columns_below(int end) {
+    end = end > 0 ? end : 0;
+    int count = end / 8 * 2 + (end % 8 < 2 ? end % 8 : 2);
+    return count < 32 ? (1u << count) - 1 : 0xFFFFFFFFu;
+}
+
+// Hides what comes after a row's query, before its first key and, of the keys, from row `keys` on. Bits become predicates many
+// at a time: a selection a score, where comparisons would be as much again.
 template <int KEYS>
-__device__ __forceinline__ void mask_behind(float (&s)[KEYS / 2], const ForwardRows &rows, int key, int keys) {
-    int seen[2];  // how many from `key` on
+__device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const AttentionPlan &plan, const ForwardRows &rows, int key,
+                                            int keys) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        int query = rows.query + 8 * r;
-        seen[r] = (query < keys ? query + 1 : keys) - key;
-    }
+        int query = rows.query + 8 * r, end = query < keys ? query + 1 : keys, edge = query - plan.window + 1;
+        int first = rows.first[r] > 0 ? rows.first[r] : 0;
+        first = (first < plan.keys ? first : plan.keys) - plan.offset;
+        uint32_t seen = columns_below(end - key) & ~columns_below((first > edge ? first : edge) - key);
 #pragma unroll
-    for (int i = 0; i < KEYS / 2; i++) {
-        s[i] = i / 4 * 8 + i % 2 < seen[i / 2 % 2] ? s[i] : -INFINITY;
-    }
-}
-template <int KEYS> __device__ __forceinline__ void mask_before(float (&s)[KEYS / 2], const ForwardRows &rows, int key) {
-    int hidden[2] = {rows.least[0] - key, rows.least[1] - key};
-#pragma unroll
-    for (int i = 0; i < KEYS / 2; i++) {
-        s[i] = i / 4 * 8 + i % 2 >= hidden[i / 2 % 2] ? s[i] : -INFINITY;
+        for (int i = 0; i < KEYS / 4; i++) {
+            float &score = s[i / 2 * 4 + 2 * r + i % 2];
+            score = (seen & 1u << i) != 0 ? score : -INFINITY;
+        }
     }
 }
 
@@ -301,11 +307,8 @@ __device__ __forceinline__ void block_softmax(float (&s)[ForwardTile<D>::KEYS / 
     if (MODIFIED) {  // the slope is loaded anew: there are no registers to keep it
         modify_scores<KEYS>(s, plan, attention_slope(plan, task.place.head), rows, key);
     }
-    if (all_alike(n >= task.blocks.whole_end)) {
-        mask_behind<KEYS>(s, rows, key, plan.keys - plan.offset);
-    }
-    if (all_alike(n < task.blocks.whole_begin)) {
-        mask_before<KEYS>(s, rows, key);
+    if (all_alike(n >= task.blocks.whole_end || n < task.blocks.whole_begin)) {
+        mask_scores<KEYS>(s, plan, rows, key, plan.keys - plan.offset);
     }
     softmax<KEYS>(s, rows, MODIFIED ? 1.0f : plan.scale_log2, shrink);
 }
@@ -318,14 +321,15 @@ __device__ __forceinline__ ForwardTask take_task(ForwardBarriers barriers, const
     return tasks[at];
 }
 
-// The thread's rows of a tile of consumer w, which have seen nothing yet.
+// The thread's rows of a tile of consumer w, which have seen nothing yet. What is loaded here is first looked at in masks.
 __device__ __forceinline__ ForwardRows first_rows(const AttentionPlan &plan, AttentionPlace place, int w) {
     ForwardRows rows;
     int thread = (int)threadIdx.x % WARPGROUP;
     rows.query = place.block * FORWARD_ROWS + w * 64 + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        rows.least[r] = attention_least<true>(plan, place.b, rows.query + 8 * r) - plan.offset;
+        int row = rows.query + 8 * r < plan.queries ? rows.query + 8 * r : plan.queries - 1;
+        rows.first[r] = plan.first != NULL ? plan.first[(int64_t)place.b * plan.queries + row] : 0;
         rows.most[r] = -INFINITY;
         rows.sum[r] = 0;
     }
@@ -336,18 +340,28 @@ __device__ __forceinline__ ForwardRows first_rows(const AttentionPlan &plan, Att
 __device__ __forceinline__ void last_rows(const ForwardWork &work, AttentionPlace place, const ForwardRows &rows,
                                           float (&share)[2]) {
     const AttentionPlan &plan = work.plan;
-    int head = (int)computed_anew((uint32_t)place.head);  // or every block of keys would compute the addresses
+    float sum[2], lse[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float sum = rows.sum[r];
-        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
-        share[r] = sum > 0 ? 1.0f / sum : 0.0f;  // 0: a row that sees nothing
-        int query = rows.query + 8 * r;
-        if (threadIdx.x % 4 == 0 && query < plan.queries && work.lse != NULL) {
-            work.lse[((int64_t)place.b * plan.heads + head) * plan.queries + query] =
-                rows.most[r] * 0.693147180559945f + logf(sum);
+        sum[r] = rows.sum[r] + __shfl_xor_sync(0xFFFFFFFFu, rows.sum[r], 1);
+        sum[r] += __shfl_xor_sync(0xFFFFFFFFu, sum[r], 2);
+        lse[r] = rows.most[r] * 0.693147180559945f + logf(sum[r]);
+    }
+    if (work.lse != NULL && threadIdx.x % 4 == 0) {
+        int head = (int)computed_anew((uint32_t)place.head);  // or every block of keys would compute the address
+        float *at = work.lse + ((int64_t)place.b * plan.heads + head) * plan.queries + rows.query;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (rows.query + 8 * r < plan.queries) {
+                at[8 * r] = lse[r];
+            }
         }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        // 1 / sum as the division would give it, one Newton step behind the instruction; 0: a row that sees nothing.
+        float near = reciprocal_fast(sum[r]);
+        share[r] = sum[r] > 0 ? fmaf(near, fmaf(-sum[r], near, 1.0f), near) : 0.0f;
     }
 }
 
@@ -411,11 +425,11 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             bool ends = all_alike(n == task.blocks.begin);
             AttentionPlace place = task.place;
             if (ends) {
-                if (Tile::CHAINED && lane == 0) {
-                    mbarrier_arrive(barriers.q_empty(turn.stage * FORWARD_CONSUMERS + w));
-                }
                 if (!Tile::CHAINED) {
                     break;
+                }
+                if (lane == 0) {
+                    mbarrier_arrive(barriers.q_empty(turn.stage * FORWARD_CONSUMERS + w));
                 }
                 turn.advance<Tile::TASKS>();
                 task = take_task(barriers, tasks, turn.stage * FORWARD_CONSUMERS + w, turn.parity);

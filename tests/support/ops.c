@@ -746,5 +746,14 @@ const OpCase op_cases[] = {
     EMBEDDING_CUT(2111, 40, 500, 13, 0, 1031),
     EMBEDDING_CUT(129, 17, 5, 129, 8, 31),
     EMBEDDING_CUT(4096, 8, 3, 513, 509, 512),
+    // Several tiles for each multiprocessor: what a block carries from one to the next.
+    {.kind = &attention_forward, .attention_forward = {.shape = {2, 270, 270, 4, 2, 64, 0.125f}}},
+    {.kind = &attention_forward,
+     .attention_forward = {.shape = {1, 260, 260, 8, 2, 128, 0.0883883f, .window = 140, .softcap = 8.0f,
+                                     .slopes = &with_slopes}}},
+    {.kind = &attention_forward,
+     .bare = true,
+     .apart = true,
+     .attention_forward = {.shape = {2, 150, 101, 8, 1, 64, 0.125f, .offset = -60}}},
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;
