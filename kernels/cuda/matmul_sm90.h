@@ -118,7 +118,7 @@ template <ProductForm FORM>
 __device__ __forceinline__ bool sm90_next(const Sm90Plan &plan, Sm90Walk &walk, int rank, Sm90Work &work) {
     if (walk.next < plan.whole) {
         work = sm90_work(plan, walk.next, rank);
-        walk.next += (int)gridDim.x >> (plan.cluster - 1);
+        walk.next += plan.clusters;
         return true;
     }
     if (SM90_STREAMS<FORM> && walk.begin < walk.end) {
