@@ -404,7 +404,7 @@ static void check_stream(Device *device, const Stream *s, bool accumulate, uint6
     p.form = W;
     p.epilogue = B;
     p.type = device->type;
-    p.float_output = p.wide = true;
+    p.float_output = p.aligned = true;
     p.accumulate = accumulate;
     p.m = s->m;
     p.n = s->n;
