@@ -30,6 +30,17 @@
 
 enum { MOMENT_CODES = 256, MOMENT_ZERO_SIGNED = 127 };
 
+QUANTIZE_FUNCTION uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+QUANTIZE_FUNCTION float float_of_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 // What code `code` stands for. One division of whole numbers, so the same bits everywhere.
 QUANTIZE_FUNCTION float code_value(int has_sign, int code) {
     int cell = has_sign ? code - MOMENT_ZERO_SIGNED : code;
@@ -64,29 +75,56 @@ QUANTIZE_FUNCTION float code_end(int has_sign, int code) {
     return 0.5f * (code_value(has_sign, code) + code_value(has_sign, code + 1));
 }
 
-// The ends of the codes as a binary tree: children of node n are 2n and 2n + 1, so the nodes that the threads of a warp look at
-// together lie side by side. Entry n (1 .. 255) of the table.
-QUANTIZE_FUNCTION float code_tree(int has_sign, int n) {
-    int depth = 0;
-    while (n >> (depth + 1) != 0) {
-        depth++;
+// Codes by arithmetic. In decade i the signed code of a magnitude a is a line through its cells, cut down to a whole number:
+//
+//   y = a 2^i 10^(6-i) / 0.9 + 2^i 8/9,    cell floor(y);  unsigned: cell floor(2 y - 1), a code less than twice y
+//
+// y rounded to the nearest whole number is the nearest edge of a cell, and one comparison with the exact end there decides
+// between its two sides. That holds on both sides of a power of ten: the ends there lie 0.2 of the upper decade's cells above
+// it, and the line of the next decade may be taken from 0.45 of the lower decade's (unsigned) cells below the power to 0.225
+// above it. In this room the logarithm that a float's bits are, up to 6%, finds the decade: 128 steps an octave, of which
+// 426 (3.325 octaves, by 154 / 2^16) are a decade. The line of the last decade goes on to 1. That the codes are those of the
+// ends is tried with every float (tests/test_step.c).
+enum { CODE_LINES = 8 };
+
+typedef struct __attribute__((aligned(8))) CodeLine {  // one access of a card
+    float slope, start;
+} CodeLine;
+
+// Line number `i`; its start is for y - 1.
+QUANTIZE_FUNCTION CodeLine code_line(int i) {
+    double cells = 1, power = 1;
+    for (int d = 0; d < 6; d++) {
+        cells *= d < i ? 2 : 1;
+        power *= d < i ? 1 : 10;
     }
-    return code_end(has_sign, (2 * (n - (1 << depth)) + 1) * (1 << (7 - depth)) - 1);
+    CodeLine line = {(float)(cells * power / 0.9), (float)(cells * 8 / 9 - 1)};
+    return line;
 }
 
-// The code nearest to x, of a scale of 1.
-QUANTIZE_FUNCTION int code_nearest(const float *tree, float x) {
-    int n = 1;
-    for (int level = 0; level < 8; level++) {
-        n = 2 * n + (x > tree[n]);
-    }
-    return n - MOMENT_CODES;
+// The edge nearest to a (0 .. 1), less 1. unit: 2^23, where floats count whole cells, or 2^22, where they count halves.
+QUANTIZE_FUNCTION int code_edge(const CodeLine *lines, float a, float unit) {
+    int step = (int)(bits_of_float(a) >> 16) - 13267;
+    const CodeLine *line = &lines[(step > 0 ? step : 0) * 154 >> 16];
+    return (int)(bits_of_float(a * line->slope + line->start + unit) & 255);
 }
 
-// The code of a second moment: one that is not zero never becomes zero, or the next update would divide by epsilon alone.
-QUANTIZE_FUNCTION int code_nearest_unsigned(const float *tree, float x) {
-    int code = code_nearest(tree, x);
-    return code == 0 && x > 0 ? 1 : code;
+// The code nearest to x, of a scale of 1; end[code] = code_end(1, code). That of what is no number is 0.
+QUANTIZE_FUNCTION int code_nearest(const CodeLine *lines, const float *end, float x) {
+    float a = fabsf(x);
+    int edge = code_edge(lines, a < 1 ? a : 1, 8388608.0f);
+    int code = MOMENT_ZERO_SIGNED + (edge ^ -!(x >= 0));  // -1 - edge below 0
+    code &= ~(code >> 31);
+    return code + (x > end[code]);
+}
+
+// The code of a second moment; end[code] = code_end(0, code). One that is not zero never becomes zero, or the next update would
+// divide by epsilon alone.
+QUANTIZE_FUNCTION int code_nearest_unsigned(const CodeLine *lines, const float *end, float x) {
+    float a = fabsf(x);
+    int code = code_edge(lines, a < 1 ? a : 1, 4194304.0f);
+    code += x > end[code];
+    return (code + (code == 0)) & -(x > 0);
 }
 
 // A block's scale and what values are multiplied by to have a scale of 1: both 0 where nothing is as large as a normal float.
@@ -102,7 +140,8 @@ QUANTIZE_FUNCTION float block_inverse(float scale) {
 
 typedef struct CodeTable {
     DataType type;  // TYPE_CODE8 or TYPE_CODE8_UNSIGNED
-    float value[MOMENT_CODES], tree[MOMENT_CODES];
+    CodeLine lines[CODE_LINES];
+    float value[MOMENT_CODES], end[MOMENT_CODES];
 } CodeTable;
 
 static inline void code_table_fill(DataType type, CodeTable *table) {
@@ -110,7 +149,10 @@ static inline void code_table_fill(DataType type, CodeTable *table) {
     table->type = type;
     for (int i = 0; i < MOMENT_CODES; i++) {
         table->value[i] = code_value(has_sign, i);
-        table->tree[i] = i > 0 ? code_tree(has_sign, i) : 0;
+        table->end[i] = i < MOMENT_CODES - 1 ? code_end(has_sign, i) : 0;
+    }
+    for (int i = 0; i < CODE_LINES; i++) {
+        table->lines[i] = code_line(i);
     }
 }
 
@@ -132,25 +174,24 @@ static inline void block_encode(const CodeTable *table, const float *values, int
     }
     *scale = block_scale(largest);
     float inverse = block_inverse(*scale);
+    // Numbers first, then bytes: a byte that is stored may change any table, and a loop of that cannot become one of vectors.
+    int found[DATA_TYPE_BLOCK];
+    if (has_sign) {
+        for (int64_t i = 0; i < count; i++) {
+            found[i] = code_nearest(table->lines, table->end, values[i] * inverse);
+        }
+    } else {
+        for (int64_t i = 0; i < count; i++) {
+            found[i] = code_nearest_unsigned(table->lines, table->end, values[i] * inverse);
+        }
+    }
     for (int64_t i = 0; i < count; i++) {
-        float x = values[i] * inverse;
-        codes[i] = (uint8_t)(has_sign ? code_nearest(table->tree, x) : code_nearest_unsigned(table->tree, x));
+        codes[i] = (uint8_t)found[i];
     }
     memset(codes + count, has_sign ? MOMENT_ZERO_SIGNED : 0, (size_t)(DATA_TYPE_BLOCK - count));
 }
 
 // ---- Stochastic rounding
-
-QUANTIZE_FUNCTION uint32_t bits_of_float(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-QUANTIZE_FUNCTION float float_of_bits(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
 
 // The bits of a bf16: the lower half of x is the chance to round up, of 2^16. Infinities and NaN stay what they are.
 QUANTIZE_FUNCTION uint16_t round_stochastic_bf16(float x, uint32_t word) {

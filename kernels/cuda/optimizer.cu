@@ -10,7 +10,8 @@
 // neighbours from a multiple of four on belong to one segment at most; its last ones are accessed as single values.
 //
 // Eight-bit moments: a warp takes a block of 256 values, eight a lane, so that the largest magnitude needs no shared memory;
-// the codes are looked up in tables in shared memory (kernels/quantize.h). Elements do not depend on the grid: deterministic.
+// values of codes and ends of codes are looked up in shared memory, codes computed (kernels/quantize.h). Elements do not depend
+// on the grid: deterministic.
 #include "kernels/cuda/element.h"
 #include "kernels/quantize.h"
 #include "kernels/update.h"
@@ -207,8 +208,21 @@ template <typename T> static __global__ void __launch_bounds__(THREADS, 4) updat
 }
 
 struct CodeTables {
-    float value1[MOMENT_CODES], tree1[MOMENT_CODES], value2[MOMENT_CODES], tree2[MOMENT_CODES];
+    float value1[MOMENT_CODES], end1[MOMENT_CODES], value2[MOMENT_CODES], end2[MOMENT_CODES];
+    CodeLine lines[CODE_LINES];
 };
+
+// Each of MOMENT_CODES threads its part.
+__device__ __forceinline__ void fill_tables(CodeTables *tables, int code) {
+    int last = code < MOMENT_CODES - 1 ? code : MOMENT_CODES - 2;  // the last code has no end
+    tables->value1[code] = code_value(1, code);
+    tables->value2[code] = code_value(0, code);
+    tables->end1[code] = code_end(1, last);
+    tables->end2[code] = code_end(0, last);
+    if (code < CODE_LINES) {
+        tables->lines[code] = code_line(code);
+    }
+}
 
 // The values of `mask`, zeros elsewhere.
 __device__ __forceinline__ Four<float> decode_four(const float *value, const uint8_t *codes, unsigned mask, float scale) {
@@ -222,12 +236,13 @@ __device__ __forceinline__ Four<float> decode_four(const float *value, const uin
 }
 
 template <bool SIGNED>
-__device__ __forceinline__ void encode_four(const float *tree, const Four<float> &x, float inverse, uint8_t *codes) {
+__device__ __forceinline__ void encode_four(const CodeLine *lines, const float *end, const Four<float> &x, float inverse,
+                                            uint8_t *codes) {
     Four<uint8_t> four;
 #pragma unroll
     for (int i = 0; i < GROUP; i++) {
         float y = x.at[i] * inverse;
-        four.at[i] = (uint8_t)(SIGNED ? code_nearest(tree, y) : code_nearest_unsigned(tree, y));
+        four.at[i] = (uint8_t)(SIGNED ? code_nearest(lines, end, y) : code_nearest_unsigned(lines, end, y));
     }
     store_four(codes, four);
 }
@@ -245,10 +260,7 @@ template <typename T> static __global__ void __launch_bounds__(THREADS, 3) updat
     }
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     bool adamw = a.kind == OPTIMIZER_ADAMW;
-    tables->value1[threadIdx.x] = code_value(1, threadIdx.x);
-    tables->value2[threadIdx.x] = code_value(0, threadIdx.x);
-    tables->tree1[threadIdx.x] = threadIdx.x > 0 ? code_tree(1, threadIdx.x) : 0;
-    tables->tree2[threadIdx.x] = threadIdx.x > 0 ? code_tree(0, threadIdx.x) : 0;
+    fill_tables(tables, (int)threadIdx.x);
     __syncthreads();
     int64_t begin = blockIdx.x * range, end = min(a.count, begin + range);
     Cursor cursor = cursor_find(a, begin);
@@ -284,9 +296,9 @@ template <typename T> static __global__ void __launch_bounds__(THREADS, 3) updat
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
             int place = (h * 32 + lane) * GROUP;
-            encode_four<true>(tables->tree1, m[h], inverse1, codes1 + place);
+            encode_four<true>(tables->lines, tables->end1, m[h], inverse1, codes1 + place);
             if (adamw) {
-                encode_four<false>(tables->tree2, v[h], inverse2, codes2 + place);
+                encode_four<false>(tables->lines, tables->end2, v[h], inverse2, codes2 + place);
             }
         }
         if (lane == 0) {
