@@ -233,7 +233,7 @@ static const struct {
     {".", ""},
     {"optimizer.", ""},
     {"model.xyzzy", ""},
-    {"zero_stage", ""},
+    {"zero_stage", "parallel.zero"},
     {"fsdp", ""},
     {"teacher", ""},
     {"nodes", ""},

@@ -202,22 +202,38 @@ float *placement_state_scales(const Placement *placement, int32_t row, float *sc
     return there ? scales + place->state_at / MOMENT_BLOCK : NULL;
 }
 
-Range placement_counted(const Placement *placement) {
+float *placement_counted(const Placement *placement, float *gradients, int64_t *count) {
     const RankShare *share = &placement->share;
     Range own = shard_part(placement->gradients, share->shards, share->shard);
     int64_t first = share->tensor > 0 ? placement->whole_gradients : 0;
     own.begin = own.begin > first ? own.begin : first;
-    return own.begin < own.end ? own : (Range){0, 0};
+    *count = own.begin < own.end ? own.end - own.begin : 0;
+    return *count > 0 ? gradients + own.begin : gradients;
 }
 
-Range placement_owned_bytes(const Placement *placement, int32_t row, int shard) {
-    const Place *place = &placement->places[row];
-    if (!place->trainable) {
-        return (Range){0, 0};
+// Rows that one rank owns lie side by side in the weights, so that there are few runs: the padding between them goes with them.
+int64_t placement_owned(const Placement *placement, int shard, void *weights, WeightRun **out) {
+    Range part = shard_part(placement->gradients, placement->share.shards, shard);
+    WeightRun *runs = memory_new((size_t)placement->count, sizeof *runs);
+    int64_t count = 0;
+    for (int32_t row = 0; row < placement->count; row++) {
+        const Place *place = &placement->places[row];
+        Range owned = place->trainable ? owned_of(place->matrix, place, part) : (Range){0, 0};
+        if (owned.begin == owned.end) {
+            continue;
+        }
+        int64_t bytes = data_type_bytes(place->type);
+        char *begin = (char *)weights + place->weight_at + owned.begin * bytes,
+             *end = begin + (owned.end - owned.begin) * bytes;
+        WeightRun *last = count > 0 ? &runs[count - 1] : NULL;
+        if (last != NULL && begin - ((char *)last->begin + last->bytes) < PARAM_ALIGN * bytes + WEIGHT_ALIGN) {
+            last->bytes = end - (char *)last->begin;
+        } else {
+            runs[count++] = (WeightRun){begin, end - begin};
+        }
     }
-    Range owned = owned_of(place->matrix, place, shard_part(placement->gradients, placement->share.shards, shard));
-    int64_t bytes = data_type_bytes(place->type);
-    return (Range){place->weight_at + owned.begin * bytes, place->weight_at + owned.end * bytes};
+    *out = runs;
+    return count;
 }
 
 int64_t placement_gradients_from(const Placement *placement, int32_t row) {

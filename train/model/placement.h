@@ -81,12 +81,17 @@ float *placement_gradient(const Placement *placement, int32_t row, float *gradie
 void *placement_state(const Placement *placement, int32_t row, void *array, int64_t bytes);
 float *placement_state_scales(const Placement *placement, int32_t row, float *scales);  // of 8-bit moments
 
-// The gradients that this rank counts in the norm: its own where state is in shards, and of rows that tensor-parallel ranks
-// have alike those of the first.
-Range placement_counted(const Placement *placement);
+// The gradients that this rank counts in the norm, which lie side by side: its own where state is in shards, and of rows that
+// tensor-parallel ranks have alike those of the first.
+float *placement_counted(const Placement *placement, float *gradients, int64_t *count);
 
-// The bytes of a row's weight that are new after an update on the rank with that shard; empty where there are none.
-Range placement_owned_bytes(const Placement *placement, int32_t row, int shard);
+// The parts of an array of weights that are new after an update on the rank with that shard, into *out, which the caller frees.
+// Returns their number.
+typedef struct WeightRun {
+    void *begin;
+    int64_t bytes;
+} WeightRun;
+int64_t placement_owned(const Placement *placement, int shard, void *weights, WeightRun **out);
 
 // The gradients from the returned element on are those of rows `row` .. (of cut ones where rows are cut) and nothing else.
 int64_t placement_gradients_from(const Placement *placement, int32_t row);

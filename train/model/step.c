@@ -3,8 +3,6 @@
 
 #include <stddef.h>
 
-enum { WEIGHT_GAP = 64 };  // bytes of padding between rows of one owner, which are moved with them
-
 void model_begin_step(Model *model, double learning_rate) {
     const double zeros[3] = {0};
     float rate = (float)learning_rate;
@@ -17,8 +15,9 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
     Device *device = model->device;
     StepControl *control = model->control;
     const ModelWeights *weights = &model->weights;
-    Range counted = placement_counted(&weights->placement);
-    device->op->squares(device, counted.end - counted.begin, weights->grads + counted.begin, &control->grad_squares);
+    int64_t counted;
+    const float *first = placement_counted(&weights->placement, weights->grads, &counted);
+    device->op->squares(device, counted, first, &control->grad_squares);
     if (model->tensor->norm != NULL && model->tensor->failed == NULL) {
         model->tensor->failed = group_all_reduce(model->tensor->norm, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
     }
@@ -51,27 +50,17 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
                                          });
 }
 
-// Rows that one rank owns lie side by side in the weights, so that there are few runs.
 Error *model_share_weights(Model *model, Group *owners) {
-    const ModelWeights *weights = &model->weights;
-    const Placement *placement = &weights->placement;
-    for (int shard = 0; shard < owners->size; shard++) {
-        Range run = {0, 0};
-        for (int32_t row = 0; row <= placement->count; row++) {
-            Range part = row < placement->count ? placement_owned_bytes(placement, row, shard) : (Range){0, 0};
-            bool ends = row == placement->count, near = part.begin >= run.end && part.begin - run.end < WEIGHT_GAP;
-            if (part.begin == part.end && !ends) {
-                continue;
-            }
-            if (run.begin < run.end && near && !ends) {
-                run.end = part.end;
-                continue;
-            }
-            TRY(group_broadcast(owners, ELEMENT_BYTE, (char *)weights->weights + run.begin, run.end - run.begin, shard));
-            run = part;
+    Error *error = NULL;
+    for (int shard = 0; shard < owners->size && error == NULL; shard++) {
+        WeightRun *runs;
+        int64_t count = placement_owned(&model->weights.placement, shard, model->weights.weights, &runs);
+        for (int64_t i = 0; i < count && error == NULL; i++) {
+            error = group_broadcast(owners, ELEMENT_BYTE, runs[i].begin, runs[i].bytes, shard);
         }
+        free(runs);
     }
-    return NULL;
+    return error;
 }
 
 Error *model_tensor_error(Model *model) {
