@@ -255,8 +255,8 @@ PLANTED = {
                    "    return pack_two<T>(expf(a), b);\n}\n#define pack_two with_expf\n",
     "fence": "__device__ __forceinline__ void fence_twice() {\n    fence_async();\n    __threadfence();\n}\n#define fence_async fence_twice\n",
     "spill": "__device__ __forceinline__ void fence_spilled() {\n    volatile int held[8];\n"
-             "    for (int i = 0; i < 8; i++) {\n        held[i] = (int)threadIdx.x * i;\n    }\n    fence_async();\n}\n"
-             "#define fence_async fence_spilled\n",
+             "    for (int i = 0; i < 8; i++) {\n        held[i] = (int)threadIdx.x * i;\n    }\n"
+             "    asm volatile(\"\" ::\"r\"(held[threadIdx.x / 3 % 8]));\n    fence_async();\n}\n#define fence_async fence_spilled\n",
 }
 ROWS = "124M up forward"
 
@@ -313,7 +313,7 @@ class Planted(unittest.TestCase):
                            stdout=subprocess.DEVNULL)
             told[name] = next(iter(json.loads(pathlib.Path(numbers).read_text())["rows"].values()))
         plain = told["as it is"]["kernels"][0]
-        for name, kind, least in (("exponential", "MUFU", 64), ("fence", "fences", 8), ("spill", "spills", 32)):
+        for name, kind, least in (("exponential", "MUFU", 64), ("fence", "fences", 8), ("spill", "spills", 8)):
             planted = told[name]["kernels"][0]
             self.assertGreaterEqual(planted[kind], plain[kind] + least, name)
             self.assertGreater(planted["end slots"], plain["end slots"], name)
