@@ -23,7 +23,8 @@ static __device__ __forceinline__ void parts_add(const Product &p, const RawSums
     run_load<R, 4>(from, raw.aligned, p.n - column, x);
     for (int part = 1; part < raw.parts; part++) {
         float more[4];
-        run_load<R, 4>(from + part * p.m * raw.stride, raw.aligned, p.n - column, more);
+        from += p.m * raw.stride;
+        run_load<R, 4>(from, raw.aligned, p.n - column, more);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             x[i] += more[i];
@@ -33,7 +34,7 @@ static __device__ __forceinline__ void parts_add(const Product &p, const RawSums
 
 // registers: at most 64
 template <typename T, typename R>
-static __global__ void __launch_bounds__(THREADS) finish_sums(const Product p, const RawSums<R> raw) {
+static __global__ void __launch_bounds__(THREADS, 4) finish_sums(const Product p, const RawSums<R> raw) {
     int64_t runs = (p.n + 3) / 4;
     int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     // A division of 64 bits takes longer than the rest.
