@@ -359,10 +359,6 @@ static const Stream streams[] = {
 };
 enum { STREAMS = sizeof streams / sizeof *streams };
 
-static Matrix aligned_matrix(Device *device, DataType type, int64_t rows, int64_t width, float deviation, uint64_t stream) {
-    return matrix_new(device, type, rows, width, 8 + (8 - width % 8) % 8, deviation, stream);
-}
-
 static void upload(Device *device, const Matrix *x) {
     device_upload(device, x->card, x->host, (size_t)(x->rows * x->stride) * sizeof(float));
 }
@@ -397,9 +393,9 @@ static void check_float64(Device *device, const Stream *s, const Tensors *t, boo
 static void check_stream(Device *device, const Stream *s, bool accumulate, uint64_t *bits) {
     Card *card = card_of(device);
     Tensors t = {};
-    t.a = aligned_matrix(device, device->type, s->k, s->m, 1, 1);
-    t.b = aligned_matrix(device, device->type, s->k, s->n, 1 / sqrtf((float)s->k), 2);
-    t.c = aligned_matrix(device, TYPE_FP32, s->m, s->n, 1, 3);
+    t.a = matrix_new(device, device->type, s->k, s->m, 8, 1, 1);
+    t.b = matrix_new(device, device->type, s->k, s->n, 8, 1 / sqrtf((float)s->k), 2);
+    t.c = matrix_new(device, TYPE_FP32, s->m, s->n, 8, 1, 3);
     Product p = {};
     p.form = W;
     p.epilogue = B;
