@@ -72,12 +72,38 @@ static double sm90_block_cycles(const Sm90Plan *plan) {
     return fmax(4.0 * plan->columns, bytes / 38);
 }
 
-// The end of a tile, of which the tensor cores see nothing.
+// Instructions that a consumer's warp issues for the end of a tile, as the disassembly has them (nvcc 13.0, bf16): once, and
+// for each 64 columns of the result.
+enum {
+    SLOTS_TILE = 200,        // turns of loops, places, half of the sums moved
+    SLOTS_BOX = 55,          // rounded, written, stored
+    SLOTS_BOX_FLOAT = 125,   // the same in fp32: two boxes
+    SLOTS_BIAS = 60,         // handed round and added
+    SLOTS_READ = 85,         // a tensor's box fetched, passed through shared memory, added
+    SLOTS_ACTIVATION = 225,  // GELU: 64 of the special functions' instructions, which take 2 slots, are among them
+    SLOTS_SLOPE = 380,       // the slope too
+};
+
+static int sm90_end_slots(const Product *p, const Sm90Plan *plan) {
+    int boxes = plan->columns / 64, sides = p->epilogue == EPILOGUE_GATED || p->epilogue == EPILOGUE_GATED_BACKWARD ? 2 : 1;
+    int bias = p->bias != NULL ? sides * SLOTS_BIAS : 0;
+    if (p->float_output || plan->parts > 1) {
+        return SLOTS_TILE + boxes * (SLOTS_BOX_FLOAT + (plan->parts > 1 ? 0 : bias));
+    }
+    int box = SLOTS_BOX + bias + (p->residual != NULL || p->accumulate ? SLOTS_READ : 0);
+    if (p->form == PRODUCT_FORWARD) {
+        box += p->activation != ACTIVATION_NONE ? SLOTS_ACTIVATION : 0;
+        box += p->pre != NULL ? sides * SLOTS_BOX : 0;
+    } else if (p->pre != NULL) {
+        box += SLOTS_SLOPE + sides * SLOTS_READ + (sides - 1) * SLOTS_BOX;
+    }
+    return SLOTS_TILE + (p->epilogue == EPILOGUE_GATED ? boxes / 2 : boxes) * box;
+}
+
+// The end of a tile, of which the tensor cores see nothing. A warp of each consumer is on each of the four schedulers, so what
+// one issues counts twice; and the last products' and the first and last boxes' ways are waited for.
 static double sm90_end_cycles(const Product *p, const Sm90Plan *plan) {
-    bool derived = p->activation != ACTIVATION_NONE || p->epilogue == EPILOGUE_GATED ||
-                   p->epilogue == EPILOGUE_GATED_BACKWARD || (p->form == PRODUCT_FORWARD && p->pre != NULL);
-    bool float_sums = p->float_output || plan->parts > 1;
-    return plan->columns * (float_sums ? 8 : derived ? 10 : 4) + 300;
+    return 2 * sm90_end_slots(p, plan) + 1000;
 }
 
 // From the beginning of a part's end to that of the next one's: until additions are complete in L2, and another has seen it.
@@ -219,13 +245,13 @@ Sm90Plan sm90_choose(const Product *p, int multiprocessors) {
     double least = 0;
     for (int columns = 256; columns >= 128; columns /= 2) {
         for (int cluster = multiprocessors >= 2 ? 2 : 1; cluster >= 1; cluster--) {
-            for (int i = 1; i <= SM90_MOST_PARTS; i++) {
-                int parts = i > 1 && sm90_streams(p) ? (int)SM90_STREAMED : i;
+            for (int parts = sm90_streams(p) ? (int)SM90_STREAMED : 1; parts <= SM90_MOST_PARTS; parts++) {
                 Sm90Plan plan = sm90_plan(p, multiprocessors, columns, cluster, parts);
-                if (i > 1 && (sm90_streams(p) ? i > 2 : plan.works / plan.parts >= multiprocessors / cluster)) {
+                if (parts > 1 && plan.works / plan.parts >= multiprocessors / cluster) {
                     break;  // all are busy with whole sums
                 }
-                double cycles = sm90_cycles(p, &plan);
+                // Whole waves where they are as good, as far as estimates can tell.
+                double cycles = sm90_cycles(p, &plan) * (plan.streams > 0 ? 1.02 : 1);
                 if (best.works == 0 || cycles < least) {
                     best = plan;
                     least = cycles;
