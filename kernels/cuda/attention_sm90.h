@@ -27,9 +27,9 @@ enum { RING_STAGES = 2 };
 struct Ring {
     int stage;
     uint32_t parity;
-    __device__ __forceinline__ void advance() {
+    template <int STAGES = RING_STAGES> __device__ __forceinline__ void advance() {
         stage++;
-        if (stage == RING_STAGES) {
+        if (stage == STAGES) {
             stage = 0;
             parity ^= 1;
         }
