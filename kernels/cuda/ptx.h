@@ -118,6 +118,8 @@ __device__ __forceinline__ void tma_store_4d(const CUtensorMap *map, uint32_t sh
 __device__ __forceinline__ void tma_add_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, int c2);
 // The same for `bytes` (a multiple of 16) of fp32 ("cp.reduce.async.bulk").
 __device__ __forceinline__ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes);
+// Writes them instead.
+__device__ __forceinline__ void bulk_store(float *global, uint32_t shared, uint32_t bytes);
 // `bytes` (a multiple of 16) from global to shared memory; they arrive at `barrier` ("cp.async.bulk").
 __device__ __forceinline__ void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier);
 // Begins to bring the 128 bytes around an address into the second-level cache ("prefetch"). (The bulk form takes one address
@@ -383,6 +385,10 @@ __device__ __forceinline__ void tma_add_3d(const CUtensorMap *map, uint32_t shar
 __device__ __forceinline__ void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {
     asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global), "r"(shared),
                  "r"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void bulk_store(float *global, uint32_t shared, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes)
                  : "memory");
 }
 __device__ __forceinline__ void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier) {

@@ -317,21 +317,21 @@ void fence_async() {
 static void store_read(Thread *thread, AsyncStore &store) {
     if (!store.was_read) {
         const unsigned char *from = thread->block->shared + store.offset;
-        size_t bytes = store.kind == AsyncStore::BYTES_ADD ? store.bytes : box_span(store.map);
+        size_t bytes = store.global != NULL ? store.bytes : box_span(store.map);
         store.data.assign(from, from + bytes);
         store.was_read = true;
     }
 }
 
 static void store_write(const AsyncStore &store) {
-    if (store.kind != AsyncStore::BYTES_ADD) {
+    if (store.global == NULL) {
         tensor_map_store(store.map, store.coordinate, store.data.data(), store.offset, store.kind == AsyncStore::BOX_ADD);
         return;
     }
     for (size_t i = 0; i < store.bytes / 4; i++) {
         float value;
         memcpy(&value, &store.data[4 * i], 4);
-        store.global[i] += value;
+        store.global[i] = store.kind == AsyncStore::BYTES_ADD ? store.global[i] + value : value;
     }
 }
 
@@ -363,17 +363,18 @@ void tma_store(int rank, const CUtensorMap *descriptor, uint32_t shared, bool ad
     store_begin(store);
 }
 
-void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {
-    need_sm90("bulk_add_float");
-    check_global(global, "bulk_add_float");
+void bulk_store(float *global, uint32_t shared, uint32_t bytes, bool add) {
+    const char *name = add ? "bulk_add_float" : "bulk_store";
+    need_sm90(name);
+    check_global(global, name);
     if (bytes == 0 || bytes % 16 != 0) {
-        fault("bulk_add_float of %u bytes: not a multiple of 16", bytes);
+        fault("%s of %u bytes: not a multiple of 16", name, bytes);
     }
     AsyncStore store = {};
-    store.kind = AsyncStore::BYTES_ADD;
+    store.kind = add ? AsyncStore::BYTES_ADD : AsyncStore::BYTES;
     store.global = global;
     store.bytes = bytes;
-    store.offset = shared_offset(shared, bytes, 16, "bulk_add_float");
+    store.offset = shared_offset(shared, bytes, 16, name);
     store_begin(store);
 }
 

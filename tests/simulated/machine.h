@@ -40,10 +40,10 @@ struct AsyncCopy {  // cp.async
 };
 
 struct AsyncStore {  // TMA from shared to global memory
-    enum Kind { BOX, BOX_ADD, BYTES_ADD } kind;
+    enum Kind { BOX, BOX_ADD, BYTES, BYTES_ADD } kind;
     TensorMap map;
     int coordinate[5];
-    float *global;  // BYTES_ADD
+    float *global;  // BYTES and BYTES_ADD, otherwise NULL
     size_t bytes;
     unsigned offset;                  // in the block's shared memory
     std::vector<unsigned char> data;  // what was read of it

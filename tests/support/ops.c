@@ -755,5 +755,18 @@ const OpCase op_cases[] = {
      .bare = true,
      .apart = true,
      .attention_forward = {.shape = {2, 150, 101, 8, 1, 64, 0.125f, .offset = -60}}},
+    // Several blocks of keys for each block of threads that stays.
+    ATTENTION(4, 140, 2, 2, 64, 0.125f),
+    ATTENTION(4, 70, 4, 2, 128, 0.0883883f),
+    ATTENTION(7, 20, 2, 2, 128, 0.0883883f, .softcap = 8.0f),
+    ATTENTION(3, 70, 2, 2, 192, 0.07f),
+    {.kind = &attention_backward,
+     .bare = true,
+     .loose = true,
+     .attention_backward = {.shape = {4, 130, 130, 2, 2, 64, 0.125f}}},
+    // Whole blocks of queries that stand before all keys, so that no block of keys meets them.
+    ATTENTION_WHOLE_APART(1, 300, 70, 2, 1, 64, 0.125f, .offset = -130),
+    ATTENTION_WHOLE_APART(2, 200, 130, 2, 2, 128, 0.0883883f, .offset = -70),
+    ATTENTION_WHOLE_APART(1, 140, 70, 2, 1, 256, 0.0625f, .offset = -66),
 };
 const int op_case_count = sizeof op_cases / sizeof *op_cases;

@@ -44,7 +44,8 @@ void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t bar
 // Done when a barrier, a release or the thread's end must show them to others, or at once: Timing.
 void add_float4(float *global, float x, float y, float z, float w);
 void adds_perform();
-void bulk_add_float(float *global, uint32_t shared, uint32_t bytes);
+// Floats: added to those of global memory, or written.
+void bulk_store(float *global, uint32_t shared, uint32_t bytes, bool add);
 void tma_store_commit();
 void tma_store_wait(unsigned groups, bool read_only);
 

@@ -155,7 +155,10 @@ inline void tma_add_3d(const CUtensorMap *map, uint32_t shared, int c0, int c1, 
     simulator::tma_store(3, map, shared, true, c);
 }
 inline void bulk_add_float(float *global, uint32_t shared, uint32_t bytes) {
-    simulator::bulk_add_float(global, shared, bytes);
+    simulator::bulk_store(global, shared, bytes, true);
+}
+inline void bulk_store(float *global, uint32_t shared, uint32_t bytes) {
+    simulator::bulk_store(global, shared, bytes, false);
 }
 inline void bulk_load(uint32_t shared, const void *global, uint32_t bytes, uint32_t barrier) {
     simulator::bulk_load(shared, global, bytes, barrier);
