@@ -24,6 +24,9 @@
 //                      turn of 1 -> \                turn of 0 ^
 //     consumer 1                     S1 | O += P0 V0 | softmax 1 ........ | S2 | ...
 //
+// Of a thread's two rows the first one's exponentials stand behind the product; the product's end is waited for between the
+// rows, and the second one's exponentials hide the scaling of O and the packing of P.
+//
 //   who waits for whom, by mbarriers (full: bytes have come; empty: both consumers have read):
 //     producer  -- k_full[stage], v_full[stage] -->  consumers  -- k_empty[stage], v_empty[stage] -->  producer
 //     producer  -- q_full[task] (and which tile and blocks of keys) -->  consumer w  -- q_empty[task] -->  producer
@@ -254,10 +257,10 @@ __device__ __forceinline__ void mask_scores(float (&s)[KEYS / 2], const Attentio
     }
 }
 
-// s becomes exp(score - new maximum); `shrink` is the factor for what was summed up with the old one. The maximum is kept as it
-// is subtracted, scaled and rounded, so that shrink makes good just what changed.
+// The rows' new maxima; `shrink` is the factor for what was summed up with the old ones. A maximum is kept as it is subtracted,
+// scaled and rounded, so that shrink makes good just what changed.
 template <int KEYS>
-__device__ __forceinline__ void softmax(float (&s)[KEYS / 2], ForwardRows &rows, float unit, float (&shrink)[2]) {
+__device__ __forceinline__ void row_maxima(const float (&s)[KEYS / 2], ForwardRows &rows, float unit, float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float most = s[2 * r];
@@ -268,18 +271,23 @@ __device__ __forceinline__ void softmax(float (&s)[KEYS / 2], ForwardRows &rows,
         most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
         most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
         most = fmaxf(rows.most[r], most * unit);
-        float zero = most == -INFINITY ? 0 : most;  // a block may be hidden from a row altogether
-        shrink[r] = exp2_fast(rows.most[r] - zero);
+        shrink[r] = exp2_fast(rows.most[r] - (most == -INFINITY ? 0 : most));  // a block may be hidden from a row altogether
         rows.most[r] = most;
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < KEYS / 8; i++) {
-            s[4 * i + 2 * r] = exp2_fast(s[4 * i + 2 * r] * unit - zero);
-            s[4 * i + 2 * r + 1] = exp2_fast(s[4 * i + 2 * r + 1] * unit - zero);
-            sum += s[4 * i + 2 * r] + s[4 * i + 2 * r + 1];
-        }
-        rows.sum[r] = rows.sum[r] * shrink[r] + sum;
     }
+}
+
+// Of row r, s becomes exp(score - maximum).
+template <int KEYS>
+__device__ __forceinline__ void row_exponentials(float (&s)[KEYS / 2], ForwardRows &rows, float unit, const float (&shrink)[2],
+                                                 int r) {
+    float zero = rows.most[r] == -INFINITY ? 0 : rows.most[r], sum = 0;
+#pragma unroll
+    for (int i = 0; i < KEYS / 8; i++) {
+        s[4 * i + 2 * r] = exp2_fast(s[4 * i + 2 * r] * unit - zero);
+        s[4 * i + 2 * r + 1] = exp2_fast(s[4 * i + 2 * r + 1] * unit - zero);
+        sum += s[4 * i + 2 * r] + s[4 * i + 2 * r + 1];
+    }
+    rows.sum[r] = rows.sum[r] * shrink[r] + sum;
 }
 
 template <int D> __device__ __forceinline__ void scale_rows(float (&o)[D / 2], const float (&factor)[2]) {
@@ -298,10 +306,10 @@ __device__ __forceinline__ int all_alike(int x) {
     return __shfl_sync(0xFFFFFFFFu, x, 0);
 }
 
-// The scores of block n of a task, whose product with K is there, become probabilities.
+// The scores of block n of a task, whose product with K is there: modified, masked, and the rows' maxima.
 template <typename T, int D, bool MODIFIED>
-__device__ __forceinline__ void block_softmax(float (&s)[ForwardTile<D>::KEYS / 2], const AttentionPlan &plan,
-                                              const ForwardTask &task, int n, ForwardRows &rows, float (&shrink)[2]) {
+__device__ __forceinline__ void block_scores(float (&s)[ForwardTile<D>::KEYS / 2], const AttentionPlan &plan,
+                                             const ForwardTask &task, int n, ForwardRows &rows, float (&shrink)[2]) {
     const int KEYS = ForwardTile<D>::KEYS;
     int key = n * KEYS + (int)threadIdx.x % 4 * 2 - plan.offset;
     if (MODIFIED) {  // the slope is loaded anew: there are no registers to keep it
@@ -310,7 +318,7 @@ __device__ __forceinline__ void block_softmax(float (&s)[ForwardTile<D>::KEYS / 
     if (all_alike(n >= task.blocks.whole_end || n < task.blocks.whole_begin)) {
         mask_scores<KEYS>(s, plan, rows, key, plan.keys - plan.offset);
     }
-    softmax<KEYS>(s, rows, MODIFIED ? 1.0f : plan.scale_log2, shrink);
+    row_maxima<KEYS>(s, rows, MODIFIED ? 1.0f : plan.scale_log2, shrink);
 }
 
 // ---- A tile's beginning and end
@@ -365,11 +373,10 @@ __device__ __forceinline__ void last_rows(const ForwardWork &work, AttentionPlac
     }
 }
 
-// O, whose products are there, to global memory by way of `out`.
+// O to global memory by way of `out`.
 template <typename T, int D>
-__device__ __forceinline__ void write_out(float (&o)[D / 2], const float (&share)[2], uint32_t out, const CUtensorMap *out_map,
+__device__ __forceinline__ void write_out(const float (&o)[D / 2], uint32_t out, const CUtensorMap *out_map,
                                           AttentionPlace place, int w) {
-    scale_rows<D>(o, share);
     if (ForwardTile<D>::CHAINED) {
         if (threadIdx.x % WARPGROUP == 0) {
             tma_store_wait_read<0>();  // of the tile before
@@ -401,6 +408,7 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
     const uint32_t QUERIES = FORWARD_CONSUMERS * Tile::QUERY_BYTES;  // from task to task
     int lane = (int)threadIdx.x % 32;
     bool elected = threadIdx.x % WARPGROUP == 0;
+    float unit = MODIFIED ? 1.0f : plan.scale_log2;
     float s[KEYS / 2], o[D / 2], shrink[2], share[2];
     uint32_t p[KEYS / 16][4];
     Ring ring = {0, 0}, turn = {0, 0};
@@ -419,7 +427,9 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
         if (elected) {
             mbarrier_arrive(barriers.k_empty(ring.stage));
         }
-        block_softmax<T, D, MODIFIED>(s, plan, task, n, rows, shrink);
+        block_scores<T, D, MODIFIED>(s, plan, task, n, rows, shrink);
+        row_exponentials<KEYS>(s, rows, unit, shrink, 0);
+        row_exponentials<KEYS>(s, rows, unit, shrink, 1);
         pack_operand<T, KEYS>(p, s);
         for (;;) {
             bool ends = all_alike(n == task.blocks.begin);
@@ -462,19 +472,24 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             if (elected) {
                 mbarrier_arrive(barriers.k_empty(ring.stage));
             }
-            block_softmax<T, D, MODIFIED>(s, plan, task, n, rows, shrink);
-            keep_before(rows.sum);  // the product O += P V hides the softmax
+            block_scores<T, D, MODIFIED>(s, plan, task, n, rows, shrink);
+            row_exponentials<KEYS>(s, rows, unit, shrink, 0);
+            const float first[1] = {rows.sum[0]};
+            keep_before(first);  // the product O += P V hides all that, the other row's exponentials hide what O and P want
             wgmma_wait<0>();
             registers_fence(o);
             if (elected) {
                 mbarrier_arrive(barriers.v_empty(before.stage));
             }
+            if (!Tile::CHAINED || !ends) {
+                share[0] = shrink[0], share[1] = shrink[1];
+            }
+            scale_rows<D>(o, share);
+            row_exponentials<KEYS>(s, rows, unit, shrink, 1);
             pack_operand<T, KEYS>(p, s);
             if (Tile::CHAINED && ends) {
-                write_out<T, D>(o, share, out, out_map, place, w);
+                write_out<T, D>(o, out, out_map, place, w);
                 clear_out<D>(o);
-            } else {
-                scale_rows<D>(o, shrink);
             }
         }
         mbarrier_wait(barriers.v_full(ring.stage), ring.parity);
@@ -487,7 +502,8 @@ __device__ __forceinline__ void forward_consume(const ForwardWork &work, Forward
             mbarrier_arrive(barriers.v_empty(ring.stage));
         }
         ring.advance();
-        write_out<T, D>(o, share, out, out_map, task.place, w);
+        scale_rows<D>(o, share);
+        write_out<T, D>(o, out, out_map, task.place, w);
         if (!Tile::CHAINED) {
             if (lane == 0) {
                 tma_store_wait_read<0>();  // of the one thread that has stored
