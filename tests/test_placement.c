@@ -348,8 +348,7 @@ static void test_refusals(void) {
     RankShare share = rank_share_whole(&table);
     Placement p;
     share.tensor_ranks = 3;
-    CHECK_FAILS(placement_create(&table, &storage, &share, &p),
-                "fused: 4 heads cannot be divided among 3");
+    CHECK_FAILS(placement_create(&table, &storage, &share, &p), "fused: 4 heads cannot be divided among 3");
     share.tensor_ranks = 4;
     CHECK_FAILS(placement_create(&table, &storage, &share, &p), "fused: 2 key/value heads cannot be divided among 4");
     // A cut between quantised values goes between blocks, whatever the type's owner: weight or moment.
