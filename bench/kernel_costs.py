@@ -36,6 +36,7 @@ ISSUE_EXPOSED = 0.5  # of what a kernel without products issues, the part that i
 BLOCK_START = 600  # cycles from a block's place being free to its first instruction: judged
 HMMA_CYCLES, HMMA_SHARE = 6.5, 0.7  # mma.sync of sm_80's code: about 62% of wgmma's rate, of which a kernel reaches about so much
 MOST_SEEN = 60000  # instructions of a consumer that are followed
+LANES_SEEN, SHORT_WAY = 8, 2000  # lanes of a warp that are looked at where their ways are shorter than so many instructions
 SAMPLES = 32  # blocks whose work is looked at where blocks differ
 
 KINDS = collections.OrderedDict([
@@ -371,14 +372,9 @@ class Costs:
         walk = Walk(block, 0)
         self.guesses += sum(walk.guesses.values())
         self.walk = walk
-        seen, moved = set(), 0
-        for n, i in enumerate(walk.trace):
-            instruction = self.code[i]
-            if instruction.base in ("LDG", "STG", "LD", "ST"):
-                where = walk.places.get(n)
-                if where is None or (instruction.base[0], where) not in seen:  # what is read again lies in a cache
-                    moved += access_bytes(instruction.name)
-                    seen.add((instruction.base[0], where))
+        # What some lanes alone read and write counts as often as it happens; of long ways the first lane stands for all.
+        lanes = [walk] + ([Walk(block, lane) for lane in range(1, LANES_SEEN)] if len(walk.trace) < SHORT_WAY else [])
+        moved = sum(map(self.moved, lanes)) / len(lanes)
         threads = self.launch.threads * self.blocks
         warps = self.blocks * ((self.launch.threads + 31) // 32)
         slots = len(walk.trace)
@@ -390,6 +386,18 @@ class Costs:
             self.seconds = self.issue_seconds / HMMA_SHARE
             return
         self.seconds = self.memory_seconds + ISSUE_EXPOSED * self.issue_seconds + LAUNCH_SECONDS
+
+    def moved(self, walk):
+        """Bytes that a thread reads and writes."""
+        seen, moved = set(), 0
+        for n, i in enumerate(walk.trace):
+            instruction = self.code[i]
+            if instruction.base in ("LDG", "STG", "LD", "ST") and n in walk.places:  # not those that a predicate leaves out
+                where = walk.places[n]
+                if where is None or (instruction.base[0], where) not in seen:  # what is read again lies in a cache
+                    moved += access_bytes(instruction.name)
+                    seen.add((instruction.base[0], where))
+        return moved
 
     def numbers(self):
         short = re.sub(r"^void ", "", code_of.demangle([self.name])[self.name]).split("(")[0].replace("cuda::", "")

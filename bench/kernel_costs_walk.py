@@ -394,7 +394,11 @@ def translate(instruction):
     if base in ("VOTE", "VOTEU", "OTEU"):
         taken = [to_predicate(x) if PREDICATE.match(x) else to_register(x) for x in o[:-1]]
         places = [x for x in taken if x and x[0] in "PQ"]
-        return taken, ";".join(f"{put(p)}={predicate(o[-1])}" for p in places)
+        votes = [x for x in taken if x and x[0] in "RU"]  # of the one lane that is followed
+        return taken, ";".join([f"{put(p)}={predicate(o[-1])}" for p in places] +
+                               [f"{put(p)}=W.special('SR_EQMASK')" for p in votes if o[-1] in ("PT", "UPT")])
+    if base == "FLO":
+        return out(), f"t={value(o[1])};{put(out()[0])}=t.bit_length()-1 if t else {MASK}"
     if base == "ELECT":
         first = to_predicate(o[0])
         return [first], f"{put(first)}=1"
@@ -516,6 +520,7 @@ class Walk:
         grid, index = self.block.launch.grid, self.block.index
         return {"SR_TID.X": self.thread, "SR_TID.Y": 0, "SR_TID.Z": 0, "SR_CTAID.X": index % grid[0],
                 "SR_CTAID.Y": index // grid[0] % grid[1], "SR_CTAID.Z": index // grid[0] // grid[1], "SR_LANEID": self.thread % 32,
+                "SR_EQMASK": 1 << self.thread % 32, "SR_LTMASK": (1 << self.thread % 32) - 1,
                 "SR_CgaCtaId": index % self.block.launch.cluster, "SR_NTID": self.block.launch.threads}.get(name)
 
     def attempt(self, test):

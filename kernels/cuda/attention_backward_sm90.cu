@@ -184,10 +184,12 @@ template <typename T, int D>
 __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs<T> in, BackwardWork work) {
     const AttentionPlan &plan = work.plan;
     const int LANES = BackwardTile<D>::LANES;
-    int64_t index = (int64_t)blockIdx.x * 256 + threadIdx.x, row = index / LANES;
-    int64_t pairs = (int64_t)plan.batch * plan.heads, rows = pairs * work.padded;
-    if (index < (int64_t)plan.batch * plan.keys) {
-        int b = (int)(index / plan.keys), key = (int)(index % plan.keys), own = key - plan.offset;
+    // 32 bits: see backward_launch. Divisions of 64 would cost more than all else here.
+    unsigned index = blockIdx.x * 256 + threadIdx.x, row = index / LANES, padded = (unsigned)work.padded;
+    unsigned heads = (unsigned)plan.heads, keys = (unsigned)plan.keys, pairs = (unsigned)plan.batch * heads,
+             rows = pairs * padded;
+    if (index < (unsigned)plan.batch * keys) {
+        int b = (int)(index / keys), key = (int)(index % keys), own = key - plan.offset;
         int from = own > 0 ? own : 0, to = plan.queries - 1;
         if (from > to || attention_least(plan, b, from) > key) {
             from = to = own - 1;
@@ -202,17 +204,17 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
         }
         work.until[index] = from;
     }
-    if (index < pairs * (work.padded / BackwardTile<D>::ROWS)) {
+    if (index < pairs * (padded / BackwardTile<D>::ROWS)) {
         work.turns[index] = 0;
     }
     if (index == 0) {
         *work.ticket = 0;
     }
-    int lane = (int)threadIdx.x % LANES, query = (int)(row % work.padded);
-    int64_t pair = row / work.padded;
+    unsigned pair = row / padded, sequence = pair / heads;
+    int lane = (int)threadIdx.x % LANES, query = (int)(row - pair * padded);
     float sum = 0;
     if (row < rows && query < plan.queries && lane * 8 < plan.width) {
-        int64_t at = ((pair / plan.heads * plan.queries + query) * plan.heads + pair % plan.heads) * plan.width + lane * 8;
+        int64_t at = (((int64_t)sequence * plan.queries + query) * heads + (pair - sequence * heads)) * plan.width + lane * 8;
         Pack<T> out = load_pack_once(in.out + at), dout = load_pack(in.dout + at);
         for (int i = 0; i < Pack<T>::COUNT; i++) {
             sum += to_float(out.at[i]) * to_float(dout.at[i]);
@@ -226,12 +228,12 @@ __global__ void __launch_bounds__(256) attention_backward_prepare(BackwardInputs
     }
     if (lane == 0) {
         work.delta[row] = sum;
-        float sum = query < plan.queries ? in.lse[pair * plan.queries + query] : INFINITY;
+        float sum = query < plan.queries ? in.lse[(int64_t)pair * plan.queries + query] : INFINITY;
         work.lse[row] = sum > -INFINITY ? sum * 1.4426950408889634f : INFINITY;
     }
     if (work.any_order && lane * 8 < D) {
         float4 zero = {0, 0, 0, 0};
-        float4 *clear = (float4 *)(work.dq + row * D + lane * 8);
+        float4 *clear = (float4 *)(work.dq + (int64_t)row * D + lane * 8);
         clear[0] = zero;
         clear[1] = zero;
     }
@@ -1078,7 +1080,7 @@ __global__ void __launch_bounds__(WARPGROUP)
     const int ROWS = BackwardTile<D>::ROWS;
     const unsigned PARTS = (unsigned)BackwardTile<D>::PARTS;
     int blocks = work.padded / ROWS, w = (int)(blockIdx.x % PARTS), m = (int)(blockIdx.x / PARTS) % blocks;
-    int64_t pair = blockIdx.x / PARTS / (unsigned)blocks;
+    unsigned pair = blockIdx.x / PARTS / (unsigned)blocks, sequence = pair / (unsigned)work.plan.heads;
     bool some = work.any_order || work.turns[blockIdx.x / PARTS] > 0;  // no key sees these queries: nobody has written
     const float4 *part = (const float4 *)(work.dq + (int64_t)blockIdx.x * PART_FLOATS) + threadIdx.x;
     float dq[32];
@@ -1091,8 +1093,8 @@ __global__ void __launch_bounds__(WARPGROUP)
         dq[4 * j + 3] = some ? fmaf(four.w, work.plan.scale, 0.0f) : 0;
     }
     int row = m * ROWS + (D == 64 ? w * 64 : 0), column = D == 64 ? 0 : w * 64;
-    store_rows<T, 64>(dq, shared_address(memory), STORE_PANEL, &dq_map, column, (int)(pair % work.plan.heads), row,
-                      (int)(pair / work.plan.heads), ONE_CONSUMER);
+    store_rows<T, 64>(dq, shared_address(memory), STORE_PANEL, &dq_map, column,
+                      (int)(pair - sequence * (unsigned)work.plan.heads), row, (int)sequence, ONE_CONSUMER);
     if (threadIdx.x == 0) {
         tma_store_wait<0>();
     }
@@ -1141,7 +1143,8 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     int64_t tasks = (int64_t)work.blocks * s->batch * s->groups, rows = s->batch * s->heads * (int64_t)work.padded;
     int64_t lanes = rows * Tile::LANES, prepare = divide_up(lanes > s->batch * s->keys ? lanes : s->batch * s->keys, 256),
             finish = rows / Tile::ROWS * Tile::PARTS;
-    if (tasks > INT32_MAX - card->multiprocessors || prepare > INT32_MAX || finish > INT32_MAX) {
+    // `prepare` counts its threads in 32 bits; dQ alone would be 137 GB beyond that.
+    if (tasks > INT32_MAX - card->multiprocessors || prepare > UINT32_MAX / 256 || finish > INT32_MAX) {
         return false;
     }
     work.query_blocks = work.padded / Tile::ROWS;
