@@ -127,8 +127,8 @@ def test_slow_steps():
     slow = [*LONG, "train.batch_tokens=131072", "model.width=64", "model.context=128", "train.micro_batch=32", "data.sequence_length=128"]
     if SANITIZED:
         return
-    # The steps' length is the machine's: one that takes 1.5 s here.
-    run("train", *slow, "folder=measured", "train.steps=2")
+    # The steps' length is the machine's: one that takes 1.5 s here on two ranks, and longer on one.
+    run("train", *slow, "folder=measured", "train.steps=2", ranks=2)
     seconds = records("measured")[-1]["step_seconds"]
     tokens = max(1, round(1.5 / seconds * 131072 / 8192)) * 8192
     slow = [a if not a.startswith("train.batch_tokens") else f"train.batch_tokens={tokens}" for a in slow]
