@@ -5,7 +5,7 @@
 //   dK = scale dS^T Q      dQ = scale dS K
 //
 // Three kernels: `prepare` computes delta, the log-sum-exp in units of log2 and the last query that sees each key; `main` does
-// the five products; `finish` rounds dQ from its fp32 sum.
+// the five products; `finish` rounds dQ from its fp32 sum, where `main` has not done that.
 //
 // main: one block of threads a multiprocessor, each of which works on one task after the other. A task: 128 keys of a group (64
 // where D > 128), whose K and V stay in shared memory while the block walks the group's query heads and their blocks of queries
@@ -64,11 +64,18 @@
 //     consumer w  -- QUERY_FULL + w -->  dQ warp  -- QUERY_EMPTY + w -->  consumer w        (named barriers; wide heads: it has
 //                                                                     added, it may add)
 //     dQ warp of the block with the next keys  -- turns[head, block of queries] -->  dQ warp of this block
+//     dQ warp     -- QUERY_TURN + w -->  consumer w                           (its part of dQ is the last: the others have
+//     added)
 //
 // Determinism: a sum in fp32 depends on its order, so the blocks of keys add to a block of queries in one order: from its
 // diagonal down to the first keys. Each waits until the block with the keys behind its own has added; the one on the diagonal
 // waits for nobody, and stores its part where others add, so nothing is cleared before. (If the diagonal block meets no queries
 // here, no other block does: `until` does not decrease with the key. Then turns stays 0 and `finish` writes zeros.)
+//
+// Of narrow heads (BACKWARD_ROUNDS) the last one, with the first keys that these queries see, does not add: its consumers take
+// the sum to their registers while the tensor cores still work, add their part, and dQ is rounded there and leaves by way of
+// the same shared memory. So what would be the last addition and all of `finish` is neither written nor read. In any order
+// nobody is last.
 //
 // Blocks of threads take their tasks by ticket, the last keys first, and work on them in the order of their tickets. So of all
 // tasks that are not done, the one with the least ticket waits for nobody, and its block has nothing else to do: there is
@@ -92,7 +99,7 @@ enum { BACKWARD_CONSUMERS = 2 };
 enum { BACKWARD_THREADS = WARPGROUP * (1 + BACKWARD_CONSUMERS), BACKWARD_PADDING = 128 };
 
 // Named barriers; 0 is that of the block.
-enum { BOTH_CONSUMERS = 1, ONE_CONSUMER = 2, QUERY_FULL = 4, QUERY_EMPTY = 6, QUERY_THREADS = WARPGROUP + 32 };
+enum { BOTH_CONSUMERS = 1, ONE_CONSUMER = 2, QUERY_FULL = 4, QUERY_EMPTY = 6, QUERY_TURN = 8, QUERY_THREADS = WARPGROUP + 32 };
 
 // A part of the gradient of a block of queries: 64 x 64, in the order in which the accumulator's threads hold it.
 enum { PART_FLOATS = 64 * 64, PART_BYTES = PART_FLOATS * 4 };
@@ -122,6 +129,9 @@ template <int D> struct BackwardTile {
     static const bool KEY_IN_PART = D == 128;
     static_assert(BYTES <= 232448, "more shared memory than a block has");
 };
+
+// Where the consumers have registers for it.
+template <int D, bool MODIFIED> constexpr bool BACKWARD_ROUNDS = D == 64 || (D == 128 && !MODIFIED);
 
 // The addresses of the mbarriers, from BackwardTile::BARRIERS on.
 struct BackwardBarriers {
@@ -164,6 +174,7 @@ struct BackwardWork {
     int query_blocks;  // T'/ROWS
     int tasks;         // blocks of keys of all groups
     bool any_order;    // nobody waits for a turn; dq is cleared before
+    bool rounds;       // who adds last to dq rounds it: BACKWARD_ROUNDS, and not in any order
     int *ticket;       // 0 at first
     int *turns;        // [B,H,T'/ROWS]: how many blocks of keys have added to dq
     int *until;        // [B,Tk]: the last query that sees a key; the one before its own where none does
@@ -261,11 +272,12 @@ template <int D> __device__ __forceinline__ AttentionBlocks backward_blocks(cons
 
 // ---- Tasks: the blocks of keys that a block of threads works on, one after the other
 
-// place.block: -1 when nothing is left.
+// place.block: -1 when nothing is left. last_from: from this block of queries on no other block of keys adds after this one,
+// and this one rounds dQ.
 struct alignas(16) BackwardTask {
     AttentionPlace place;
     AttentionBlocks blocks;
-    int unused;
+    int last_from;
 };
 
 // The task of a ticket, with the last keys first. In any order with the first keys, which most queries see: the longest. Only
@@ -295,11 +307,11 @@ __device__ __forceinline__ BackwardTask backward_task(unsigned char *memory, Bac
     mbarrier_wait(barriers.keys_full(held.stage), held.parity);
     const int4 *slot = (const int4 *)backward_slot<D>(memory, held);
     int4 half = slot[0], other = slot[1];
-    int words[7] = {half.x, half.y, half.z, half.w, other.x, other.y, other.z};
-    for (int i = 0; i < 7; i++) {
+    int words[8] = {half.x, half.y, half.z, half.w, other.x, other.y, other.z, other.w};
+    for (int i = 0; i < 8; i++) {
         words[i] = __shfl_sync(0xFFFFFFFFu, words[i], 0);  // tells the compiler that a warp goes one way
     }
-    return BackwardTask{{words[0], words[1], words[2]}, {words[3], words[4], words[5], words[6]}, 0};
+    return BackwardTask{{words[0], words[1], words[2]}, {words[3], words[4], words[5], words[6]}, words[7]};
 }
 
 // How many blocks of keys add to block m of the queries before `block` does: from the last that meets these queries down.
@@ -307,6 +319,23 @@ template <int D> __device__ __forceinline__ int backward_before(const BackwardWo
     int next = (m + 1) * BackwardTile<D>::ROWS;
     int top = next < work.plan.queries ? (next + work.plan.offset - 1) / BackwardTile<D>::KEYS : work.blocks - 1;
     return (top < work.blocks ? top : work.blocks - 1) - block;
+}
+
+// The first block of queries that the keys before `key` do not meet; beyond all where `finish` rounds.
+template <int D> __device__ __forceinline__ int backward_last_from(const BackwardWork &work, int b, int key) {
+    typedef BackwardTile<D> Tile;
+    if (!work.rounds) {
+        return INT32_MAX;
+    }
+    if (key == 0) {
+        return 0;
+    }
+    int until = work.until[(size_t)(unsigned)b * (unsigned)work.plan.keys + key - 1], own = key - Tile::KEYS - work.plan.offset;
+    int end = until >= 0 ? until / Tile::ROWS + 1 : 0, begin = own > 0 ? own / Tile::ROWS : 0;
+    int all = (work.plan.queries + Tile::ROWS - 1) / Tile::ROWS;
+    begin = begin < all ? begin : all - 1;  // each meets one block of queries at least: see backward_blocks
+    end = end < all ? end : all;
+    return end > begin ? end : begin + 1;
 }
 
 // ---- The producer: one thread
@@ -371,6 +400,7 @@ __device__ __forceinline__ void backward_produce(const BackwardWork &work, Backw
         }
         task.place = backward_place(work, (unsigned)ticket);
         task.blocks = backward_blocks<D>(work, task.place.b, task.place.block * Tile::KEYS);
+        task.last_from = backward_last_from<D>(work, task.place.b, task.place.block * Tile::KEYS);
         int m = task.blocks.begin, head = task.place.head * plan.share;
         int steps = plan.share * (task.blocks.end - task.blocks.begin);
 #pragma unroll 1
@@ -425,17 +455,18 @@ template <int D> __device__ __forceinline__ void backward_add_parts(float *to, u
     }
 }
 
-// The consumers' dK, which came the way of a part.
+// What the consumers have rounded, and came the way of a part: 64 rows of `panels` panels each, the second consumer's so many
+// columns and rows further on.
 template <int D>
-__device__ __forceinline__ void backward_store_keys(uint32_t shared, AttentionPlace place, const CUtensorMap *dk_map,
-                                                    bool elected) {
+__device__ __forceinline__ void backward_store_parts(uint32_t shared, const CUtensorMap *map, int panels, int head, int row,
+                                                     int b, int columns_on, int rows_on, bool elected) {
     typedef BackwardTile<D> Tile;
     for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
         barrier_sync(QUERY_FULL + w, QUERY_THREADS);
         if (elected) {
-            for (int i = 0; i < Tile::PANELS; i++) {
-                tma_store_4d(dk_map, shared + Tile::PART + (uint32_t)w * PART_BYTES + (uint32_t)i * STORE_PANEL,
-                             i * PANEL_COLUMNS, place.head, place.block * Tile::KEYS + w * 64, place.b);
+            for (int i = 0; i < panels; i++) {
+                tma_store_4d(map, shared + Tile::PART + (uint32_t)w * PART_BYTES + (uint32_t)i * STORE_PANEL,
+                             i * PANEL_COLUMNS + w * columns_on, head, row + w * rows_on, b);
             }
             tma_store_commit();
         }
@@ -451,7 +482,7 @@ __device__ __forceinline__ void backward_store_keys(uint32_t shared, AttentionPl
 
 template <int D>
 __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, BackwardBarriers barriers, unsigned char *memory,
-                                                     const CUtensorMap *dk_map) {
+                                                     const CUtensorMap *dq_map, const CUtensorMap *dk_map) {
     typedef BackwardTile<D> Tile;
     const AttentionPlan &plan = work.plan;
     uint32_t shared = shared_address(memory);
@@ -490,6 +521,13 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, B
                     for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
                         barrier_sync(QUERY_FULL + w, QUERY_THREADS);
                     }
+                } else if (m >= task.last_from) {
+                    __syncwarp();
+                    for (int w = 0; w < BACKWARD_CONSUMERS; w++) {
+                        barrier_arrive(QUERY_TURN + w, QUERY_THREADS);
+                    }
+                    backward_store_parts<D>(shared, dq_map, 1, task.place.head * plan.share + i, m * Tile::ROWS, task.place.b,
+                                            D == 64 ? 0 : PANEL_COLUMNS, D == 64 ? 64 : 0, elected);
                 } else {
                     __syncwarp();
                     backward_add_parts<D>(work.dq + (int64_t)block * Tile::PARTS * PART_FLOATS, shared, before == 0, elected);
@@ -500,10 +538,11 @@ __device__ __forceinline__ void backward_add_queries(const BackwardWork &work, B
             }
         }
         if (Tile::KEY_IN_PART) {
-            backward_store_keys<D>(shared, task.place, dk_map, elected);
+            backward_store_parts<D>(shared, dk_map, Tile::PANELS, task.place.head, task.place.block * Tile::KEYS, task.place.b,
+                                    0, 64, elected);
         }
     }
-    if (Tile::KEY_IN_PART && elected) {
+    if (elected) {
         tma_store_wait<0>();
     }
 }
@@ -714,6 +753,28 @@ narrow_modified(unsigned char *memory, BackwardBarriers barriers, Ring ring, uin
     }
 }
 
+// The thread's numbers of a part of the sum of dQ, from `from` on in global memory, where others have added; zeros where nobody
+// has.
+__device__ __forceinline__ void load_part(float4 (&held)[8], const float4 *from, bool some) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        held[j] = some ? __ldcg(from + j * WARPGROUP) : make_float4(0, 0, 0, 0);
+    }
+}
+
+// dQ rounded, as an operand, of its part and of what others have added. -0 becomes 0, as in a sum that begins with 0.
+template <typename T>
+__device__ __forceinline__ void round_part(uint32_t (&a)[4][4], float (&dq)[32], const float4 (&held)[8], float scale) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        dq[4 * j] = fmaf(held[j].x + dq[4 * j], scale, 0.0f);
+        dq[4 * j + 1] = fmaf(held[j].y + dq[4 * j + 1], scale, 0.0f);
+        dq[4 * j + 2] = fmaf(held[j].z + dq[4 * j + 2], scale, 0.0f);
+        dq[4 * j + 3] = fmaf(held[j].w + dq[4 * j + 3], scale, 0.0f);
+    }
+    pack_operand<T, 64>(a, dq);
+}
+
 template <typename T, int D, bool MODIFIED>
 __device__ __forceinline__ void backward_consume(const BackwardWork &work, BackwardBarriers barriers, unsigned char *memory,
                                                  const CUtensorMap *dk_map, const CUtensorMap *dv_map, int w) {
@@ -759,6 +820,7 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
                 head++;
                 slope = MODIFIED ? attention_slope(plan, head) : 0;
             }
+            bool last = BACKWARD_ROUNDS<D, MODIFIED> && m >= backward_slot<D>(memory, held)->last_from;
             bool masked = m < blocks.whole_begin || m >= blocks.whole_end;
             uint32_t p[ROWS / 16][4], ds[ROWS / 16][4];
             if (MODIFIED) {
@@ -783,12 +845,27 @@ __device__ __forceinline__ void backward_consume(const BackwardWork &work, Backw
             if (elected) {
                 mbarrier_arrive(barriers.o_empty(ring.stage));
             }
-            wgmma_wait<1>();
-            registers_fence(dq);
-            barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
+            if (last) {
+                float4 others[8];
+                uint32_t a[4][4];
+                AttentionPlace place = backward_slot<D>(memory, held)->place;
+                int64_t block = (int64_t)backward_block(work, place.b, head, m) * Tile::PARTS + w;
+                barrier_sync(QUERY_TURN + w, QUERY_THREADS);
+                load_part(others, (const float4 *)(work.dq + block * PART_FLOATS) + threadIdx.x % WARPGROUP,
+                          backward_before<D>(work, m, place.block) > 0);
+                wgmma_wait<1>();
+                registers_fence(dq);
+                round_part<T>(a, dq, others, plan.scale);
+                barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
+                store_operand<64>(shared + Tile::PART + (uint32_t)w * PART_BYTES, 0, a);
+            } else {
+                wgmma_wait<1>();
+                registers_fence(dq);
+                barrier_sync(QUERY_EMPTY + w, QUERY_THREADS);
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                sum[j * WARPGROUP] = make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
+                for (int j = 0; j < 8; j++) {
+                    sum[j * WARPGROUP] = make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
+                }
             }
             fence_async();
             barrier_arrive(QUERY_FULL + w, QUERY_THREADS);
@@ -1032,8 +1109,8 @@ template <typename T, int D, bool MODIFIED>
 __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
     attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap key_map, const __grid_constant__ CUtensorMap value_map,
                                    const __grid_constant__ CUtensorMap query_map, const __grid_constant__ CUtensorMap out_map,
-                                   const __grid_constant__ CUtensorMap dk_map, const __grid_constant__ CUtensorMap dv_map,
-                                   const __grid_constant__ BackwardWork work) {
+                                   const __grid_constant__ CUtensorMap dq_map, const __grid_constant__ CUtensorMap dk_map,
+                                   const __grid_constant__ CUtensorMap dv_map, const __grid_constant__ BackwardWork work) {
     DYNAMIC_SHARED(memory);
     typedef BackwardTile<D> Tile;
     BackwardBarriers barriers = {shared_address_swizzled(memory) + Tile::BARRIERS};
@@ -1059,7 +1136,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
         if (threadIdx.x == 0) {
             backward_produce<D>(work, barriers, memory, &key_map, &value_map, &query_map, &out_map);
         } else if (warp == 1) {
-            backward_add_queries<D>(work, barriers, memory, &dk_map);
+            backward_add_queries<D>(work, barriers, memory, &dq_map, &dk_map);
         }
     } else {
         registers_grow<232>();
@@ -1071,7 +1148,7 @@ __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
     }
 }
 
-// ---- After: dQ from its sum. A block of 128 threads a part of 64 x 64.
+// ---- After: dQ from its sum, where `main` has not rounded it. A block of 128 threads a part of 64 x 64.
 
 template <typename T, int D>
 __global__ void __launch_bounds__(WARPGROUP)
@@ -1082,6 +1159,9 @@ __global__ void __launch_bounds__(WARPGROUP)
     int blocks = work.padded / ROWS, w = (int)(blockIdx.x % PARTS), m = (int)(blockIdx.x / PARTS) % blocks;
     unsigned pair = blockIdx.x / PARTS / (unsigned)blocks, sequence = pair / (unsigned)work.plan.heads;
     bool some = work.any_order || work.turns[blockIdx.x / PARTS] > 0;  // no key sees these queries: nobody has written
+    if (some && work.rounds) {
+        return;
+    }
     const float4 *part = (const float4 *)(work.dq + (int64_t)blockIdx.x * PART_FLOATS) + threadIdx.x;
     float dq[32];
 #pragma unroll
@@ -1138,6 +1218,7 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     BackwardWork work = {};
     work.plan = plan;
     work.any_order = a->any_order;
+    work.rounds = BACKWARD_ROUNDS<D, MODIFIED> && !a->any_order;
     work.padded = (int)divide_up(s->queries, BACKWARD_PADDING) * BACKWARD_PADDING;
     work.blocks = (int)divide_up(s->keys, Tile::KEYS);
     int64_t tasks = (int64_t)work.blocks * s->batch * s->groups, rows = s->batch * s->heads * (int64_t)work.padded;
@@ -1162,9 +1243,12 @@ static bool backward_launch(Card *card, const AttentionBackward *a, const Attent
     launch(card, "attention_backward (prepare)", attention_backward_prepare<T, D>, dim3((unsigned)prepare), 256, 0, inputs,
            work);
     launch(card, "attention_backward", attention_backward_sm90_kernel<T, D, MODIFIED>, dim3((unsigned)resident),
-           BACKWARD_THREADS, Tile::BYTES, key_map, value_map, query_map, out_map, dk_map, dv_map, work);
-    launch(card, "attention_backward (finish)", attention_backward_finish<T, D>, dim3((unsigned)finish), WARPGROUP, STORE_PANEL,
-           dq_map, work);
+           BACKWARD_THREADS, Tile::BYTES, key_map, value_map, query_map, out_map, dq_map, dk_map, dv_map, work);
+    bool all_see = s->offset >= 0 && s->offset + s->queries <= s->keys;  // a key: their own
+    if (!work.rounds || !all_see) {
+        launch(card, "attention_backward (finish)", attention_backward_finish<T, D>, dim3((unsigned)finish), WARPGROUP,
+               STORE_PANEL, dq_map, work);
+    }
     return true;
 }
 
