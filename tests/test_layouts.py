@@ -67,6 +67,7 @@ def test_refused():
             (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
+            (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
             (2, "pipeline", "parallel.pipeline=2")):
         run("train", "refused.yaml", *overrides, code=1, part=told, ranks=ranks)
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")

@@ -135,6 +135,8 @@ Error *trainer_prepare(Trainer *t) {
     t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
     RunLayout layout = layout_of(t);
     layout.prompt_tokens = prompt_tokens(t);
+    ModelOptions options = run_rank_options(config, &layout);
+    TRY(error_wrap(model_check_placement(&config->model, &options, t->device->type), "parallel.tensor"));
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
 }

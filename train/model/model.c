@@ -18,7 +18,7 @@ static Storage storage_of(const ModelOptions *options, DataType type) {
                      .moments = options->moments};
 }
 
-Placement model_placement(const ParamTable *table, const ModelOptions *options, DataType type) {
+static Error *place(const ParamTable *table, const ModelOptions *options, DataType type, Placement *out) {
     Storage storage = storage_of(options, type);
     RankShare share = rank_share_whole(table);
     if (options->tensor.ranks > 1) {
@@ -29,9 +29,25 @@ Placement model_placement(const ParamTable *table, const ModelOptions *options, 
         share.shard = options->shard;
         share.shards = options->shards;
     }
+    return placement_create(table, &storage, &share, out);
+}
+
+Error *model_check_placement(const ModelConfig *config, const ModelOptions *options, DataType type) {
+    ParamTable table;
     Placement placement;
-    Error *error = placement_create(table, &storage, &share, &placement);
-    ensure(error == NULL, "%s", error->message);  // tensor_config has seen to it
+    params_create(config, &table);
+    Error *error = place(&table, options, type, &placement);
+    if (error == NULL) {
+        placement_free(&placement);
+    }
+    params_free(&table);
+    return error;
+}
+
+Placement model_placement(const ParamTable *table, const ModelOptions *options, DataType type) {
+    Placement placement;
+    Error *error = place(table, options, type, &placement);
+    ensure(error == NULL, "%s", error->message);  // model_check_placement has seen to it
     return placement;
 }
 

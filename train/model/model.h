@@ -57,7 +57,8 @@ typedef struct Model {
     int64_t sent, received;
 } Model;
 
-// Where one rank that has everything keeps a table's rows.
+// Where a rank keeps a table's rows; and before, whether it can: an error where its tensors cannot be cut so.
+Error *model_check_placement(const ModelConfig *config, const ModelOptions *options, DataType type) MUST_CHECK;
 Placement model_placement(const ParamTable *table, const ModelOptions *options, DataType type);
 
 // The memory of a model on a machine: the same lines as in Model.plan, without creating it.
