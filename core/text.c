@@ -243,6 +243,10 @@ int text_nearest(const char *word, const char *const *names, int count) {
     return best;
 }
 
+bool text_one_of(char c, const char *set) {
+    return c != 0 && strchr(set, c) != NULL;
+}
+
 bool text_ends_with(const char *text, const char *suffix) {
     size_t n = strlen(text), m = strlen(suffix);
     return n >= m && memcmp(text + n - m, suffix, m) == 0;

@@ -29,6 +29,7 @@ int text_slips(const char *word);
 // The index of the one name nearest to `word`, or -1 where none is near enough to suggest, or two are equally near.
 int text_nearest(const char *word, const char *const *names, int count);
 
+bool text_one_of(char c, const char *set);  // a zero byte never is one (strchr would find the end of the set)
 bool text_ends_with(const char *text, const char *suffix);
 bool text_starts_with(const char *text, const char *prefix);
 

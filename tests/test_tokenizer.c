@@ -649,6 +649,22 @@ static void bad_pre_tokenizer(const char *value, const char *part) {
     free(fields);
 }
 
+// Files of nothing but blanks, or of zero bytes as a disk leaves them after a crash, in memory that ends with them.
+static void test_nothing_in_it(void) {
+    const char fills[] = {0, ' ', '\n'};
+    for (size_t i = 0; i < sizeof fills; i++) {
+        for (size_t size = 1; size <= 64; size += 21) {
+            char *bytes = memory_zeroed(size, 1);
+            memset(bytes, fills[i], size);
+            Tokenizer *tokenizer;
+            Error *error = tokenizer_load_bytes("t.json", bytes, size, &tokenizer);
+            CHECK(error != NULL && strncmp(error->message, "t.json", 6) == 0 && strchr(error->message, '\n') == NULL);
+            error_free(error);
+            free(bytes);
+        }
+    }
+}
+
 static void test_bad_json(void) {
     bad_file("t.json", "", "t.json: this file is empty");
     bad_file("t.json", "\xEF\xBB\xBF{}", "a byte order mark");
@@ -768,6 +784,7 @@ int main(void) {
     RUN(test_every_byte);
     RUN(test_declared);
     RUN(test_adversarial);
+    RUN(test_nothing_in_it);
     RUN(test_bad_json);
     RUN(test_bad_expressions);
     RUN(test_bad_tiktoken);

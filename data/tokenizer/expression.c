@@ -261,7 +261,7 @@ static Error *read_property(Reader *reader, size_t at, bool outside, CodeSet *se
 // \s and its kin, added to `set`. *found is false for another letter. `outside`: not inside of brackets.
 static Error *read_class(Reader *reader, size_t at, bool outside, CodeSet *set, bool *found) {
     int c = peek(reader, 0);
-    *found = c > 0 && strchr("sSdDwWhHpP", c) != NULL;
+    *found = c > 0 && c < 0x80 && text_one_of((char)c, "sSdDwWhHpP");
     if (!*found) {
         return NULL;
     }

@@ -4,6 +4,7 @@
 #include "core/durable.h"
 #include "core/file_kind.h"
 #include "core/hash.h"
+#include "core/text.h"
 #include "data/tokenizer/tokenizer_parts.h"
 #include "data/tokenizer/unicode.h"
 
@@ -186,7 +187,7 @@ static void complete(Tokenizer *tokenizer) {
 Error *tokenizer_load_bytes(const char *name, const char *bytes, size_t size, Tokenizer **out) {
     *out = NULL;
     size_t start = 0;
-    while (start < size && strchr(" \t\r\n", bytes[start]) != NULL) {
+    while (start < size && text_one_of(bytes[start], " \t\r\n")) {
         start++;
     }
     TRY(file_kind_check(name, "a tokenizer.json or .tiktoken file", bytes, size));
@@ -197,8 +198,8 @@ Error *tokenizer_load_bytes(const char *name, const char *bytes, size_t size, To
     Tokenizer *tokenizer = memory_zeroed(1, sizeof *tokenizer);
     added_set_create(&tokenizer->raw);
     added_set_create(&tokenizer->normalized);
-    Error *error = bytes[start] == '{' ? tokenizer_from_json(name, bytes, size, tokenizer)
-                                       : tokenizer_from_tiktoken(name, bytes, size, tokenizer);
+    Error *error = start < size && bytes[start] == '{' ? tokenizer_from_json(name, bytes, size, tokenizer)
+                                                       : tokenizer_from_tiktoken(name, bytes, size, tokenizer);
     if (error != NULL) {
         tokenizer_free(tokenizer);
         return error;

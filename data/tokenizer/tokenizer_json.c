@@ -5,6 +5,7 @@
 // each byte as one character: 0x21-0x7E, 0xA1-0xAC and 0xAE-0xFF as themselves, the other 68 in order as U+0100 and up. What is
 // not supported is an error that names it: reading a file half would give wrong ids in silence.
 #include "core/json.h"
+#include "core/text.h"
 #include "data/tokenizer/tokenizer_parts.h"
 #include "data/tokenizer/unicode.h"
 
@@ -87,7 +88,7 @@ static Error *split_expression(const json_t *pattern, const char *name, Buffer *
     buffer_reserve(out, 1);
     for (size_t i = 0; i < json_string_length(text); i++) {
         char c = json_string_value(text)[i];
-        if (text == string && c != 0 && strchr("\\.+*?()|[]{}^$", c) != NULL) {
+        if (text == string && text_one_of(c, "\\.+*?()|[]{}^$")) {
             buffer_byte(out, '\\');
         }
         buffer_byte(out, c);

@@ -113,7 +113,7 @@ static void add_yaml(const Buffer *yaml, Buffer *out) {
             p++;
         }
         const char *word = p;
-        while (p < stop && (strchr("_-. ", *p) != NULL || (*p >= '0' && *p <= '9') || ((*p | 32) >= 'a' && (*p | 32) <= 'z'))) {
+        while (p < stop && (text_one_of(*p, "_-. ") || (*p >= '0' && *p <= '9') || ((*p | 32) >= 'a' && (*p | 32) <= 'z'))) {
             p++;
         }
         markup_text(out, line, (size_t)(word - line), SIZE_MAX);

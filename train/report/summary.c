@@ -32,7 +32,7 @@ static void add_sample(Buffer *out, const char *title, const Sample *sample) {
     int lines = 0;
     size_t size;
     const char *text = sample_continuation(sample, &size);
-    while (size > 0 && strchr(" \t\r\n", text[size - 1]) != NULL) {
+    while (size > 0 && text_one_of(text[size - 1], " \t\r\n")) {
         size--;
     }
     buffer_printf(out, "%s, step %.0f:\n    ", title, sample->step);
