@@ -66,6 +66,9 @@ static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
     model_sum_tensor_gradients(t->model);
+    if (t->watch != NULL && t->record.loop_start > 0) {
+        t->watch->gradients(t->watch->context, t);
+    }
     TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
@@ -199,6 +202,9 @@ static Error *tell_step(Trainer *t) {
     t->told++;
     t->told_at = now;
     run_record_step(&t->record, seconds);
+    if (t->watch != NULL) {
+        t->watch->told(t->watch->context, t);
+    }
     if (control->skip != 0) {
         TRY(check_streak(t, t->config->train.most_skipped));
         log_info("step %lld is skipped: its gradient is not finite", (long long)t->told);
@@ -304,6 +310,9 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         TRY(look(t, true));
     }
     t->control = model_control(t->model);
+    if (t->watch != NULL) {
+        t->watch->begun(t->watch->context, t);
+    }
     run_record_loop(&t->record, t->step);
     t->told_at = clock_seconds();
     while (t->step < config->train.steps && !*stopped) {
@@ -409,7 +418,11 @@ static void trainer_free(Trainer *t, bool failed) {
 }
 
 Error *train_run(RunConfig *config, const char *config_path, Comm *world, bool *stopped) {
-    Trainer trainer = {.config = config, .config_path = config_path, .world = world};
+    return train_run_watched(config, config_path, world, NULL, stopped);
+}
+
+Error *train_run_watched(RunConfig *config, const char *config_path, Comm *world, const TrainerWatch *watch, bool *stopped) {
+    Trainer trainer = {.watch = watch, .config = config, .config_path = config_path, .world = world};
     *stopped = false;
     Error *error = run(&trainer, stopped);
     trainer_free(&trainer, error != NULL);
