@@ -2,9 +2,11 @@
 """Whole runs in other layouts than one rank: the same losses, the same validation and texts, and checkpoints that go on in any of them."""
 import json
 import os
+import re
 import shutil
+import subprocess
 
-from test_train import CONFIG, check, course, main, run, write
+from test_train import ATHANOR, CONFIG, RANKS_ENVIRONMENT, check, course, main, run, write
 
 STEADY = "schedule.kind=constant"
 GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2", "family: gpt2, layers: 2, width: 32, heads: 4")
@@ -58,19 +60,31 @@ def test_resume():
 
 
 def test_refused():
-    """What cannot work is one line before anything is made."""
+    """What cannot work is one line before anything is made, and names what would; what it names works."""
     write("refused.yaml", CONFIG.format(folder="refused"))
     for ranks, told, *overrides in (
             (3, "4 key/value heads (model.groups) cannot be divided among 3 tensor-parallel ranks: 2 can", "parallel.tensor=3",
-             "model.heads=12", "model.groups=4", "model.width=48"),
+             "model.heads=12", "model.groups=4", "model.width=48", "train.batch_tokens=192"),
             (2, "4 tensor-parallel ranks cannot be had of 2 ranks", "parallel.tensor=4"),
+            (3, "parallel.tensor=2 cannot be made of 3 ranks; on 3 ranks parallel.data=3 parallel.tensor=1 would do", "parallel.tensor=2",
+             "train.batch_tokens=192"),
+            (4, "parallel.data=3 cannot be made of 4 ranks; on 4 ranks parallel.data=4 ", "parallel.data=3"),
             (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
-            (2, "pipeline", "parallel.pipeline=2")):
-        run("train", "refused.yaml", *overrides, code=1, part=told, ranks=ranks)
+            (4, "has 2 sequences, too few for 4 data-parallel ranks; on 4 ranks parallel.data=2 parallel.tensor=2 would do",
+             "train.batch_tokens=64", "train.micro_batch=1")):
+        result = subprocess.run(["mpirun", "-n", str(ranks), ATHANOR, "train", "refused.yaml", *overrides], capture_output=True, text=True,
+                                env=RANKS_ENVIRONMENT)
+        lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
+        check(result.returncode in (1, 2) and len(lines) == 1 and told in lines[0], f"{overrides}: {result.returncode} {lines}")
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")
+        advice = re.search(r"; on (\d+) ranks? (.*) would do", lines[0] if lines else "")
+        check(advice is not None, f"{overrides}: nothing is advised: {lines}")
+        for layout in advice.group(2).split(" or ") if advice else ():
+            run("train", "refused.yaml", *overrides, *layout.split(), "train.steps=1", "folder=advised", "checkpoint.every=0", ranks=int(advice.group(1)))
+            shutil.rmtree("advised", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 #include "core/text.h"
 #include "train/run_device.h"
+#include "train/run_layout.h"
 
 // ---- Prepare: what each rank can do alone
 // -----------------------------------------------------------------------------------------------
@@ -88,21 +89,6 @@ static RunLayout layout_of(const Trainer *t) {
                        .micro_batches = t->micro_batches};
 }
 
-// Whether the tensor-parallel ranks can share the model and the rows of a micro-batch.
-static Error *check_tensor(const Trainer *t) {
-    const RunConfig *config = t->config;
-    TensorShare share = tensor_share(t);
-    ModelConfig here;
-    TRY(error_wrap(tensor_config(&config->model, &share, &here), "parallel.tensor"));
-    int64_t rows = config->train.micro_batch * config->data.sequence_length;
-    if (share.cut_rows && rows % share.ranks != 0) {
-        return failure("the %lld tokens of a micro-batch cannot be divided among parallel.tensor %d ranks; change "
-                       "train.micro_batch or data.sequence_length, or give parallel.sequence=false",
-                       (long long)rows, share.ranks);
-    }
-    return NULL;
-}
-
 Error *trainer_make_model(Trainer *t) {
     RunLayout layout = layout_of(t);
     ModelOptions options = run_rank_options(t->config, &layout);
@@ -113,10 +99,8 @@ Error *trainer_make_model(Trainer *t) {
 
 Error *trainer_prepare(Trainer *t) {
     RunConfig *config = t->config;
-    TRY(open_corpora(t));
     TRY(run_config_resolve(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->mesh->size[MESH_DATA],
                            t->config_path));
-    TRY(check_tensor(t));
     if (t->world->rank == 0) {
         run_config_remark(config);
     }
@@ -142,15 +126,10 @@ Error *trainer_prepare(Trainer *t) {
 }
 
 Error *trainer_make_mesh(Trainer *t) {
-    const RunConfig *config = t->config;
-    if (config->parallel.pipeline != 1 || config->parallel.context != 1) {
-        return failure(
-            "%s: parallel.pipeline and parallel.context must be 1: this version has data and tensor parallelism only",
-            t->config_path);
-    }
-    int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
-                            [MESH_TENSOR] = (int)config->parallel.tensor,
-                            [MESH_PIPELINE] = 1,
-                            [MESH_CONTEXT] = 1};
+    RunConfig *config = t->config;
+    int sizes[MESH_AXES];
+    TRY(open_corpora(t));
+    TRY(run_config_resolve_model(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->config_path));
+    TRY(run_layout_resolve(config, t->world->size, t->config_path, sizes));
     return mesh_create(t->world, sizes, &t->mesh);
 }
