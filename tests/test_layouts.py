@@ -66,24 +66,24 @@ def test_refused():
             (3, "4 key/value heads (model.groups) cannot be divided among 3 tensor-parallel ranks: 2 can", "parallel.tensor=3",
              "model.heads=12", "model.groups=4", "model.width=48", "train.batch_tokens=192"),
             (2, "4 tensor-parallel ranks cannot be had of 2 ranks", "parallel.tensor=4"),
-            (3, "parallel.tensor=2 cannot be made of 3 ranks; on 3 ranks parallel.data=3 parallel.tensor=1 would do", "parallel.tensor=2",
+            (3, "parallel.tensor=2 cannot be made of 3 ranks; parallel.data=3 parallel.tensor=1 on 3 ranks would do", "parallel.tensor=2",
              "train.batch_tokens=192"),
-            (4, "parallel.data=3 cannot be made of 4 ranks; on 4 ranks parallel.data=4 ", "parallel.data=3"),
+            (4, "parallel.data=3 cannot be made of 4 ranks; parallel.data=4 ", "parallel.data=3"),
             (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
-            (4, "has 2 sequences, too few for 4 data-parallel ranks; on 4 ranks parallel.data=2 parallel.tensor=2 would do",
+            (4, "has 2 sequences, too few for 4 data-parallel ranks; parallel.data=2 parallel.tensor=2 on 4 ranks would do",
              "train.batch_tokens=64", "train.micro_batch=1")):
         result = subprocess.run(["mpirun", "-n", str(ranks), ATHANOR, "train", "refused.yaml", *overrides], capture_output=True, text=True,
                                 env=RANKS_ENVIRONMENT)
         lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
         check(result.returncode in (1, 2) and len(lines) == 1 and told in lines[0], f"{overrides}: {result.returncode} {lines}")
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")
-        advice = re.search(r"; on (\d+) ranks? (.*) would do", lines[0] if lines else "")
+        advice = re.search(r"; (parallel\.[^;]*) on (\d+) ranks? would do", lines[0] if lines else "")
         check(advice is not None, f"{overrides}: nothing is advised: {lines}")
-        for layout in advice.group(2).split(" or ") if advice else ():
-            run("train", "refused.yaml", *overrides, *layout.split(), "train.steps=1", "folder=advised", "checkpoint.every=0", ranks=int(advice.group(1)))
+        for layout in advice.group(1).split(" or ") if advice else ():
+            run("train", "refused.yaml", *overrides, *layout.split(), "train.steps=1", "folder=advised", "checkpoint.every=0", ranks=int(advice.group(2)))
             shutil.rmtree("advised", ignore_errors=True)
 
 

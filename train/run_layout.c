@@ -46,7 +46,7 @@ static Error *check_context(const RunConfig *config, const int size[MESH_AXES], 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
 static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
     int64_t samples = config->train.batch_tokens / length;
-    if (config->train.batch_tokens > 0 && samples < size[MESH_DATA]) {
+    if (config->train.batch_tokens > 0 && size[MESH_DATA] > 1 && samples < size[MESH_DATA]) {
         return failure("a step of train.batch_tokens %lld has %lld sequences, too few for %d data-parallel ranks",
                        (long long)config->train.batch_tokens, (long long)samples, size[MESH_DATA]);
     }
@@ -134,12 +134,12 @@ static Error *advise(const RunConfig *config, int ranks, const char *where, Erro
     Buffer near = {0};
     Error *told = NULL;
     if (name_nearest(config, ranks, MOST_NAMED, &near)) {
-        told = failure("%s: %s; on %d rank%s %s would do", where, error->message, ranks, ranks == 1 ? "" : "s", near.data);
+        told = failure("%s: %s; %s on %d rank%s would do", where, error->message, near.data, ranks, ranks == 1 ? "" : "s");
     }
     for (int other = 1; other < ranks && told == NULL; other++) {
         if (name_nearest(config, ranks - other, 1, &near)) {
-            told = failure("%s: %s; on %d rank%s %s would do", where, error->message, ranks - other,
-                           ranks - other == 1 ? "" : "s", near.data);
+            told = failure("%s: %s; %s on %d rank%s would do", where, error->message, near.data, ranks - other,
+                           ranks - other == 1 ? "" : "s");
         }
     }
     told = told != NULL ? told : failure("%s: %s", where, error->message);
