@@ -140,3 +140,18 @@ Group *mesh_group(const Mesh *mesh, int axes) {
     ensure(group != NULL, "no group over the axes %d was attached", axes);
     return group;
 }
+
+MeshTraffic mesh_traffic(const Mesh *mesh) {
+    return mesh_traffic_since(mesh, &(MeshTraffic){0});
+}
+
+MeshTraffic mesh_traffic_since(const Mesh *mesh, const MeshTraffic *before) {
+    MeshTraffic out = {0};
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        if (mesh->group[axes] != NULL) {
+            out.sent[axes] = mesh->group[axes]->sent - before->sent[axes];
+            out.waited[axes] = mesh->group[axes]->waited - before->waited[axes];
+        }
+    }
+    return out;
+}

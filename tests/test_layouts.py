@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 
-from test_train import ATHANOR, CONFIG, RANKS_ENVIRONMENT, check, course, main, run, write
+from test_train import ATHANOR, CONFIG, RANKS_ENVIRONMENT, check, course, main, records, run, write
 
 STEADY = "schedule.kind=constant"
 GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2", "family: gpt2, layers: 2, width: 32, heads: 4")
@@ -20,6 +20,15 @@ def layouts():
 
 def validation(folder):
     return [r["loss"] for r in map(json.loads, open(f"{folder}/metrics.jsonl")) if r["kind"] == "valid"]
+
+
+def check_traffic(folder, layout):
+    """What each axis sent and waited is recorded: gradients over data, activations over tensor."""
+    groups = [r["groups"] for r in records(folder)]
+    axes = {a for a in ("data", "tensor") if f"parallel.{a}=2" in layout or (a == "data" and "parallel.zero=1" in layout)}
+    check(all(axes <= {a for name in g for a in name.split(" x ")} for g in groups), f"{layout}: {groups[:1]}")
+    check(all(x["sent"] > 0 and 0 <= x["wait"] <= 1 for g in groups[1:] for x in g.values()), f"{layout}: {groups[:2]}")
+    check(all(sum(x["wait"] for x in r["groups"].values()) <= r["comm_wait"] + 1e-6 for r in records(folder)), f"{layout}: waits add up")
 
 
 def worst(a, b):
@@ -39,6 +48,7 @@ def test_losses():
             check(abs(here[0][1] - alone[0][1]) / alone[0][1] < 2e-6, f"{layout}: the first loss is {here[0][1]}, not {alone[0][1]}")
             check(abs(here[0][2] - alone[0][2]) / alone[0][2] < 2e-5, f"{layout}: the first norm is {here[0][2]}, not {alone[0][2]}")
             check(worst(here, alone) < 1e-4, f"{layout}: losses differ by {worst(here, alone)}")
+            check_traffic(folder, layout)
             ours, theirs = validation(folder), validation(name)
             check(len(ours) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs)), f"{layout}: validation {ours} {theirs}")
 

@@ -166,10 +166,20 @@ static Error *share_flags(Trainer *t, Shared *shared) {
 static void print_step(const Trainer *t, const TrainRecord *r, double start, int64_t start_step) {
     char rate[32], left[32];
     double per_step = (clock_seconds() - start) / (double)(r->step - start_step);
-    log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%  %s left",
+    Buffer axes = {0};  // the wait for other ranks, by set of axes
+    for (int set = 0; set <= OVER_ALL; set++) {
+        const Group *group = t->mesh->group[set];
+        if (group != NULL && group->size > 1) {
+            buffer_printf(&axes, "%s%s %.1f%%", axes.size > 0 ? ", " : " (", group->name,
+                          100 * r->traffic.waited[set] / r->step_seconds);
+        }
+    }
+    buffer_text(&axes, axes.size > 0 ? ")" : "");
+    log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%%s  %s left",
              (long long)r->step, (long long)t->config->train.steps, r->loss, r->learning_rate, r->grad_norm,
-             text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait,
+             text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait, axes.data,
              text_duration(left, per_step * (double)(t->config->train.steps - r->step)));
+    buffer_free(&axes);
 }
 
 // A streak of steps without a finite gradient: the model has gone where no step leads out of. What was saved before the streak
@@ -221,7 +231,9 @@ static Error *tell_step(Trainer *t) {
                           .tokens_per_second = (double)t->config->train.batch_tokens / seconds,
                           .step_seconds = seconds,
                           .data_wait = t->pending[t->told % 2].data_waited / seconds,
-                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds};
+                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds,
+                          .mesh = t->mesh,
+                          .traffic = t->pending[t->told % 2].traffic};
     if (trainer_due(t->config->log.every, t->told) || t->told == t->config->train.steps) {
         print_step(t, &record, t->record.loop_start, t->record.first_step);
     }
@@ -251,12 +263,17 @@ static Error *undo_step(Trainer *t) {
 
 static Error *train_step(Trainer *t, Shared *shared) {
     double data_before = loader_waited(t->loader), learning_rate = schedule_rate(&t->schedule, t->step);
+    MeshTraffic traffic = mesh_traffic(t->mesh);
     model_begin_step(t->model, learning_rate);
     TRY(t->late ? card_operations(t) : operations(t, false));
     model_send_control(t->model);
-    double comm_waited = buckets_time(t->buckets).waited, before = clock_seconds();
+    double before = clock_seconds();
     TRY(share_flags(t, shared));
-    comm_waited += clock_seconds() - before;
+    double comm_waited = clock_seconds() - before;
+    traffic = mesh_traffic_since(t->mesh, &traffic);
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        comm_waited += traffic.waited[axes];
+    }
     if (shared->lost) {
         return undo_step(t);
     }
@@ -264,6 +281,7 @@ static Error *train_step(Trainer *t, Shared *shared) {
     t->pending[t->step % 2].learning_rate = learning_rate;
     t->pending[t->step % 2].data_waited = loader_waited(t->loader) - data_before;
     t->pending[t->step % 2].comm_waited = comm_waited;
+    t->pending[t->step % 2].traffic = traffic;
     return tell_steps(t, t->late ? 1 : 0);
 }
 

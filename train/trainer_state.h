@@ -71,6 +71,7 @@ struct Trainer {
     StepControl control;  // of the last of these
     struct {
         double learning_rate, data_waited, comm_waited;
+        MeshTraffic traffic;
     } pending[2];        // of step s at s % 2
     double told_at;      // when
     DeviceGraph *graph;  // the operations of a step, once they were recorded
