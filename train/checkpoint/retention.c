@@ -34,8 +34,7 @@ static Standing stands(const Retention *rule, const char *folder, int64_t step, 
     return standing;
 }
 
-// Folders that were moved aside and not removed.
-static Error *remove_moved(const char *folder) {
+Error *retention_sweep(const char *folder) {
     Strings names = {0};
     Error *error = folder_list(folder, &names);
     for (size_t i = 0; i < names.count && error == NULL; i++) {
@@ -52,7 +51,7 @@ static Error *remove_moved(const char *folder) {
 Error *retention_apply(const char *folder, const Retention *rule, int64_t newest) {
     int64_t *steps;
     int count, good = 0;
-    Error *error = remove_moved(folder), *listed = steps_list(folder, &steps, &count);
+    Error *error = retention_sweep(folder), *listed = steps_list(folder, &steps, &count);
     error_keep(&error, listed);
     for (int i = count - 1; i >= 0; i--) {
         if (steps[i] > newest) {

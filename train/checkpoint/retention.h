@@ -25,6 +25,9 @@ typedef struct Retention {
     bool (*learned)(const json_t *state);  // NULL: all did
 } Retention;
 
+// Removes folders that an earlier removal moved aside and did not finish with.
+Error *retention_sweep(const char *folder) MUST_CHECK;
+
 // Removes what the rule lets go, and what an earlier removal left. `folder` is RUN/checkpoints. The first failure is returned;
 // what could not be removed stays and counts for nothing.
 Error *retention_apply(const char *folder, const Retention *rule, int64_t newest) MUST_CHECK;
