@@ -177,11 +177,16 @@ void checkpoint_known_damaged(const Checkpoint *checkpoint);
 // version 1 have none; of them all datasets must be there.
 Error *checkpoint_check_contents(Checkpoint *checkpoint) MUST_CHECK;
 
+// Reads every byte of a checkpoint and adds to `wrong` what is not as its manifest says, a line each: the file, and after it
+// the tensors in it that differ; none where all is whole. An error is what says nothing of the checkpoint: it is not there, or
+// cannot be read now.
+Error *checkpoint_verify(const char *path, Strings *wrong) MUST_CHECK;
+
 typedef struct CheckpointInfo {
     uint64_t run;  // 0: written before runs had an identity
     int64_t step;
     int ranks;
-    const char *layout;
+    const char *layout, *created;  // "2026-01-31T12:34:56Z"
     uint64_t model, seed;
     const json_t *state;
     const CheckpointBase *base;  // NULL where it is complete in itself
