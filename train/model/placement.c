@@ -11,7 +11,7 @@ static int64_t round_up(int64_t n, int64_t to) {
 }
 
 RankShare rank_share_whole(const ParamTable *table) {
-    return (RankShare){.tensor_ranks = 1, .layers = {-1, table->layer_count + 1}, .shards = 1};
+    return (RankShare){.tensor_ranks = 1, .stages = {{-1, table->layer_count + 1}}, .stage_count = 1, .shards = 1};
 }
 
 int moments_of(OptimizerKind kind) {
@@ -100,17 +100,25 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
     return NULL;
 }
 
-// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once.
+// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once. A
+// copy's lies behind them all, where nobody who goes through them looks.
 static void place_gradients(const ParamTable *table, const RankShare *share, int64_t align, Placement *out) {
     for (int cut = 0; cut < 2; cut++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
-            if (place->trainable && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
+            if (place->trainable && !place->copy && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
                 place->gradient_at = out->gradients;
                 out->gradients += round_up(place->count, align);
             }
         }
         out->whole_gradients = cut == 0 ? out->gradients : out->whole_gradients;
+    }
+    for (int32_t i = 0; i < table->count; i++) {
+        Place *place = &out->places[i];
+        if (place->trainable && place->copy) {
+            place->gradient_at = out->gradients + out->copied;
+            out->copied += round_up(place->count, align);
+        }
     }
 }
 
@@ -131,7 +139,7 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
     for (int matrices = 0; matrices < 2; matrices++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
-            if (place->trainable && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
+            if (place->trainable && !place->copy && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
                 place->owned = owned_of(matrices, place, shard);
                 place->matrix = matrices;
                 place->state_at = out->state;
@@ -142,18 +150,36 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
     }
 }
 
+static bool is_here(const RankShare *share, int64_t layer) {
+    for (int i = 0; i < share->stage_count; i++) {
+        if (layer >= share->stages[i].begin && layer < share->stages[i].end) {
+            return true;
+        }
+    }
+    return false;
+}
+
 Error *placement_create(const ParamTable *table, const Storage *storage, const RankShare *share, Placement *out) {
     *out = (Placement){.storage = *storage, .share = *share, .count = table->count};
     out->places = memory_zeroed((size_t)table->count, sizeof *out->places);
     // A block of 8-bit moments holds values of one row.
     int64_t align = storage->learns && storage->moments == MOMENT_8BIT ? MOMENT_BLOCK : PARAM_ALIGN;
     Error *error = NULL;
+    int64_t index = 0;
     for (int32_t i = 0; i < table->count && error == NULL; i++) {
         const Param *row = &table->rows[i];
-        if (row->layer >= share->layers.begin && row->layer < share->layers.end) {
-            error = place_row(row, share, align, out, &out->places[i]);
+        Place *place = &out->places[i];
+        bool here = is_here(share, row->layer), tied = i == table->token && i == table->head;
+        place->copy = !here && tied && is_here(share, table->layer_count);
+        if (here || place->copy) {
+            error = place_row(row, share, align, out, place);
+        }
+        if (here) {
+            place->index = index;
+            index += round_up(row->count, PARAM_ALIGN);
         }
     }
+    out->elements = index;
     if (error != NULL) {
         placement_free(out);
         return error;
@@ -218,7 +244,7 @@ int64_t placement_owned(const Placement *placement, int shard, void *weights, We
     int64_t count = 0;
     for (int32_t row = 0; row < placement->count; row++) {
         const Place *place = &placement->places[row];
-        Range owned = place->trainable ? owned_of(place->matrix, place, part) : (Range){0, 0};
+        Range owned = place->trainable && !place->copy ? owned_of(place->matrix, place, part) : (Range){0, 0};
         if (owned.begin == owned.end) {
             continue;
         }
@@ -239,7 +265,8 @@ int64_t placement_owned(const Placement *placement, int shard, void *weights, We
 int64_t placement_gradients_from(const Placement *placement, int32_t row) {
     for (int32_t i = row; i < placement->count; i++) {
         const Place *place = &placement->places[i];
-        if (place->trainable && (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
+        if (place->trainable && !place->copy &&
+            (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
             return place->gradient_at;
         }
     }
@@ -287,12 +314,15 @@ int64_t placement_segments(const Placement *placement, const ParamTable *table, 
 
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank) {
     const Place *place = &placement->places[row];
-    int64_t index = table->rows[row].index;
+    int64_t index = place->index;
+    if (place->copy || place->box_count == 0) {
+        return (Range){0, 0};
+    }
     if (place->count == table->rows[row].count) {
         rank = rank * placement->share.tensor_ranks + placement->share.tensor;
         ranks *= placement->share.tensor_ranks;
     }
-    Range part = shard_part(table->elements, ranks, rank), out;
+    Range part = shard_part(placement->elements, ranks, rank), out;
     // Both sides of a cut move it to the same block of the row.
     int64_t begin = round_up(part.begin - index, DATA_TYPE_BLOCK), end = round_up(part.end - index, DATA_TYPE_BLOCK);
     out.begin = part.begin <= index ? 0 : begin < place->count ? begin : place->count;

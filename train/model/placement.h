@@ -15,7 +15,9 @@
 //
 //   frozen row        no gradient and no state; its matrix may lie in another type, with scales
 //   tensor parallel   smaller boxes: each part's N-th, one box a part
-//   pipeline stage    absent rows
+//   pipeline stages   absent rows. A tied embedding is on two ranks: the last stage's is a copy, with a gradient, which the
+//   first
+//                     stage's rank gets to hear, and nothing else; it is neither updated, nor counted, nor saved.
 //   optimizer shards  the flat gradients are cut into equal parts (parallel/sharding.h); a rank's state is its part's. A row of
 //                     UPDATE_MATRIX has one owner, the shard that holds its first element.
 #pragma once
@@ -32,10 +34,14 @@ typedef struct Storage {
     MomentType moments;
 } Storage;
 
+enum { RANK_MOST_STAGES = 8 };  // of a pipeline, on one rank
+
 // A rank's share in the layout. See rank_share_whole.
 typedef struct RankShare {
     int tensor, tensor_ranks;
-    Range layers;  // rows with layer in [begin, end) are here; -1: before the layers, L: after them
+    // Rows whose layer is in one of these are here; -1: before the layers, L: after them. In rising order.
+    Range stages[RANK_MOST_STAGES];
+    int stage_count;
     int shard, shards;
 } RankShare;
 
@@ -49,6 +55,8 @@ typedef struct Place {
     DataType type;            // of the weight
     Range owned;              // elements (of `count`) whose state lies here; of a frozen row none
     bool trainable;           // it has a gradient here
+    bool copy;                // of the head's weight, which is the embedding's and that is on another rank
+    int64_t index;            // as Param.index, of the rows that are here
     bool matrix;              // it is updated whole
     // For placement.c alone.
     int64_t weight_at, scale_at, gradient_at, state_at;
@@ -61,7 +69,9 @@ typedef struct Placement {
     int32_t count;
     int64_t weight_bytes, weight_scales;  // sizes of the four spaces
     int64_t gradients;
+    int64_t copied;               // gradients of copies, behind all others
     int64_t whole_gradients;      // of these, from 0 on, those of rows that are not cut: the same on all tensor-parallel ranks
+    int64_t elements;             // the end of the last row's index here
     int64_t state, second_state;  // elements that have a first moment, and those that have a second
 } Placement;
 

@@ -20,7 +20,7 @@ void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement p
     weights->weights = layout_take(layout, "parameters", 1, placement.weight_bytes / data_type_bytes(storage->type), 1,
                                    data_type_bytes(storage->type));
     weights->scales = layout_take(layout, "scales of parameters", 1, placement.weight_scales, 1, sizeof(float));
-    weights->grads = layout_take(layout, "gradients", learns, placement.gradients, 1, sizeof(float));
+    weights->grads = layout_take(layout, "gradients", learns, placement.gradients + placement.copied, 1, sizeof(float));
     weights->moment1 = layout_take(layout, "optimizer's first moments", learns, state, 1, bytes);
     weights->moment2 = layout_take(layout, "optimizer's second moments", learns, second, 1, bytes);
     weights->scale1 = layout_take(layout, "scales of first moments", learns && codes, state / MOMENT_BLOCK, 1, sizeof(float));
@@ -44,7 +44,8 @@ void weights_free(ModelWeights *weights) {
 
 void weights_zero_gradients(const ModelWeights *weights) {
     ensure(weights->grads != NULL || weights->placement.gradients == 0, "a model without gradients");
-    weights->device->op->zero(weights->device, weights->placement.gradients * (int64_t)sizeof(float), weights->grads);
+    int64_t count = weights->placement.gradients + weights->placement.copied;
+    weights->device->op->zero(weights->device, count * (int64_t)sizeof(float), weights->grads);
 }
 
 // ---- In and out
