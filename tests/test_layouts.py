@@ -13,7 +13,8 @@ GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2"
 def layouts():
     """Ranks, and what makes the layout."""
     return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"),
-            (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"))
+            (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"), (2, "parallel.context=2"), (4, "parallel.context=4"),
+            (4, "parallel.context=2", "parallel.tensor=2"), (4, "parallel.context=2", "parallel.zero=1"))
 
 
 def validation(folder):
@@ -57,6 +58,24 @@ def test_resume():
         check(name != "same" or here == whole, "stopped and resumed: not the same bits")
 
 
+def test_resume_context():
+    """Sequences shared by ranks: begun so and resumed on one rank, and back; the same layout bit for bit."""
+    write("shared.yaml", CONFIG.format(folder="shared"))
+    context = "parallel.context=2"
+    run("train", "shared.yaml", context, STEADY, ranks=2)
+    whole = course("shared")
+    run("train", "shared.yaml", "folder=begun-shared", "train.steps=30", context, STEADY, ranks=2)
+    run("train", "shared.yaml", "folder=begun-alone", "train.steps=30", STEADY)
+    for begun, name, ranks, *layout in (("begun-shared", "shared-same", 2, context), ("begun-shared", "shared-one", 0), ("begun-alone", "shared-back", 2, context),
+                                        ("begun-shared", "shared-more", 4, context, "parallel.zero=1"), ("begun-shared", "shared-four", 4, "parallel.context=4")):
+        shutil.copytree(begun, name)
+        run("train", "shared.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
+        here = course(name)
+        check(len(here) == 60, f"{name}: {len(here)} records")
+        check(worst(here, whole) < 1e-4, f"{name}: losses differ by {worst(here, whole)}")
+        check(name != "shared-same" or here == whole, "stopped and resumed: not the same bits")
+
+
 def test_refused():
     """What cannot work is one line before anything is made."""
     write("refused.yaml", CONFIG.format(folder="refused"))
@@ -67,6 +86,9 @@ def test_refused():
             (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
+            (3, "parallel.context: sequences of 32 tokens cannot be cut into 6 equal parts, two for each of 3 context-parallel ranks: 30 or 36 tokens can, or 2 ranks",
+             "parallel.context=3"),
+            (2, "4 context-parallel ranks cannot be had of 2 ranks", "parallel.context=4"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
             (2, "pipeline", "parallel.pipeline=2")):
         run("train", "refused.yaml", *overrides, code=1, part=told, ranks=ranks)
@@ -74,4 +96,4 @@ def test_refused():
 
 
 if __name__ == "__main__":
-    main(test_losses, test_resume, test_refused)
+    main(test_losses, test_resume, test_resume_context, test_refused)

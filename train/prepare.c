@@ -64,7 +64,7 @@ static int64_t prompt_tokens(const Trainer *t) {
 // On a card all micro-batches of a step lie there before it begins.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
-    size_t each = batch_bytes(sequences, length);
+    size_t each = batch_cut_bytes(sequences, length, t->mesh->size[MESH_CONTEXT]);
     t->batch_bytes = (size_t)t->micro_batches * each;
     TRY(device_allocate(t->device, t->batch_bytes, &t->batch_memory));
     t->batches = memory_zeroed((size_t)t->micro_batches, sizeof *t->batches);
@@ -79,22 +79,31 @@ static TensorShare tensor_share(const Trainer *t) {
     return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
 }
 
+static ContextShare context_share(const Trainer *t) {
+    return (ContextShare){t->mesh->coordinate[MESH_CONTEXT], t->mesh->size[MESH_CONTEXT]};
+}
+
 static RunLayout layout_of(const Trainer *t) {
+    ContextShare context = context_share(t);
     return (RunLayout){.ranks = t->world->size,
                        .rank = t->world->rank,
-                       .data_ranks = t->mesh->size[MESH_DATA],
+                       .data_ranks = t->mesh->size[MESH_DATA] * context.ranks,
                        .tensor = tensor_share(t),
-                       .data_rank = t->mesh->coordinate[MESH_DATA],
+                       .context = context,
+                       .data_rank = t->mesh->coordinate[MESH_DATA] * context.ranks + context.rank,
                        .micro_batches = t->micro_batches};
 }
 
-// Whether the tensor-parallel ranks can share the model and the rows of a micro-batch.
-static Error *check_tensor(const Trainer *t) {
+// Whether the context-parallel ranks can share sequences, and the tensor-parallel ranks the model and the rows of a
+// micro-batch.
+static Error *check_shares(const Trainer *t) {
     const RunConfig *config = t->config;
     TensorShare share = tensor_share(t);
+    ContextShare context = context_share(t);
+    TRY(error_wrap(context_check(&context, config->data.sequence_length), "parallel.context"));
     ModelConfig here;
     TRY(error_wrap(tensor_config(&config->model, &share, &here), "parallel.tensor"));
-    int64_t rows = config->train.micro_batch * config->data.sequence_length;
+    int64_t rows = config->train.micro_batch * context_tokens(&context, config->data.sequence_length);
     if (share.cut_rows && rows % share.ranks != 0) {
         return failure("the %lld tokens of a micro-batch cannot be divided among parallel.tensor %d ranks; change "
                        "train.micro_batch or data.sequence_length, or give parallel.sequence=false",
@@ -107,7 +116,7 @@ Error *trainer_make_model(Trainer *t) {
     RunLayout layout = layout_of(t);
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
-    t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
+    t->parts = model_parts(&t->model->weights, layout.data_ranks, layout.data_rank);
     return t->late ? make_batches(t) : NULL;
 }
 
@@ -116,7 +125,7 @@ Error *trainer_prepare(Trainer *t) {
     TRY(open_corpora(t));
     TRY(run_config_resolve(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->mesh->size[MESH_DATA],
                            t->config_path));
-    TRY(check_tensor(t));
+    TRY(check_shares(t));
     if (t->world->rank == 0) {
         run_config_remark(config);
     }
@@ -143,14 +152,12 @@ Error *trainer_prepare(Trainer *t) {
 
 Error *trainer_make_mesh(Trainer *t) {
     const RunConfig *config = t->config;
-    if (config->parallel.pipeline != 1 || config->parallel.context != 1) {
-        return failure(
-            "%s: parallel.pipeline and parallel.context must be 1: this version has data and tensor parallelism only",
-            t->config_path);
+    if (config->parallel.pipeline != 1) {
+        return failure("%s: parallel.pipeline must be 1: this version has no stages", t->config_path);
     }
     int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
                             [MESH_TENSOR] = (int)config->parallel.tensor,
                             [MESH_PIPELINE] = 1,
-                            [MESH_CONTEXT] = 1};
+                            [MESH_CONTEXT] = (int)config->parallel.context};
     return mesh_create(t->world, sizes, &t->mesh);
 }

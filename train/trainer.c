@@ -33,7 +33,7 @@ static void gradients_final(void *context, int64_t offset) {
 
 // The next micro-batch, as it lies on the device in place `m`.
 static Batch load_batch(Trainer *t, int64_t m) {
-    return batch_to_device(t->device, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
+    return model_bring_batch(t->model, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
 }
 
 // Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass.
@@ -66,7 +66,7 @@ static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
     model_sum_tensor_gradients(t->model);
-    TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
+    TRY(group_all_reduce(mesh_group(t->mesh, OVER_TOKENS), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
                                                  .beta1 = (float)config->optimizer.beta1,
@@ -74,12 +74,13 @@ static Error *finish_operations(Trainer *t) {
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
     TRY(model_tensor_error(t->model));
-    return config->parallel.zero > 0 ? model_share_weights(t->model, mesh_group(t->mesh, OVER_DATA)) : NULL;
+    return config->parallel.zero > 0 ? model_share_weights(t->model, mesh_group(t->mesh, OVER_TOKENS)) : NULL;
 }
 
 // What went wrong between ranks since it was last asked.
 static Error *check_groups(Trainer *t) {
-    TRY(group_check(mesh_group(t->mesh, OVER_DATA)));
+    TRY(group_check(mesh_group(t->mesh, OVER_TOKENS)));
+    TRY(group_check(mesh_group(t->mesh, OVER_CONTEXT)));
     return group_check(mesh_group(t->mesh, OVER_TENSOR));
 }
 
@@ -129,8 +130,8 @@ static Error *card_operations(Trainer *t) {
         return NULL;
     }
     // Dropout's bits depend on the number of the sample, which a record would repeat.
-    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_DATA)->recordable &&
-               mesh_group(t->mesh, OVER_TENSOR)->recordable;
+    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_TOKENS)->recordable &&
+               mesh_group(t->mesh, OVER_CONTEXT)->recordable && mesh_group(t->mesh, OVER_TENSOR)->recordable;
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
     if (recording) {
@@ -358,13 +359,14 @@ static Error *run(Trainer *t, bool *stopped) {
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
     // All sets of axes that training exchanges over.
-    int over_parts = config->parallel.zero > 0 ? OVER_DATA | OVER_TENSOR : OVER_TENSOR;
-    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR, over_parts}, 3));
+    int over_parts = config->parallel.zero > 0 ? OVER_TOKENS | OVER_TENSOR : OVER_TENSOR;
+    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_CONTEXT, OVER_TOKENS, OVER_TENSOR, over_parts}, 5));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
+    t->model->tensor->context = mesh_group(t->mesh, OVER_CONTEXT);
     t->model->tensor->norm = mesh_group(t->mesh, over_parts)->size > 1 ? mesh_group(t->mesh, over_parts) : NULL;
     TRY(trainer_rehearse(t));
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
-                                run_bucket_bytes(config), config->parallel.zero > 0);
+    t->buckets = buckets_create(mesh_group(t->mesh, OVER_TOKENS), t->model->weights.grads,
+                                t->model->weights.placement.gradients, run_bucket_bytes(config), config->parallel.zero > 0);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);
