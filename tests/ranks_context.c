@@ -1,6 +1,6 @@
 // Context-parallel ranks against one rank that has whole sequences: the loss and every gradient of the same model and batch,
 // for families, head forms, documents or none, uneven weights, recompute modes, dropout, and with tensor-parallel ranks beside
-// them; losses of evaluation; and that the cut leaves nothing out.
+// them; losses of evaluation; all of it on the CPU, and some on simulated cards, whose messages go as late as they may.
 #include "parallel/mesh.h"
 #include "tests/support/check.h"
 #include "tests/support/models.h"
@@ -12,6 +12,7 @@ enum { SEQUENCES = 2, LENGTH = 48 };
 
 static Comm *world;
 static Mesh *mesh;
+static Device *device;  // of both models that are compared
 
 static const char *const models[] = {
     // GPT-2: learned positions, biases, a tied head, as many groups as heads.
@@ -41,8 +42,6 @@ static Model *open_model(const Settings *settings, bool whole) {
         options.context = (ContextShare){mesh->coordinate[MESH_CONTEXT], mesh->size[MESH_CONTEXT]};
         options.tensor = (TensorShare){mesh->coordinate[MESH_TENSOR], mesh->size[MESH_TENSOR], settings->cut_rows};
     }
-    Device *device;
-    CHECK_OK(device_open_cpu(1, NULL, &device));
     Model *model;
     CHECK_OK(model_create(device, &config, &options, &model));
     model->tensor->group = whole ? NULL : mesh_group(mesh, OVER_TENSOR);
@@ -82,7 +81,7 @@ static void compare(const Settings *settings) {
     Model *part = open_model(settings, false), *whole = open_model(settings, true);
     Group *group = mesh_group(mesh, OVER_CONTEXT);
     double ours = run(part, settings->documents), theirs = run(whole, settings->documents), most = 0, largest;
-    CHECK_OK(group_all_reduce(group, ELEMENT_FP64, COMM_SUM, &ours, 1));
+    CHECK_OK(comm_all_reduce_doubles(group->comm, &ours, 1, COMM_SUM));
     CHECK_OK(group_all_reduce(group, ELEMENT_FP32, COMM_SUM, part->weights.grads, part->weights.placement.gradients));
     model_sum_tensor_gradients(part);
     CHECK_NEAR(ours, theirs, 1e-5 * fabs(theirs));
@@ -98,8 +97,8 @@ static void compare(const Settings *settings) {
     }
     check_evaluation(part, whole, settings->documents);
     CHECK_OK(model_tensor_error(part));
-    models_close(part);
-    models_close(whole);
+    model_destroy(part);
+    model_destroy(whole);
 }
 
 static void compare_all(bool cut_rows) {
@@ -112,49 +111,71 @@ static void compare_all(bool cut_rows) {
     }
 }
 
-// All ranks alone in the ring, and where there are four, rings of two beside tensor-parallel ranks.
-static void with_mesh(int tensor, bool cut_rows) {
+// A mesh of all ranks between whose devices the ring goes.
+static void open_mesh(DeviceKind kind, int tensor) {
     const int sizes[MESH_AXES] = {
         [MESH_DATA] = 1, [MESH_PIPELINE] = 1, [MESH_TENSOR] = tensor, [MESH_CONTEXT] = world->size / tensor};
+    if (kind == DEVICE_CPU) {
+        CHECK_OK(device_open_cpu(1, NULL, &device));
+    } else {
+        CHECK_OK(device_open_card(kind, world->rank, TYPE_FP32, 1, &device));
+    }
     CHECK_OK(mesh_create(world, sizes, &mesh));
-    CHECK_OK(mesh_attach(mesh, NULL, (const int[]){OVER_TENSOR, OVER_CONTEXT}, 2));
-    compare_all(cut_rows);
+    CHECK_OK(mesh_attach(mesh, device, (const int[]){OVER_TENSOR, OVER_CONTEXT}, 2));
+}
+
+static void close_mesh(void) {
+    CHECK_OK(device_finish(device));
     mesh_detach(mesh, false);
     mesh_destroy(mesh);
+    device_close(device);
 }
 
 static void test_context(void) {
-    with_mesh(1, false);
+    open_mesh(DEVICE_CPU, 1);
+    compare_all(false);
+    close_mesh();
 }
 
+// Where there are four ranks: rings of two beside tensor-parallel ranks.
 static void test_context_and_tensor(void) {
-    if (world->size == 4) {
-        with_mesh(2, false);
-        with_mesh(2, true);
+    for (int cut_rows = 0; cut_rows < 2 && world->size == 4; cut_rows++) {
+        open_mesh(DEVICE_CPU, 2);
+        compare_all(cut_rows);
+        close_mesh();
     }
 }
 
 // A ring gives the same bits each time.
 static void test_same_bits(void) {
-    const int sizes[MESH_AXES] = {[MESH_DATA] = 1, [MESH_PIPELINE] = 1, [MESH_TENSOR] = 1, [MESH_CONTEXT] = world->size};
-    CHECK_OK(mesh_create(world, sizes, &mesh));
-    CHECK_OK(mesh_attach(mesh, NULL, (const int[]){OVER_TENSOR, OVER_CONTEXT}, 2));
+    open_mesh(DEVICE_CPU, 1);
     Settings settings = {.yaml = models[1], .dropout = 0.1};
     Model *one = open_model(&settings, false), *two = open_model(&settings, false);
     double first = run(one, false), second = run(two, false);
     CHECK(first == second);
     CHECK(memcmp(one->weights.grads, two->weights.grads, (size_t)one->weights.placement.gradients * sizeof(float)) == 0);
-    models_close(one);
-    models_close(two);
-    mesh_detach(mesh, false);
-    mesh_destroy(mesh);
+    model_destroy(one);
+    model_destroy(two);
+    close_mesh();
 }
+
+#ifdef ATHANOR_HAVE_SIMULATED
+static void test_cards(void) {
+    open_mesh(DEVICE_SIMULATED, 1);
+    compare(&(Settings){models[1], 0, RECOMPUTE_NONE, false, false});
+    compare(&(Settings){models[1], 0.2, RECOMPUTE_SELECTIVE, true, false});
+    close_mesh();
+}
+#endif
 
 int main(void) {
     CHECK_OK(comm_open_world(&world));
     RUN(test_context);
     RUN(test_context_and_tensor);
     RUN(test_same_bits);
+#ifdef ATHANOR_HAVE_SIMULATED
+    RUN(test_cards);
+#endif
     int code = check_report();
     comm_close(world);
     return code;
