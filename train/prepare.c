@@ -61,7 +61,7 @@ static int64_t prompt_tokens(const Trainer *t) {
     return (int64_t)longest + 1;
 }
 
-// On a card all micro-batches of a step lie there before it begins.
+// On a card all micro-batches of a step lie there before it begins; in a pipeline several are under way.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
     size_t each = batch_cut_bytes(sequences, length, t->mesh->size[MESH_CONTEXT]);
@@ -83,6 +83,15 @@ static ContextShare context_share(const Trainer *t) {
     return (ContextShare){t->mesh->coordinate[MESH_CONTEXT], t->mesh->size[MESH_CONTEXT]};
 }
 
+static StageShare stage_share(const Trainer *t) {
+    const RunConfig *config = t->config;
+    PipelineKind kind = (PipelineKind)config->parallel.schedule;
+    int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1, ranks = t->mesh->size[MESH_PIPELINE];
+    int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
+    StageShare share = {{kind, ranks, chunks, (int)t->micro_batches}, t->mesh->coordinate[MESH_PIPELINE]};
+    return ranks > 1 ? share : (StageShare){0};
+}
+
 static RunLayout layout_of(const Trainer *t) {
     ContextShare context = context_share(t);
     return (RunLayout){.ranks = t->world->size,
@@ -90,6 +99,7 @@ static RunLayout layout_of(const Trainer *t) {
                        .data_ranks = t->mesh->size[MESH_DATA] * context.ranks,
                        .tensor = tensor_share(t),
                        .context = context,
+                       .stages = stage_share(t),
                        .data_rank = t->mesh->coordinate[MESH_DATA] * context.ranks + context.rank,
                        .micro_batches = t->micro_batches};
 }
@@ -117,7 +127,7 @@ Error *trainer_make_model(Trainer *t) {
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
     t->parts = model_parts(&t->model->weights, layout.data_ranks, layout.data_rank);
-    return t->late ? make_batches(t) : NULL;
+    return t->late || t->model->stages != NULL ? make_batches(t) : NULL;
 }
 
 Error *trainer_prepare(Trainer *t) {
@@ -145,6 +155,7 @@ Error *trainer_prepare(Trainer *t) {
     RunLayout layout = layout_of(t);
     layout.prompt_tokens = prompt_tokens(t);
     ModelOptions options = run_rank_options(config, &layout);
+    TRY(error_wrap(stages_check(&options.stages, config->model.layers), "parallel.pipeline"));
     TRY(error_wrap(model_check_placement(&config->model, &options, t->device->type), "parallel.tensor"));
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
@@ -152,12 +163,9 @@ Error *trainer_prepare(Trainer *t) {
 
 Error *trainer_make_mesh(Trainer *t) {
     const RunConfig *config = t->config;
-    if (config->parallel.pipeline != 1) {
-        return failure("%s: parallel.pipeline must be 1: this version has no stages", t->config_path);
-    }
     int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
                             [MESH_TENSOR] = (int)config->parallel.tensor,
-                            [MESH_PIPELINE] = 1,
+                            [MESH_PIPELINE] = (int)config->parallel.pipeline,
                             [MESH_CONTEXT] = (int)config->parallel.context};
     return mesh_create(t->world, sizes, &t->mesh);
 }
