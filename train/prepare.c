@@ -65,7 +65,7 @@ static int64_t prompt_tokens(const Trainer *t) {
 // On a card all micro-batches of a step lie there before it begins; in a pipeline several are under way.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
-    size_t each = batch_bytes(sequences, length);
+    size_t each = batch_cut_bytes(sequences, length, t->mesh->size[MESH_CONTEXT]);
     t->batch_bytes = (size_t)t->micro_batches * each;
     TRY(device_allocate(t->device, t->batch_bytes, &t->batch_memory));
     t->batches = memory_zeroed((size_t)t->micro_batches, sizeof *t->batches);
@@ -80,14 +80,20 @@ static TensorShare tensor_share(const Trainer *t) {
     return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
 }
 
+static ContextShare context_share(const Trainer *t) {
+    return (ContextShare){t->mesh->coordinate[MESH_CONTEXT], t->mesh->size[MESH_CONTEXT]};
+}
+
 static RunLayout layout_of(const Trainer *t) {
+    ContextShare context = context_share(t);
     return (RunLayout){.ranks = t->world->size,
                        .rank = t->world->rank,
-                       .data_ranks = t->mesh->size[MESH_DATA],
+                       .data_ranks = t->mesh->size[MESH_DATA] * context.ranks,
                        .tensor = tensor_share(t),
+                       .context = context,
                        .stages = run_stage_share(t->config, t->mesh->size[MESH_PIPELINE], t->mesh->coordinate[MESH_PIPELINE],
                                                  t->micro_batches),
-                       .data_rank = t->mesh->coordinate[MESH_DATA],
+                       .data_rank = t->mesh->coordinate[MESH_DATA] * context.ranks + context.rank,
                        .micro_batches = t->micro_batches};
 }
 
@@ -95,7 +101,7 @@ Error *trainer_make_model(Trainer *t) {
     RunLayout layout = layout_of(t);
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
-    t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
+    t->parts = model_parts(&t->model->weights, layout.data_ranks, layout.data_rank);
     return t->late || t->model->stages != NULL ? make_batches(t) : NULL;
 }
 

@@ -40,8 +40,9 @@ static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES],
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)config, (void)length;
-    return size[MESH_CONTEXT] == 1 ? NULL : failure("parallel.context must be 1: this version cuts no sequences");
+    (void)config;
+    ContextShare share = {0, size[MESH_CONTEXT]};
+    return error_wrap(context_check(&share, length), "parallel.context");
 }
 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
@@ -56,10 +57,16 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
 
 Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) {
     int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
+    TRY(check_context(config, size, length));
     TRY(check_tensor(config, size, length));
     TRY(check_pipeline(config, size, length));
-    TRY(check_context(config, size, length));
     return check_data(config, size, length);
+}
+
+// Whether the step's tokens are whole micro-batches of that many data ranks.
+static bool divides_batch(const RunConfig *config, int data_ranks) {
+    int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
+    return config->train.batch_tokens % (data_ranks * config->train.micro_batch * length) == 0;
 }
 
 // ---- The nearest that work
@@ -79,7 +86,7 @@ int run_layout_list(const RunConfig *config, int ranks, LayoutSizes **out) {
                                       [MESH_PIPELINE] = pipeline,
                                       [MESH_CONTEXT] = context}};
                 Error *error = run_layout_check(config, sizes.size);
-                if (error == NULL) {
+                if (error == NULL && divides_batch(config, sizes.size[MESH_DATA])) {
                     array_push(*out, count, capacity, sizes);
                 }
                 error_free(error);

@@ -40,6 +40,7 @@ ModelOptions run_model_options(const RunConfig *config) {
 ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) {
     ModelOptions options = run_model_options(config);
     options.tensor = layout->tensor;
+    options.context = layout->context;
     options.stages = layout->stages;
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
@@ -101,7 +102,8 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     int64_t gradients, saved = saved_bytes(config, layout, machine, &gradients);
     if (card || layout->stages.shape.ranks > 1) {
         memory_plan_add(out, card ? "micro-batches on the card" : "micro-batches of a step",
-                        layout->micro_batches * (int64_t)batch_bytes(config->train.micro_batch, config->data.sequence_length),
+                        layout->micro_batches * (int64_t)batch_cut_bytes(config->train.micro_batch,
+                                                                         config->data.sequence_length, layout->context.ranks),
                         "all %lld of a step", (long long)layout->micro_batches);
     }
     if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->data_rank == 0) {
