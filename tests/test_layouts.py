@@ -60,7 +60,7 @@ def test_resume():
     run("train", "cut.yaml", tensor, STEADY, ranks=2)
     run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
     whole = course("cut")
-    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false")):
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("three", 3), ("rows", 2, tensor, "parallel.sequence=false")):
         shutil.copytree("half", name)
         run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
         here = course(name)
@@ -83,7 +83,7 @@ def test_refused():
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
-            (4, "has 2 sequences, too few for 4 data-parallel ranks; parallel.data=2 parallel.tensor=2 on 4 ranks would do",
+            (4, "has 2 micro-batches, too few for 4 data-parallel ranks; parallel.data=2 parallel.tensor=2 on 4 ranks would do",
              "train.batch_tokens=64", "train.micro_batch=1")):
         result = subprocess.run(["mpirun", "-n", str(ranks), ATHANOR, "train", "refused.yaml", *overrides], capture_output=True, text=True,
                                 env=RANKS_ENVIRONMENT)
@@ -97,5 +97,19 @@ def test_refused():
             shutil.rmtree("advised", ignore_errors=True)
 
 
+def test_auto():
+    """The layout is searched where that is asked for, told in a line, and trains as any other."""
+    write("auto.yaml", CONFIG.format(folder="auto"))
+    run("train", "auto.yaml", "folder=alone", "train.steps=3", STEADY)
+    for ranks, *given in ((1,), (4,), (4, "parallel.tensor=2"), (3,)):
+        line = ["mpirun", "-n", str(ranks), ATHANOR, "train", "auto.yaml", "parallel.layout=auto", "train.steps=3", STEADY, *given]
+        result = subprocess.run(line, capture_output=True, text=True, env=RANKS_ENVIRONMENT)
+        told = re.findall(r"^layout    (.*?): .*of \d+ that work \d+ fit", result.stderr, re.M)
+        check(result.returncode == 0 and len(told) == 1, f"{ranks} {given}: {result.stderr[-500:]}")
+        check(not given or "tensor 2" in told[0], f"{ranks} {given}: {told}")
+        check(worst(course("auto"), course("alone")) < 1e-5, f"{ranks} {given}: {course('auto')} {course('alone')}")
+        shutil.rmtree("auto")
+
+
 if __name__ == "__main__":
-    main(test_losses, test_resume, test_refused)
+    main(test_losses, test_resume, test_refused, test_auto)

@@ -45,10 +45,10 @@ static Error *check_context(const RunConfig *config, const int size[MESH_AXES], 
 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
 static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    int64_t samples = config->train.batch_tokens / length;
-    if (config->train.batch_tokens > 0 && size[MESH_DATA] > 1 && samples < size[MESH_DATA]) {
-        return failure("a step of train.batch_tokens %lld has %lld sequences, too few for %d data-parallel ranks",
-                       (long long)config->train.batch_tokens, (long long)samples, size[MESH_DATA]);
+    int64_t batch = config->train.batch_tokens, count = batch / (config->train.micro_batch * length);
+    if (batch > 0 && size[MESH_DATA] > 1 && count >= 1 && count < size[MESH_DATA]) {
+        return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
+                       (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
     }
     return NULL;
 }

@@ -13,6 +13,19 @@ enum { LIBRARY_BYTES = 8 << 20 };
 // On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
 enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
+RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank) {
+    Mesh mesh = {0};
+    memcpy(mesh.size, size, sizeof mesh.size);
+    mesh_coordinate(&mesh, rank, mesh.coordinate);
+    int tensor = size[MESH_TENSOR], data = size[MESH_DATA];
+    return (RunLayout){.ranks = data * tensor * size[MESH_PIPELINE] * size[MESH_CONTEXT],
+                       .rank = rank,
+                       .data_ranks = data,
+                       .tensor = {mesh.coordinate[MESH_TENSOR], tensor, tensor > 1 && config->parallel.sequence},
+                       .data_rank = mesh.coordinate[MESH_DATA],
+                       .micro_batches = run_config_micro_batches(config, data, mesh.coordinate[MESH_DATA])};
+}
+
 int64_t run_bucket_bytes(const RunConfig *config) {
     return (int64_t)(config->parallel.bucket_mib * 1048576);
 }

@@ -18,6 +18,9 @@ typedef struct RunLayout {
     int64_t prompt_tokens;  // of the longest prompt of the samples
 } RunLayout;
 
+// That of a rank in a world laid out by these sizes (mesh.h); prompt_tokens stays the caller's. The configuration is resolved.
+RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank);
+
 // The size of a bucket of gradients.
 int64_t run_bucket_bytes(const RunConfig *config);
 
