@@ -107,6 +107,7 @@ static Error *score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
         }
         TRY(check_batch(batch, vocabulary, e->corpus, set->name));
         model_evaluate(e->model, batch, e->losses);
+        TRY(model_tensor_error(e->model));
         int64_t lost = add_scores(batch, e->losses, e->bytes, vocabulary, score);
         if (lost >= 0) {
             int64_t b = lost / length;

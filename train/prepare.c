@@ -64,7 +64,7 @@ static int64_t prompt_tokens(const Trainer *t) {
     return (int64_t)longest + 1;
 }
 
-// On a card all micro-batches of a step lie there before it begins.
+// On a card all micro-batches of a step lie there before it begins; in a pipeline several are under way.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
     size_t each = batch_bytes(sequences, length);
@@ -86,7 +86,7 @@ Error *trainer_make_model(Trainer *t) {
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
     t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
-    return t->late ? make_batches(t) : NULL;
+    return t->late || t->model->stages != NULL ? make_batches(t) : NULL;
 }
 
 // The device and what it has. Once.

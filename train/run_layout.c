@@ -34,8 +34,16 @@ static Error *check_tensor(const RunConfig *config, const int size[MESH_AXES], i
 }
 
 static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)config, (void)length;
-    return size[MESH_PIPELINE] == 1 ? NULL : failure("parallel.pipeline must be 1: this version has no pipeline");
+    RunConfig whole = *config;
+    whole.data.sequence_length = length;
+    whole.train.batch_tokens =
+        config->train.batch_tokens > 0 ? config->train.batch_tokens : config->train.micro_batch * length * size[MESH_DATA];
+    RunLayout layout = run_layout_of(&whole, size, 0);
+    // That there are micro-batches at all is checked elsewhere, with what would do.
+    if (layout.micro_batches == 0) {
+        return NULL;
+    }
+    return error_wrap(stages_check(&layout.stages, config->model.layers), "parallel.pipeline");
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
@@ -56,9 +64,9 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
 Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) {
     int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
     TRY(check_tensor(config, size, length));
+    TRY(check_data(config, size, length));
     TRY(check_pipeline(config, size, length));
-    TRY(check_context(config, size, length));
-    return check_data(config, size, length);
+    return check_context(config, size, length);
 }
 
 // ---- The nearest that work

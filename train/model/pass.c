@@ -19,21 +19,28 @@ Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch) 
                   .own_rows = own};
 }
 
-Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed) {
+Pass pass_learning_in(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed, int chunk, int set) {
     ensure(model->weights.placement.storage.learns && !workspace->options.forward_only, "made for forward passes only");
     Pass pass = pass_looking(model, workspace, batch);
     pass.keeps = true;
     pass.dropout = (float)model->config.dropout;
     pass.seed = seed;
+    pass.layers = workspace->options.chunks[chunk].layers;
+    pass.kept = workspace_set(workspace, chunk, set);
     return pass;
 }
 
+Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed) {
+    return pass_learning_in(model, workspace, batch, seed, 0, 0);
+}
+
 const LayerActivations *pass_layer(const Pass *pass, int64_t layer) {
-    const Workspace *workspace = pass->workspace;
-    Range layers = workspace->options.layers;
-    ensure(layer >= layers.begin && layer < layers.end, "layer %lld in a workspace of layers %lld to %lld", (long long)layer,
-           (long long)layers.begin, (long long)layers.end);
-    return pass->keeps ? &workspace->layers[layer - layers.begin] : &workspace->shared;
+    if (!pass->keeps) {
+        return &pass->workspace->shared;
+    }
+    ensure(layer >= pass->layers.begin && layer < pass->layers.end, "layer %lld in a pass through layers %lld to %lld",
+           (long long)layer, (long long)pass->layers.begin, (long long)pass->layers.end);
+    return &pass->kept[layer - pass->layers.begin];
 }
 
 // ---- What tensor-parallel ranks exchange
@@ -203,6 +210,14 @@ void pass_loss_backward(const Pass *pass) {
     const void *dfinal = pass_is_cut(pass) ? pass_reduce(pass, w->partial) : w->dnarrow;
     block_norm_backward(pass, model->table.final_norm, model->table.final_norm_bias,
                         pass_layer(pass, model->config.layers - 1)->output, w->final_mean, w->final_rstd, dfinal, false);
+}
+
+void pass_head(const Pass *pass, const StepOptions *options) {
+    const Workspace *w = pass->workspace;
+    Device *device = pass->model->device;
+    pass_loss(pass, options->grad_scale, options->z_loss);
+    device->op->loss_sums(device, &(LossSums){pass->rows, pass->batch.loss_weights, w->losses, w->zs, pass->model->control});
+    pass_loss_backward(pass);
 }
 
 void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits) {
