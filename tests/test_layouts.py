@@ -83,7 +83,7 @@ def test_resume():
     run("train", "cut.yaml", tensor, STEADY, ranks=2)
     run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
     whole = course("cut")
-    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("three", 3), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
                                   ("stages-zero", 4, "parallel.pipeline=2", "parallel.zero=1")):
         shutil.copytree("half", name)
         run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
@@ -145,7 +145,7 @@ def test_refused():
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
             (4, "2 layers cannot be cut into 4 stages (4 ranks with 1 each)", "parallel.pipeline=4"),
             (2, "schedule zb-v has 2 stages a rank, not 1", "parallel.pipeline=2", "parallel.schedule=zb-v", "parallel.chunks=1", "model.layers=4"),
-            (4, "has 2 sequences, too few for 4 data-parallel ranks; parallel.data=2 parallel.context=2 or parallel.data=2 parallel.pipeline=2 or parallel.data=2 parallel.tensor=2 on 4 ranks would do",
+            (4, "has 2 micro-batches, too few for 4 data-parallel ranks; parallel.data=2 parallel.context=2 or parallel.data=2 parallel.pipeline=2 or parallel.data=2 parallel.tensor=2 on 4 ranks would do",
              "train.batch_tokens=64", "train.micro_batch=1")):
         result = subprocess.run(["mpirun", "-n", str(ranks), ATHANOR, "train", "refused.yaml", *overrides], capture_output=True, text=True,
                                 env=RANKS_ENVIRONMENT)
@@ -159,5 +159,19 @@ def test_refused():
             shutil.rmtree("advised", ignore_errors=True)
 
 
+def test_auto():
+    """The layout is searched where that is asked for, told in a line, and trains as any other."""
+    write("auto.yaml", CONFIG.format(folder="auto"))
+    run("train", "auto.yaml", "folder=alone", "train.steps=3", STEADY)
+    for ranks, *given in ((1,), (4,), (4, "parallel.tensor=2"), (3,)):
+        line = ["mpirun", "-n", str(ranks), ATHANOR, "train", "auto.yaml", "parallel.layout=auto", "train.steps=3", STEADY, *given]
+        result = subprocess.run(line, capture_output=True, text=True, env=RANKS_ENVIRONMENT)
+        told = re.findall(r"^layout    (.*?): .*of \d+ that work \d+ fit", result.stderr, re.M)
+        check(result.returncode == 0 and len(told) == 1, f"{ranks} {given}: {result.stderr[-500:]}")
+        check(not given or "tensor 2" in told[0], f"{ranks} {given}: {told}")
+        check(worst(course("auto"), course("alone")) < 1e-5, f"{ranks} {given}: {course('auto')} {course('alone')}")
+        shutil.rmtree("auto")
+
+
 if __name__ == "__main__":
-    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_refused)
+    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_refused, test_auto)

@@ -87,6 +87,9 @@ def cases():
             more += ["train.micro_batch=1"] * (turn % 5 == 4)
             yield [f"{model}.yaml", *words, *more]
             turn += 1
+        # A step that the ranks cannot share evenly.
+        yield [f"{model}.yaml", "parallel.data=3"]
+        yield [f"{model}.yaml", "parallel.data=3", "parallel.tensor=2", "parallel.zero=1", "train.micro_batch=1"]
 
 
 def make(device="cpu"):

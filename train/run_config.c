@@ -14,6 +14,7 @@ const char *const run_type_names[] = {"auto", "fp32", "bf16", "fp16", NULL};
 const char *const run_products_names[] = {"auto", "ours", "cublas", "sm80", NULL};
 static const char *const moment_names[] = {"fp32", "8bit", NULL};
 static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
+static const char *const layout_names[] = {"given", "auto", NULL};
 static const char *const pipeline_names[] = {"1f1b", "interleaved", "zb-h1", "zb-v", NULL};  // of PipelineKind
 static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
 
@@ -171,6 +172,10 @@ static const Key own_keys[] = {
      .help = "How often to print a line; every step is written to metrics.jsonl.",
      .also = "log_interval log_freq logging_steps logging_interval log_steps print_every print_interval interval"},
 
+    {"parallel.layout", KEY_CHOICE, AT(parallel.layout), "given", .choices = layout_names,
+     .help = "given: the sizes below are the layout. auto: of all layouts of the ranks with the sizes that are given, the one "
+             "that fits memory and communicates least, found before the run and told in its log.",
+     .also = "auto_parallel strategy parallel_strategy"},
     {"parallel.data", KEY_INT, AT(parallel.data), "0", 0, 1 << 20, .unit = "ranks",
      .help = "Data-parallel copies of the model; 0: all ranks that the other axes leave.",
      .also = "dp dp_size data_parallel data_parallel_size dp_degree dp_replicate_degree"},
@@ -294,6 +299,11 @@ Error *run_config_read(RunConfig *config, const char *path, char *const *overrid
     return blame(config, check(config, path));
 }
 
+int64_t run_config_micro_batches(const RunConfig *config, int ranks, int rank) {
+    int64_t all = config->train.batch_tokens / (config->train.micro_batch * config->data.sequence_length);
+    return all / ranks + (rank < all % ranks);
+}
+
 int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks) {
     if (batch_tokens % length != 0) {
         return 0;
@@ -345,7 +355,8 @@ static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ran
         return failure("%s: train.micro_batch times data.sequence_length is absurd", where);
     }
     *batch = *batch > 0 ? *batch : round;
-    if (*batch % round != 0) {
+    // Ranks may have unequal numbers of micro-batches, each at least one.
+    if (*batch % (round / data_ranks) != 0 || *batch < round) {
         return uneven_batch(config, round, data_ranks, where);
     }
     if (config->train.steps == 0) {

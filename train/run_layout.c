@@ -34,9 +34,16 @@ static Error *check_tensor(const RunConfig *config, const int size[MESH_AXES], i
 }
 
 static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)length;
-    StageShare share = run_stage_share(config, size[MESH_PIPELINE], 0, 1);
-    return error_wrap(stages_check(&share, config->model.layers), "parallel.pipeline");
+    RunConfig whole = *config;
+    whole.data.sequence_length = length;
+    whole.train.batch_tokens =
+        config->train.batch_tokens > 0 ? config->train.batch_tokens : config->train.micro_batch * length * size[MESH_DATA];
+    RunLayout layout = run_layout_of(&whole, size, 0);
+    // That there are micro-batches at all is checked elsewhere, with what would do.
+    if (layout.micro_batches == 0) {
+        return NULL;
+    }
+    return error_wrap(stages_check(&layout.stages, config->model.layers), "parallel.pipeline");
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
@@ -47,10 +54,10 @@ static Error *check_context(const RunConfig *config, const int size[MESH_AXES], 
 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
 static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    int64_t samples = config->train.batch_tokens / length;
-    if (config->train.batch_tokens > 0 && size[MESH_DATA] > 1 && samples < size[MESH_DATA]) {
-        return failure("a step of train.batch_tokens %lld has %lld sequences, too few for %d data-parallel ranks",
-                       (long long)config->train.batch_tokens, (long long)samples, size[MESH_DATA]);
+    int64_t batch = config->train.batch_tokens, count = batch / (config->train.micro_batch * length);
+    if (batch > 0 && size[MESH_DATA] > 1 && count >= 1 && count < size[MESH_DATA]) {
+        return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
+                       (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
     }
     return NULL;
 }
@@ -59,14 +66,9 @@ Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) {
     int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
     TRY(check_context(config, size, length));
     TRY(check_tensor(config, size, length));
+    TRY(check_data(config, size, length));
     TRY(check_pipeline(config, size, length));
-    return check_data(config, size, length);
-}
-
-// Whether the step's tokens are whole micro-batches of that many data ranks.
-static bool divides_batch(const RunConfig *config, int data_ranks) {
-    int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
-    return config->train.batch_tokens % (data_ranks * config->train.micro_batch * length) == 0;
+    return NULL;
 }
 
 // ---- The nearest that work
@@ -86,7 +88,7 @@ int run_layout_list(const RunConfig *config, int ranks, LayoutSizes **out) {
                                       [MESH_PIPELINE] = pipeline,
                                       [MESH_CONTEXT] = context}};
                 Error *error = run_layout_check(config, sizes.size);
-                if (error == NULL && divides_batch(config, sizes.size[MESH_DATA])) {
+                if (error == NULL) {
                     array_push(*out, count, capacity, sizes);
                 }
                 error_free(error);

@@ -15,7 +15,7 @@ Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) MUST
 // train, the error names up to three that can: of as many ranks where there are any, else of the nearest number.
 Error *run_layout_resolve(const RunConfig *config, int ranks, const char *where, int size[MESH_AXES]) MUST_CHECK;
 
-// Every layout of `ranks` ranks that run_layout_check takes and that divides the step, into *out, which the caller frees; returns how many.
+// Every layout of `ranks` ranks that run_layout_check takes, into *out, which the caller frees; returns how many.
 typedef struct LayoutSizes {
     int size[MESH_AXES];
 } LayoutSizes;

@@ -13,16 +13,33 @@ enum { LIBRARY_BYTES = 8 << 20 };
 // On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
 enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
-int64_t run_bucket_bytes(const RunConfig *config) {
-    return (int64_t)(config->parallel.bucket_mib * 1048576);
-}
-
-StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t micro_batches) {
+static StageShare stage_share(const RunConfig *config, int ranks, int64_t micro_batches, int rank) {
     PipelineKind kind = (PipelineKind)config->parallel.schedule;
     int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1;
     int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
     StageShare share = {{kind, ranks, chunks, (int)micro_batches}, rank};
     return ranks > 1 ? share : (StageShare){0};
+}
+
+RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank) {
+    Mesh mesh = {0};
+    memcpy(mesh.size, size, sizeof mesh.size);
+    mesh_coordinate(&mesh, rank, mesh.coordinate);
+    int tensor = size[MESH_TENSOR], data = size[MESH_DATA];
+    ContextShare context = {mesh.coordinate[MESH_CONTEXT], size[MESH_CONTEXT]};
+    int64_t micro_batches = run_config_micro_batches(config, data, mesh.coordinate[MESH_DATA]);
+    return (RunLayout){.ranks = data * tensor * size[MESH_PIPELINE] * size[MESH_CONTEXT],
+                       .rank = rank,
+                       .data_ranks = data * context.ranks,
+                       .tensor = {mesh.coordinate[MESH_TENSOR], tensor, tensor > 1 && config->parallel.sequence},
+                       .stages = stage_share(config, size[MESH_PIPELINE], micro_batches, mesh.coordinate[MESH_PIPELINE]),
+                       .context = context,
+                       .data_rank = mesh.coordinate[MESH_DATA] * context.ranks + context.rank,
+                       .micro_batches = micro_batches};
+}
+
+int64_t run_bucket_bytes(const RunConfig *config) {
+    return (int64_t)(config->parallel.bucket_mib * 1048576);
 }
 
 ModelOptions run_model_options(const RunConfig *config) {

@@ -20,11 +20,11 @@ typedef struct RunLayout {
     int64_t prompt_tokens;  // of the longest prompt of the samples
 } RunLayout;
 
+// That of a rank in a world laid out by these sizes (mesh.h); prompt_tokens stays the caller's. The configuration is resolved.
+RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank);
+
 // The size of a bucket of gradients.
 int64_t run_bucket_bytes(const RunConfig *config);
-
-// A rank's stages of a pipeline of so many ranks; none where that is one.
-StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t micro_batches);
 
 // What the configuration makes of a model, on a rank that has everything. It must be resolved.
 ModelOptions run_model_options(const RunConfig *config);

@@ -417,6 +417,7 @@ static Error *run(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     // In this order, so that a mistake in the configuration is one line of rank 0 and nothing was created yet.
     TRY(trainer_compare_given(config, t->world));
+    TRY(comm_agree(t->world, trainer_open(t)));
     TRY(comm_agree(t->world, trainer_make_mesh(t)));
     TRY(comm_agree(t->world, trainer_prepare(t)));
     TRY(trainer_compare_prepared(t));
