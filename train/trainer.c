@@ -53,7 +53,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
         StepOptions options = {.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
                                .z_loss = (float)config->train.z_loss,
                                .seed = (uint64_t)config->seed,
-                               .gradients_final = last ? gradients_final : NULL,
+                               .gradients_final = last && t->model->weights.fetch == NULL ? gradients_final : NULL,
                                .context = &context};
         model_run_batch(t->model, &batch, &options);
     }
@@ -65,6 +65,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
 static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
+    model_finish_gradients(t->model);
     model_sum_tensor_gradients(t->model);
     TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
@@ -248,7 +249,7 @@ static Error *train_step(Trainer *t, Shared *shared) {
     model_begin_step(t->model, learning_rate);
     TRY(t->late ? card_operations(t) : operations(t, false));
     model_send_control(t->model);
-    double comm_waited = buckets_time(t->buckets).waited, before = clock_seconds();
+    double comm_waited = buckets_time(t->buckets).waited + fetch_waited(t->model->weights.fetch), before = clock_seconds();
     TRY(share_flags(t, shared));
     comm_waited += clock_seconds() - before;
     if (shared->lost) {
@@ -361,10 +362,13 @@ static Error *run(Trainer *t, bool *stopped) {
     int over_parts = config->parallel.zero > 0 ? OVER_DATA | OVER_TENSOR : OVER_TENSOR;
     TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR, over_parts}, 3));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
+    t->model->tensor->owners = mesh_group(t->mesh, OVER_DATA);
     t->model->tensor->norm = mesh_group(t->mesh, over_parts)->size > 1 ? mesh_group(t->mesh, over_parts) : NULL;
     TRY(trainer_rehearse(t));
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
-                                run_bucket_bytes(config), config->parallel.zero > 0);
+    // Gradients in shards are summed layer by layer, whatever the size of a bucket.
+    int64_t flat = t->model->weights.fetch == NULL ? t->model->weights.placement.gradients : 0;
+    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, flat, run_bucket_bytes(config),
+                                config->parallel.zero > 0);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

@@ -29,8 +29,9 @@ typedef struct TensorShare {
 // What passes exchange over. After an error nothing is exchanged any more, and the caller finds it in `failed` when it next
 // looks, before it believes any number: a pass itself cannot fail.
 typedef struct TensorRanks {
-    Group *group;  // not owned; NULL where ranks is 1
-    Group *norm;   // of all ranks among which a step's gradients lie in parts; NULL where one has all
+    Group *group;   // not owned; NULL where ranks is 1
+    Group *owners;  // of those that keep gradients, or weights, in shards: rank r of it has shard r; NULL where nobody does
+    Group *norm;    // of all ranks among which a step's gradients lie in parts; NULL where one has all
     Error *failed;
 } TensorRanks;
 
