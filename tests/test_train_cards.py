@@ -104,11 +104,13 @@ def test_layouts():
     for kind, most in (("fp32", 1e-5), ("bf16", 1e-2)):
         alone = f"alone-{kind}"
         run("train", configure(alone, kind=kind), *heads)
-        for name, *layout in (("tensor", "parallel.tensor=2"), ("whole-rows", "parallel.tensor=2", "parallel.sequence=false"), ("zero", "parallel.zero=1")):
+        for name, *layout in (("tensor", "parallel.tensor=2"), ("whole-rows", "parallel.tensor=2", "parallel.sequence=false"), ("zero", "parallel.zero=1"),
+                              ("gradients", "parallel.zero=2"), ("weights", "parallel.zero=3")):
             run("train", configure(f"{name}-{kind}", kind=kind), *heads, *layout, ranks=2)
             check(worst(alone, f"{name}-{kind}") < most, f"{name} {kind}: losses are off by {worst(alone, f'{name}-{kind}'):.2e}")
-    run("train", configure("unrecorded", kind="bf16"), *heads, "parallel.tensor=2", "train.graph=false", ranks=2)
-    check(course("unrecorded") == course("tensor-bf16"), "a recorded step computes the same bits")
+    for name, layout in (("tensor", "parallel.tensor=2"), ("weights", "parallel.zero=3")):
+        run("train", configure(f"unrecorded-{name}", kind="bf16"), *heads, layout, "train.graph=false", ranks=2)
+        check(course(f"unrecorded-{name}") == course(f"{name}-bf16"), f"{name}: a recorded step computes the same bits")
     test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"] = "1"
     run("train", configure("one-card", kind="bf16"), *heads, "parallel.tensor=2", ranks=2)
     del test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"]
