@@ -14,7 +14,20 @@ def layouts():
     """Ranks, and what makes the layout."""
     return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"),
             (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"), (4, "parallel.zero=2"),
-            (4, "parallel.zero=2", "parallel.tensor=2"), (2, "parallel.zero=3"), (4, "parallel.zero=3", "parallel.tensor=2"))
+            (4, "parallel.zero=2", "parallel.tensor=2"), (2, "parallel.zero=3"), (4, "parallel.zero=3", "parallel.tensor=2"),
+            (2, "parallel.pipeline=2"), (2, "parallel.pipeline=2", "parallel.schedule=zb-h1"), (4, "parallel.pipeline=2", "parallel.data=2"),
+            (4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1"), (4, "parallel.pipeline=2", "parallel.tensor=2"),
+            (4, "parallel.pipeline=2", "parallel.zero=2"), (4, "parallel.pipeline=2", "parallel.zero=3"))
+
+
+def stages():
+    """Ranks and schedules of a pipeline for five layers, which no number of stages here divides."""
+    for ranks, schedule in ((2, "zb-v"), (2, "interleaved"), (4, "1f1b"), (4, "zb-h1"), (5, "zb-h1")):
+        yield ranks, f"parallel.pipeline={ranks}", f"parallel.schedule={schedule}"
+    yield 4, "parallel.pipeline=2", "parallel.tensor=2", "parallel.schedule=zb-v"
+    yield 4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1", "parallel.schedule=interleaved"
+    yield 4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=2", "parallel.schedule=zb-h1"
+    yield 4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=3", "parallel.schedule=zb-v"
 
 
 def validation(folder):
@@ -25,21 +38,33 @@ def worst(a, b):
     return max(abs(x[1] - y[1]) / y[1] for x, y in zip(a, b))
 
 
+def compare_losses(name, config, layouts, *more):
+    write(f"{name}.yaml", config.format(folder=name))
+    run("train", f"{name}.yaml", "threads=1", *more)
+    alone = course(name)
+    for number, (ranks, *layout) in enumerate(layouts):
+        folder = f"{name}-{number}"
+        run("train", f"{name}.yaml", f"folder={folder}", *layout, *more, ranks=ranks)
+        here = course(folder)
+        check(len(here) == 60, f"{layout}: {len(here)} records")
+        check(abs(here[0][1] - alone[0][1]) / alone[0][1] < 2e-6, f"{layout}: the first loss is {here[0][1]}, not {alone[0][1]}")
+        check(abs(here[0][2] - alone[0][2]) / alone[0][2] < 2e-5, f"{layout}: the first norm is {here[0][2]}, not {alone[0][2]}")
+        check(worst(here, alone) < 1e-4, f"{layout}: losses differ by {worst(here, alone)}")
+        ours, theirs = validation(folder), validation(name)
+        check(len(ours) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs)), f"{layout}: validation {ours} {theirs}")
+
+
 def test_losses():
     for name, config in (("llama", CONFIG), ("gpt2", GPT2)):
-        write(f"{name}.yaml", config.format(folder=name))
-        run("train", f"{name}.yaml", "threads=1")
-        alone = course(name)
-        for number, (ranks, *layout) in enumerate(layouts()):
-            folder = f"{name}-{number}"
-            run("train", f"{name}.yaml", f"folder={folder}", *layout, ranks=ranks)
-            here = course(folder)
-            check(len(here) == 60, f"{layout}: {len(here)} records")
-            check(abs(here[0][1] - alone[0][1]) / alone[0][1] < 2e-6, f"{layout}: the first loss is {here[0][1]}, not {alone[0][1]}")
-            check(abs(here[0][2] - alone[0][2]) / alone[0][2] < 2e-5, f"{layout}: the first norm is {here[0][2]}, not {alone[0][2]}")
-            check(worst(here, alone) < 1e-4, f"{layout}: losses differ by {worst(here, alone)}")
-            ours, theirs = validation(folder), validation(name)
-            check(len(ours) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs)), f"{layout}: validation {ours} {theirs}")
+        compare_losses(name, config, layouts())
+
+
+def test_stages():
+    """Schedules of pipelines, one to eight micro-batches a step, with recomputation and without."""
+    for name, config in (("llama-deep", CONFIG), ("gpt2-deep", GPT2)):
+        deep = config.replace("layers: 2", "layers: 5")
+        compare_losses(name, deep, stages(), "train.micro_batch=1")
+        compare_losses(f"{name}-full", deep, stages(), "train.micro_batch=2", "train.recompute=full")
 
 
 def test_resume():
@@ -49,7 +74,8 @@ def test_resume():
     run("train", "cut.yaml", tensor, STEADY, ranks=2)
     run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
     whole = course("cut")
-    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("weights", 2, "parallel.zero=3"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false")):
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("weights", 2, "parallel.zero=3"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
+                                  ("stages-zero", 4, "parallel.pipeline=2", "parallel.zero=1")):
         shutil.copytree("half", name)
         run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
         here = course(name)
@@ -75,6 +101,21 @@ def test_shards():
         check(len(here) == 60 and worst(here, course(whole)) < 1e-4, f"zero {level} through one rank: losses differ by {worst(here, course(whole))}")
 
 
+def test_resume_stages():
+    """A pipeline's run goes on bit for bit, with another schedule, and without a pipeline."""
+    write("staged.yaml", GPT2.replace("layers: 2", "layers: 5").format(folder="staged"))
+    layout = ("parallel.pipeline=2", "parallel.data=2", "parallel.zero=1", "parallel.schedule=zb-v", "train.micro_batch=1")
+    run("train", "staged.yaml", *layout, STEADY, ranks=4)
+    run("train", "staged.yaml", "folder=begun", "train.steps=30", *layout, STEADY, ranks=4)
+    whole = course("staged")
+    for name, ranks, *other in (("again", 4, *layout), ("other", 3, "parallel.pipeline=3", "parallel.schedule=zb-h1"), ("single", 0)):
+        shutil.copytree("begun", name)
+        run("train", "staged.yaml", f"folder={name}", STEADY, *other, ranks=ranks)
+        here = course(name)
+        check(len(here) == 60 and worst(here, whole) < 1e-4, f"{name}: {len(here)} records, losses differ by {worst(here, whole)}")
+        check(name != "again" or here == whole, "stopped and resumed: not the same bits")
+
+
 def test_refused():
     """What cannot work is one line before anything is made."""
     write("refused.yaml", CONFIG.format(folder="refused"))
@@ -86,10 +127,12 @@ def test_refused():
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
-            (2, "pipeline", "parallel.pipeline=2")):
+            (4, "2 layers cannot be cut into 4 stages (4 ranks with 1 each)", "parallel.pipeline=4"),
+            (2, "schedule zb-v has 2 stages a rank, not 1", "parallel.pipeline=2", "parallel.schedule=zb-v", "parallel.chunks=1", "model.layers=4"),
+            (2, "context", "parallel.context=2")):
         run("train", "refused.yaml", *overrides, code=1, part=told, ranks=ranks)
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")
 
 
 if __name__ == "__main__":
-    main(test_losses, test_resume, test_shards, test_refused)
+    main(test_losses, test_stages, test_resume, test_resume_stages, test_shards, test_refused)

@@ -30,7 +30,7 @@ static void add(ParamTable *table, const char *name, int64_t layer, int64_t rows
 }
 
 static ParamTable make_table(void) {
-    ParamTable table = {.layer_count = LAYERS};
+    ParamTable table = {.layer_count = LAYERS, .token = 0, .position = -1, .final_norm = -1, .final_norm_bias = -1, .head = 8};
     const ParamPart rows = {"", 0, 40, CUT_ROWS, 1, "rows of the vocabulary"};
     const ParamPart fused[] = {{"query", 0, 32, CUT_ROWS, 8, "heads"},
                                {"key", 32, 48, CUT_ROWS, 8, "key/value heads"},
@@ -65,7 +65,8 @@ static RankShare share_of(Sharing s, int rank) {
     Range layers = s.stages == 1 ? (Range){-1, LAYERS + 1} : stage == 0 ? (Range){-1, 1} : (Range){1, LAYERS + 1};
     return (RankShare){.tensor = rank / s.shards % s.tensor,
                        .tensor_ranks = s.tensor,
-                       .layers = layers,
+                       .stages = {layers},
+                       .stage_count = 1,
                        .shard = rank % s.shards,
                        .shards = s.shards,
                        .zero = s.zero};
@@ -338,10 +339,37 @@ static void test_structure(void) {
     check_segments(&p, &table);
     placement_free(&p);
     // A stage without a row: no boxes, no memory.
-    share.layers = (Range){1, 2};
+    share.stages[0] = (Range){1, 2};
     CHECK_OK(placement_create(&table, &storage, &share, &p));
     CHECK(p.places[0].box_count == 0 && placement_weight(&p, 0, weights) == NULL && p.places[7].count == WIDTH * WIDTH);
     CHECK_I64(p.gradients, WIDTH * WIDTH);
+    placement_free(&p);
+    // The last stage of a model with a tied embedding: a copy, whose gradient lies behind the others, and that nobody updates,
+    // counts, saves or hands on. The first stage has the row itself.
+    table.head = 0;
+    share.stages[0] = (Range){1, LAYERS + 1};
+    CHECK_OK(placement_create(&table, &storage, &share, &p));
+    const Place *copy = &p.places[0];
+    float gradients[1];
+    WeightRun *runs;
+    CHECK(copy->copy && copy->count == 40 * WIDTH && copy->owned.end == 0 && placement_weight(&p, 0, weights) != NULL);
+    CHECK(p.copied >= copy->count && placement_gradient(&p, 0, gradients) == gradients + p.gradients);
+    CHECK_I64(p.gradients, WIDTH * WIDTH + 40 * WIDTH);
+    CHECK(placement_saved(&p, &table, 0, 1, 0).end == 0 && placement_saved(&p, &table, 8, 1, 0).end == 40 * WIDTH);
+    // The matrix and the row behind it, which lie side by side.
+    CHECK_I64(placement_owned(&p, 0, weights, &runs), 1);
+    CHECK(runs[0].begin == placement_weight(&p, 7, weights));
+    free(runs);
+    placement_free(&p);
+    share.stages[0] = (Range){-1, 1};
+    CHECK_OK(placement_create(&table, &storage, &share, &p));
+    CHECK(!p.places[0].copy && p.copied == 0 && p.places[0].owned.end == 40 * WIDTH);
+    placement_free(&p);
+    // A rank with the first and the last stage needs no copy.
+    share.stages[1] = (Range){1, LAYERS + 1};
+    share.stage_count = 2;
+    CHECK_OK(placement_create(&table, &storage, &share, &p));
+    CHECK(!p.places[0].copy && p.places[8].count == 40 * WIDTH && p.elements == table.elements);
     placement_free(&p);
     params_free(&table);
 }

@@ -108,8 +108,8 @@ static Error *fill_group(Evaluation *e, const CorpusSet *set, int64_t j) {
 }
 
 // This rank's part of a set: it scores every comm->size-th group of sequences. Ranks that bring each other's weights go through
-// the model together: one that has no group left, or has failed, goes with an empty one.
-static void score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
+// the model together: one that has no group left, or has failed, goes with an empty one. False where they cannot go on.
+static bool score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
     Batch *batch = &e->batch;
     bool together = e->model->weights.slot_weights != NULL;
     int64_t length = batch->length, samples = scored_of(set, length, e->most);
@@ -125,6 +125,11 @@ static void score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
         if (e->error == NULL || together) {
             model_evaluate(e->model, batch, e->losses);
         }
+        Error *exchange = model_tensor_error(e->model);
+        if (exchange != NULL) {
+            error_keep(&e->error, exchange);
+            return false;
+        }
         int64_t lost = e->error == NULL ? add_scores(batch, e->losses, e->bytes, e->model->config.vocabulary, score) : -1;
         if (lost >= 0) {
             int64_t b = lost / length;
@@ -135,6 +140,7 @@ static void score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
             progress_add(e->progress, stride);
         }
     }
+    return e->error == NULL || together;
 }
 
 static Error *add_ranks(const Corpus *corpus, Comm *comm, SetScore *scores) {
@@ -174,8 +180,7 @@ Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *toke
                     .losses = memory_new((size_t)(sequences * length), sizeof *e.losses),
                     .bytes = token_bytes(tokenizer, model->config.vocabulary)};
     batch_allocate(&e.batch, sequences, length);
-    for (int d = 0; d < corpus->set_count; d++) {
-        score_set(&e, &corpus->sets[d], &scores[d]);
+    for (int d = 0; d < corpus->set_count && score_set(&e, &corpus->sets[d], &scores[d]); d++) {
     }
     progress_end(&progress);
     batch_free(&e.batch);

@@ -61,7 +61,7 @@ static int64_t prompt_tokens(const Trainer *t) {
     return (int64_t)longest + 1;
 }
 
-// On a card all micro-batches of a step lie there before it begins.
+// On a card all micro-batches of a step lie there before it begins; in a pipeline several are under way.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
     size_t each = batch_bytes(sequences, length);
@@ -79,11 +79,21 @@ static TensorShare tensor_share(const Trainer *t) {
     return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
 }
 
+static StageShare stage_share(const Trainer *t) {
+    const RunConfig *config = t->config;
+    PipelineKind kind = (PipelineKind)config->parallel.schedule;
+    int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1, ranks = t->mesh->size[MESH_PIPELINE];
+    int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
+    StageShare share = {{kind, ranks, chunks, (int)t->micro_batches}, t->mesh->coordinate[MESH_PIPELINE]};
+    return ranks > 1 ? share : (StageShare){0};
+}
+
 static RunLayout layout_of(const Trainer *t) {
     return (RunLayout){.ranks = t->world->size,
                        .rank = t->world->rank,
                        .data_ranks = t->mesh->size[MESH_DATA],
                        .tensor = tensor_share(t),
+                       .stages = stage_share(t),
                        .data_rank = t->mesh->coordinate[MESH_DATA],
                        .micro_batches = t->micro_batches};
 }
@@ -108,7 +118,7 @@ Error *trainer_make_model(Trainer *t) {
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
     t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
-    return t->late ? make_batches(t) : NULL;
+    return t->late || t->model->stages != NULL ? make_batches(t) : NULL;
 }
 
 Error *trainer_prepare(Trainer *t) {
@@ -136,6 +146,7 @@ Error *trainer_prepare(Trainer *t) {
     RunLayout layout = layout_of(t);
     layout.prompt_tokens = prompt_tokens(t);
     ModelOptions options = run_rank_options(config, &layout);
+    TRY(error_wrap(stages_check(&options.stages, config->model.layers), "parallel.pipeline"));
     TRY(error_wrap(model_check_placement(&config->model, &options, t->device->type), "parallel.tensor"));
     run_plan(config, &layout, &t->machine, &t->plan);
     return run_plan_check(config, &layout, &t->machine);
@@ -143,14 +154,13 @@ Error *trainer_prepare(Trainer *t) {
 
 Error *trainer_make_mesh(Trainer *t) {
     const RunConfig *config = t->config;
-    if (config->parallel.pipeline != 1 || config->parallel.context != 1) {
-        return failure(
-            "%s: parallel.pipeline and parallel.context must be 1: this version has data and tensor parallelism only",
-            t->config_path);
+    if (config->parallel.context != 1) {
+        return failure("%s: parallel.context must be 1: this version has data, tensor and pipeline parallelism",
+                       t->config_path);
     }
     int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
                             [MESH_TENSOR] = (int)config->parallel.tensor,
-                            [MESH_PIPELINE] = 1,
+                            [MESH_PIPELINE] = (int)config->parallel.pipeline,
                             [MESH_CONTEXT] = 1};
     return mesh_create(t->world, sizes, &t->mesh);
 }

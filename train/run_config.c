@@ -14,6 +14,7 @@ const char *const run_type_names[] = {"auto", "fp32", "bf16", "fp16", NULL};
 const char *const run_products_names[] = {"auto", "ours", "cublas", "sm80", NULL};
 static const char *const moment_names[] = {"fp32", "8bit", NULL};
 static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
+static const char *const pipeline_names[] = {"1f1b", "interleaved", "zb-h1", "zb-v", NULL};  // of PipelineKind
 static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
 
 #define AT(member) offsetof(RunConfig, member)
@@ -177,8 +178,15 @@ static const Key own_keys[] = {
      .help = "Ranks that share each layer: its heads, feed-forward channels and the vocabulary are cut over them.",
      .also = "tp tp_size tensor_parallel tensor_parallel_size tensor_model_parallel_size tp_degree"},
     {"parallel.pipeline", KEY_INT, AT(parallel.pipeline), "1", 1, 1 << 20, .unit = "ranks",
-     .help = "Ranks that share the stack of layers. Must be 1: not yet supported.",
+     .help = "Ranks that share the stack of layers, each with a part of it; micro-batches go through them one behind another.",
      .also = "pp pp_size pipeline_parallel pipeline_parallel_size pipeline_model_parallel_size pp_degree"},
+    {"parallel.schedule", KEY_CHOICE, AT(parallel.schedule), "1f1b", .choices = pipeline_names,
+     .help = "In which order the ranks of a pipeline work: 1f1b, the least memory; interleaved, several stages a rank, so that "
+             "they wait less; zb-h1 and zb-v, zero-bubble: gradients of weights fill the waiting.",
+     .also = "pipeline_schedule pp_schedule pipeline_parallel_schedule"},
+    {"parallel.chunks", KEY_INT, AT(parallel.chunks), "0", 0, 8, .unit = "stages",
+     .help = "Stages of each rank of a pipeline; 0: one, of interleaved and zb-v two.",
+     .also = "virtual_pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage vpp vpp_size"},
     {"parallel.context", KEY_INT, AT(parallel.context), "1", 1, 1 << 20, .unit = "ranks",
      .help = "Ranks that share each sequence. Must be 1: not yet supported.",
      .also = "cp cp_size context_parallel context_parallel_size cp_degree"},

@@ -80,6 +80,8 @@ typedef struct RunConfig {
 
     struct {
         int64_t data, tensor, pipeline, context;  // data 0: all ranks that the others leave
+        int schedule;                             // PipelineKind
+        int64_t chunks;                           // 0: as few as the schedule has
         bool sequence;
         int64_t zero;
         double bucket_mib;

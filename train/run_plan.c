@@ -32,6 +32,7 @@ ModelOptions run_model_options(const RunConfig *config) {
 ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) {
     ModelOptions options = run_model_options(config);
     options.tensor = layout->tensor;
+    options.stages = layout->stages;
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
         options.shards = layout->data_ranks;
@@ -43,12 +44,11 @@ ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) 
 // Weights and moments that this rank saves, and what its sums of gradients take of the host meanwhile, in bytes.
 static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *sums) {
     ModelOptions options = run_rank_options(config, layout);
-    int tensor_ranks = layout->tensor.ranks > 1 ? layout->tensor.ranks : 1;
     ParamTable table;
     SavedPart *parts;
     params_create(&config->model, &table);
     ModelWeights weights = {.table = &table, .placement = model_placement(&table, &options, machine->type)};
-    int count = weights_saved(&weights, layout->ranks / tensor_ranks, layout->rank / tensor_ranks, &parts);
+    int count = weights_saved(&weights, layout->data_ranks, layout->data_rank, &parts);
     int64_t bytes = 0;
     for (int i = 0; i < count; i++) {
         DataType type = weights_type(&weights, parts[i].array, parts[i].row);
@@ -76,7 +76,8 @@ static int64_t validation_bytes(const RunConfig *config) {
 static void plan_samples(const RunConfig *config, const RunLayout *layout, const Machine *machine, MemoryPlan *out) {
     int64_t capacity = layout->prompt_tokens + config->samples.tokens, width = config->model.head_width;
     capacity = capacity < config->model.context ? capacity : config->model.context;
-    decoder_plan(&config->model, &layout->tensor, machine, 1, capacity, out);
+    ModelOptions options = run_rank_options(config, layout);
+    decoder_plan(&config->model, &options, machine, 1, capacity, out);
     char threads[64];
     int64_t more =
         attention_scratch_bytes(capacity, width, false) - attention_scratch_bytes(config->data.sequence_length, width, true);
@@ -94,13 +95,13 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     LoaderOptions loader = {
         .sequences = config->train.micro_batch, .length = config->data.sequence_length, .prefetch = (int)config->data.prefetch};
     int64_t sums, saved = saved_bytes(config, layout, machine, &sums);
-    if (card) {
-        memory_plan_add(out, "micro-batches on the card",
+    if (card || layout->stages.shape.ranks > 1) {
+        memory_plan_add(out, card ? "micro-batches on the card" : "micro-batches of a step",
                         layout->micro_batches * (int64_t)batch_bytes(config->train.micro_batch, config->data.sequence_length),
                         "all %lld of a step", (long long)layout->micro_batches);
     }
     if (config->samples.every > 0 && config->samples.prompts.count > 0 &&
-        (layout->rank == layout->tensor.rank || config->parallel.zero >= 3)) {
+        (layout->data_rank == 0 || config->parallel.zero >= 3)) {
         plan_samples(config, layout, machine, out);
     }
     memory_plan_add_host(out, kind, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
@@ -127,6 +128,7 @@ static Error *check_smaller(const RunConfig *config, const RunLayout *layout, co
     less.train.micro_batch = sequences;
     less.train.recompute = recompute;
     other.micro_batches = layout->micro_batches * config->train.micro_batch / sequences;
+    other.stages.shape.micro_batches = (int)other.micro_batches;
     run_plan(&less, &other, machine, plan);
     return memory_plan_check(plan, machine);
 }

@@ -13,6 +13,7 @@ typedef struct RunLayout {
     int ranks, rank;        // of the world
     int data_ranks;         // that sum gradients
     TensorShare tensor;     // ranks that share each layer stand side by side in the world
+    StageShare stages;      // of a pipeline
     int data_rank;          // of this rank, where the state is in shards (parallel.zero)
     int64_t micro_batches;  // of this rank and step
     int64_t prompt_tokens;  // of the longest prompt of the samples

@@ -33,28 +33,55 @@ static void gradients_final(void *context, int64_t offset) {
 
 // The next micro-batch, as it lies on the device in place `m`.
 static Batch load_batch(Trainer *t, int64_t m) {
-    return batch_to_device(t->device, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
+    const Batch *next = trainer_next_batch(t);
+    if (t->batches == NULL || t->late) {
+        return batch_to_device(t->device, next, t->batches != NULL ? t->batches[m].tokens : NULL);
+    }
+    Batch kept = t->batches[m];
+    memcpy(kept.tokens, batch_block(next), batch_bytes(next->sequences, next->length));
+    kept.first_sample = next->first_sample;
+    return kept;
+}
+
+// A step's micro-batches, before any of them is computed on.
+static void load_batches(Trainer *t) {
+    for (int64_t m = 0; m < t->micro_batches; m++) {
+        t->batches[m] = load_batch(t, m);
+    }
+}
+
+static StepOptions step_options(const Trainer *t) {
+    const RunConfig *config = t->config;
+    // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right by
+    // step_decide.
+    return (StepOptions){.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
+                         .z_loss = (float)config->train.z_loss,
+                         .seed = (uint64_t)config->seed};
 }
 
 // Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass.
 // `loaded`: the batches are on the device already.
 static Error *compute_gradients(Trainer *t, bool loaded) {
-    const RunConfig *config = t->config;
     BackwardContext context = {t->buckets, NULL};
+    StepOptions options = step_options(t);
+    options.context = &context;
     weights_zero_gradients(&t->model->weights);
-    for (int64_t m = 0; m < t->micro_batches && context.error == NULL && t->model->tensor->failed == NULL; m++) {
+    if (t->model->stages != NULL) {
+        if (!loaded) {
+            load_batches(t);
+        }
+        buckets_begin(t->buckets);
+        options.gradients_final = t->model->weights.fetch == NULL ? gradients_final : NULL;
+        stages_run(t->model, t->batches, &options);
+    }
+    for (int64_t m = 0;
+         t->model->stages == NULL && m < t->micro_batches && context.error == NULL && t->model->tensor->failed == NULL; m++) {
         bool last = m + 1 == t->micro_batches;
         Batch batch = loaded ? t->batches[m] : load_batch(t, m);
         if (last) {
             buckets_begin(t->buckets);
         }
-        // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right by
-        // step_decide.
-        StepOptions options = {.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
-                               .z_loss = (float)config->train.z_loss,
-                               .seed = (uint64_t)config->seed,
-                               .gradients_final = last && t->model->weights.fetch == NULL ? gradients_final : NULL,
-                               .context = &context};
+        options.gradients_final = last && t->model->weights.fetch == NULL ? gradients_final : NULL;
         model_run_batch(t->model, &batch, &options);
     }
     error_keep(&context.error, model_tensor_error(t->model));
@@ -67,7 +94,8 @@ static Error *finish_operations(Trainer *t) {
     TRY(buckets_finish(t->buckets));
     model_finish_gradients(t->model);
     model_sum_tensor_gradients(t->model);
-    TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
+    TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA | OVER_PIPELINE), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum,
+                         3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
                                                  .beta1 = (float)config->optimizer.beta1,
@@ -75,13 +103,27 @@ static Error *finish_operations(Trainer *t) {
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
     TRY(model_tensor_error(t->model));
-    return config->parallel.zero > 0 ? model_share_weights(t->model, mesh_group(t->mesh, OVER_DATA)) : NULL;
+    return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_DATA) : NULL);
+}
+
+// The sets of axes that training exchanges over; and those over whose ranks a step's gradients lie in parts.
+static const int sets[] = {OVER_DATA,
+                           OVER_TENSOR,
+                           OVER_PIPELINE,
+                           OVER_DATA | OVER_PIPELINE,
+                           OVER_TENSOR | OVER_PIPELINE,
+                           OVER_DATA | OVER_TENSOR | OVER_PIPELINE};
+enum { set_count = sizeof sets / sizeof *sets };
+static int over_parts(const Trainer *t) {
+    return (t->config->parallel.zero > 0 ? OVER_DATA : 0) | OVER_TENSOR | OVER_PIPELINE;
 }
 
 // What went wrong between ranks since it was last asked.
 static Error *check_groups(Trainer *t) {
-    TRY(group_check(mesh_group(t->mesh, OVER_DATA)));
-    return group_check(mesh_group(t->mesh, OVER_TENSOR));
+    for (int i = 0; i < set_count; i++) {
+        TRY(group_check(mesh_group(t->mesh, sets[i])));
+    }
+    return t->links != NULL ? pipeline_links_check(t->links) : NULL;
 }
 
 // The operations of a step, from the batches to new parameters. On a card all of them are only called here, not waited for.
@@ -122,16 +164,17 @@ static Error *rehearse_exchange(Trainer *t) {
 
 // A step on a card: recorded the first time, where that is possible, and then repeated as a whole.
 static Error *card_operations(Trainer *t) {
-    for (int64_t m = 0; m < t->micro_batches; m++) {
-        t->batches[m] = load_batch(t, m);
-    }
+    load_batches(t);
     if (t->graph != NULL) {
         device_graph_run(t->device, t->graph);
         return NULL;
     }
     // Dropout's bits depend on the number of the sample, which a record would repeat.
-    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_DATA)->recordable &&
-               mesh_group(t->mesh, OVER_TENSOR)->recordable;
+    bool can =
+        t->config->train.graph && t->config->model.dropout == 0 && (t->links == NULL || pipeline_links_recordable(t->links));
+    for (int i = 0; i < set_count; i++) {
+        can &= mesh_group(t->mesh, sets[i])->recordable;
+    }
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
     if (recording) {
@@ -358,12 +401,14 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, run_record_create(&t->record, config, t->model, &t->plan, t->run, t->resumed, t->world)));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
-    // All sets of axes that training exchanges over.
-    int over_parts = config->parallel.zero > 0 ? OVER_DATA | OVER_TENSOR : OVER_TENSOR;
-    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR, over_parts}, 3));
+    TRY(mesh_attach(t->mesh, t->device, sets, set_count));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
     t->model->tensor->owners = mesh_group(t->mesh, OVER_DATA);
-    t->model->tensor->norm = mesh_group(t->mesh, over_parts)->size > 1 ? mesh_group(t->mesh, over_parts) : NULL;
+    t->model->tensor->norm = mesh_group(t->mesh, over_parts(t))->size > 1 ? mesh_group(t->mesh, over_parts(t)) : NULL;
+    if (t->model->stages != NULL) {
+        TRY(pipeline_links_create(mesh_group(t->mesh, OVER_PIPELINE), &t->model->options.stages.shape, t->device, &t->links));
+        t->model->tensor->links = t->links;
+    }
     TRY(trainer_rehearse(t));
     // Gradients in shards are summed layer by layer, whatever the size of a bucket.
     int64_t flat = t->model->weights.fetch == NULL ? t->model->weights.placement.gradients : 0;
@@ -383,6 +428,7 @@ static void trainer_free(Trainer *t, bool failed) {
     if (t->graph != NULL) {
         device_graph_destroy(t->device, t->graph);
     }
+    pipeline_links_close(t->links, failed);
     if (t->mesh != NULL) {
         mesh_detach(t->mesh, failed);
     }

@@ -5,6 +5,7 @@
 #include "data/tokens/kept_sums.h"
 #include "data/tokens/loader.h"
 #include "parallel/buckets.h"
+#include "parallel/links.h"
 #include "parallel/mesh.h"
 #include "train/metrics.h"
 #include "train/model_checkpoint.h"
@@ -29,6 +30,7 @@ typedef struct Trainer {
     const char *config_path;
     Comm *world;
     Mesh *mesh;
+    PipelineLinks *links;  // NULL without a pipeline
     Device *device;
     Corpus corpus, validation;
     bool has_validation;
@@ -39,7 +41,7 @@ typedef struct Trainer {
     Machine machine;
     MemoryPlan plan;
     Model *model;
-    Batch *batches;  // on a card: where the micro-batches of a step lie; else NULL
+    Batch *batches;  // on a card and of a pipeline: where the micro-batches of a step lie; else NULL
     void *batch_memory;
     size_t batch_bytes;
     Buckets *buckets;

@@ -169,7 +169,8 @@ static int64_t cache_at(const Pass *pass, int64_t layer, int64_t sequence) {
     const KeyCache *cache = pass->cache;
     int64_t row = pass->model->here.groups * pass->model->here.head_width;
     int64_t each = (cache->batch * cache->capacity * row + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
-    return layer * each + sequence * cache->capacity * row;
+    int64_t here = stages_layer_here(&pass->model->options.stages, pass->model->config.layers, layer);
+    return here * each + sequence * cache->capacity * row;
 }
 
 // Appends the keys and values of this pass to the cache. True where they are all that it holds.

@@ -220,6 +220,9 @@ const void *fetch_weight(Fetch *fetch, int32_t row) {
 void fetch_share(Fetch *fetch) {
     for (int32_t i = 0; fetch->slot_weights == NULL && i < fetch->placement.unit_count; i++) {
         const Unit *unit = &fetch->placement.units[i];
+        if (unit->copy) {
+            continue;  // its weights come from where they are updated
+        }
         char *whole = placement_unit_weights(&fetch->placement, i, fetch->weights);
         int64_t own = placement_unit_part(&fetch->placement, i, fetch->placement.share.shard).begin;
         gather(fetch, i, unit->owner < 0 ? whole + own * data_type_bytes(fetch->placement.storage.type) : whole, whole);

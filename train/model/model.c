@@ -30,10 +30,15 @@ static Error *place(const ParamTable *table, const ModelOptions *options, DataTy
         share.shards = options->shards;
         share.zero = options->zero;
     }
+    share.stage_count = stages_here(&options->stages);
+    for (int i = 0; i < share.stage_count; i++) {
+        share.stages[i] = stages_range(&options->stages, table->layer_count, i);
+    }
     return placement_create(table, &storage, &share, out);
 }
 
 Error *model_check_placement(const ModelConfig *config, const ModelOptions *options, DataType type) {
+    TRY(stages_check(&options->stages, config->layers));
     ParamTable table;
     Placement placement;
     params_create(config, &table);
@@ -65,6 +70,13 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
                               .forward_only = options->forward_only,
                               .head_rows = options->head_rows,
                               .tensor = options->tensor};
+    if (model->stages != NULL) {
+        const StagePlan *stages = stages_plan(model->stages);
+        space.weights_later = true;
+        space.chunk_count = stages_here(&options->stages);
+        memcpy(space.chunks, stages->chunks, sizeof space.chunks);
+        space.streams = stages->streams;
+    }
     Placement placement = model_placement(&model->table, options, machine->type);
     weights_lay_out(&model->weights, &model->table, placement, layout);
     model->control = layout_take(layout, "state of the step", 1, 1, 1, sizeof *model->control);
@@ -100,7 +112,9 @@ void model_plan(const ModelConfig *config, const ModelOptions *options, const Ma
     Error *error = tensor_config(config, &model.options.tensor, &model.here);
     ensure(error == NULL, "%s", error->message);
     params_create(config, &model.table);
+    model.stages = stages_create(&options->stages, config->layers);
     plan_arena(&model, machine, out);
+    stages_destroy(model.stages);
     params_free(&model.table);
 }
 
@@ -138,7 +152,11 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     model->tensor = memory_zeroed(1, sizeof *model->tensor);
     Machine machine = machine_of(device, 1, 1);
     Error *error = tensor_config(config, &options->tensor, &model->here);
-    error = error == NULL ? allocate(model, &machine) : error;
+    error = error == NULL ? stages_check(&options->stages, config->layers) : error;
+    if (error == NULL) {
+        model->stages = stages_create(&options->stages, config->layers);
+        error = allocate(model, &machine);
+    }
     if (error != NULL) {
         model_destroy(model);
         return error;
@@ -166,6 +184,7 @@ void model_destroy(Model *model) {
     }
     device_staging_release(model->device, model->returned, 2 * sizeof *model->returned);
     workspace_free(&model->workspace);
+    stages_destroy(model->stages);
     weights_free(&model->weights);
     params_free(&model->table);
     if (model->tensor != NULL) {
@@ -228,13 +247,11 @@ static void announce(const Model *model, const StepOptions *options, int32_t row
 }
 
 void model_run_batch(Model *model, const Batch *batch, const StepOptions *options) {
-    Workspace *w = &model->workspace;
-    Pass pass = pass_learning(model, w, batch, options->seed);
+    ensure(model->stages == NULL, "one micro-batch of a pipeline's step");
+    Pass pass = pass_learning(model, &model->workspace, batch, options->seed);
     pass_embed(&pass);
     pass_forward(&pass, (Range){0, model->config.layers});
-    pass_loss(&pass, options->grad_scale, options->z_loss);
-    model->device->op->loss_sums(model->device, &(LossSums){pass.rows, batch->loss_weights, w->losses, w->zs, model->control});
-    pass_loss_backward(&pass);
+    pass_head(&pass, options);
     announce(model, options, model->table.final_norm);
     for (int64_t layer = model->config.layers - 1; layer >= 0; layer--) {
         pass_backward(&pass, (Range){layer, layer + 1}, GRADIENTS_ALL);
@@ -266,8 +283,7 @@ void model_forward_backward(Model *model, const Batch *batch, const StepOptions 
 static Pass look(Model *model, const Batch *batch) {
     Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
     Pass pass = pass_looking(model, &model->workspace, &there);
-    pass_embed(&pass);
-    pass_forward(&pass, (Range){0, model->config.layers});
+    stages_look(&pass);
     return pass;
 }
 
@@ -281,7 +297,10 @@ void model_evaluate(Model *model, const Batch *batch, float *losses) {
         counted.loss_weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
     }
     Pass pass = look(model, &counted);
-    pass_loss(&pass, 0, 0);
+    if (stages_has_head(model)) {
+        pass_loss(&pass, 0, 0);
+    }
+    stages_share(model, ELEMENT_FP32, model->workspace.losses, rows);
     device_download(model->device, losses, model->workspace.losses, (size_t)rows * sizeof *losses);
     batch_free(&counted);
 }
@@ -292,7 +311,10 @@ void model_logits(Model *model, const Batch *batch, float *logits) {
     size_t bytes = (size_t)(pass.rows * model->config.vocabulary) * sizeof *logits;
     Error *error = device_allocate(model->device, bytes, &memory);
     ensure(error == NULL, "%s", error->message);
-    pass_logits(&pass, 0, pass.rows, memory);
+    if (stages_has_head(model)) {
+        pass_logits(&pass, 0, pass.rows, memory);
+    }
+    stages_share(model, ELEMENT_FP32, memory, pass.rows * model->config.vocabulary);
     device_download(model->device, logits, memory, bytes);
     device_release(model->device, memory, bytes);
 }
@@ -307,7 +329,7 @@ char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64
         error_free(error);
         return memory_string("there is no memory to look for the layer");
     }
-    if (model->options.tensor.cut_rows || model->weights.slot_weights != NULL) {
+    if (model->options.tensor.cut_rows || model->stages != NULL || model->weights.slot_weights != NULL) {
         device_release(model->device, logits, bytes);
         return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
     }

@@ -18,6 +18,7 @@
 //     model_receive_control(model, &control);
 #pragma once
 
+#include "train/model/stages.h"
 #include "train/model/tensor.h"
 #include "train/model/weights.h"
 #include "train/model/workspace.h"
@@ -34,6 +35,7 @@ typedef struct ModelOptions {
     double weight_decay;
     MomentType moments;
     TensorShare tensor;  // ranks 0 or 1: this rank has everything
+    StageShare stages;   // of a pipeline; ranks 0 or 1: all layers are here
     int shard, shards;   // of the optimizer's state; shards 0 or 1: this rank keeps all
     int zero;            // what else is in shards: see RankShare
 } ModelOptions;
@@ -44,6 +46,7 @@ typedef struct Model {
     ModelConfig here;    // of what this rank has of it: see tensor_config
     ModelOptions options;
     TensorRanks *tensor;  // its groups are set by whoever made it, before the first pass
+    Stages *stages;       // NULL without a pipeline
     ParamTable table;
     ModelWeights weights;
     Workspace workspace;
@@ -92,12 +95,12 @@ typedef struct UpdateOptions {
     uint64_t seed;  // of stochastic rounding
 } UpdateOptions;
 
-// What went wrong between tensor-parallel ranks since it was last asked; NULL: nothing.
+// What went wrong between the ranks that share the model since it was last asked; NULL: nothing.
 Error *model_tensor_error(Model *model) MUST_CHECK;
 
 // From the summed gradients and control sums to new parameters (or a skipped update): see StepDecide and OptimizerUpdate. Of
 // state in shards only this rank's gradients are looked at, and only its parameters are new: model_share_weights brings the
-// others' from the ranks of `owners`, rank r of which has shard r.
+// others' from the ranks of `owners` (NULL: state is not in shards), rank r of which has shard r, and a tied embedding's copy.
 void model_finish_step(Model *model, const UpdateOptions *options);
 
 Error *model_share_weights(Model *model, Group *owners) MUST_CHECK;
@@ -130,7 +133,8 @@ typedef struct StepResult {
     double z_sum;       // sum of weight * z^2 (without the coefficient)
 } StepResult;
 
-// Forward and backward of a micro-batch in device memory (batch_to_device): grads += d(grad_scale * sum of weight * (loss +
+// Forward and backward of a micro-batch in device memory (batch_to_device), on a rank with all layers; with stages a whole step
+// is run at once (stages_run): grads += d(grad_scale * sum of weight * (loss +
 // z_loss * z^2)) / d(params) (times control->loss_scale in fp16), and control's sums +=. The batch must fit the options.
 // Dropout applies.
 void model_run_batch(Model *model, const Batch *batch, const StepOptions *options);

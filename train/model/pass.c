@@ -20,9 +20,9 @@ static void of_head(const Pass *pass, void (*act)(Fetch *, int64_t)) {
     }
 }
 
-// What follows a layer.
+// What follows a layer, if that is here.
 static void begin_next(const Pass *pass, int64_t layer) {
-    if (layer + 1 == pass->workspace->options.layers.end) {
+    if (layer + 1 == pass->model->config.layers) {
         of_head(pass, fetch_begin);
     } else {
         fetch_begin(fetch_of(pass), layer + 1);
@@ -45,21 +45,28 @@ Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch) 
                   .own_rows = own};
 }
 
-Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed) {
+Pass pass_learning_in(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed, int chunk, int set) {
     ensure(model->weights.placement.storage.learns && !workspace->options.forward_only, "made for forward passes only");
     Pass pass = pass_looking(model, workspace, batch);
     pass.keeps = true;
     pass.dropout = (float)model->config.dropout;
     pass.seed = seed;
+    pass.layers = workspace->options.chunks[chunk].layers;
+    pass.kept = workspace_set(workspace, chunk, set);
     return pass;
 }
 
+Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed) {
+    return pass_learning_in(model, workspace, batch, seed, 0, 0);
+}
+
 const LayerActivations *pass_layer(const Pass *pass, int64_t layer) {
-    const Workspace *workspace = pass->workspace;
-    Range layers = workspace->options.layers;
-    ensure(layer >= layers.begin && layer < layers.end, "layer %lld in a workspace of layers %lld to %lld", (long long)layer,
-           (long long)layers.begin, (long long)layers.end);
-    return pass->keeps ? &workspace->layers[layer - layers.begin] : &workspace->shared;
+    if (!pass->keeps) {
+        return &pass->workspace->shared;
+    }
+    ensure(layer >= pass->layers.begin && layer < pass->layers.end, "layer %lld in a pass through layers %lld to %lld",
+           (long long)layer, (long long)pass->layers.begin, (long long)pass->layers.end);
+    return &pass->kept[layer - pass->layers.begin];
 }
 
 // ---- What tensor-parallel ranks exchange
@@ -188,7 +195,7 @@ void pass_backward(const Pass *pass, Range layers, Gradients which) {
     for (int64_t layer = layers.end - 1; layer >= layers.begin; layer--) {
         Fetch *fetch = fetch_of(pass);
         fetch_ready(fetch, layer);
-        if (layer > pass->workspace->options.layers.begin) {
+        if (layer > 0) {
             fetch_begin(fetch, layer - 1);
         }
         fetch_open(fetch, layer);
@@ -249,15 +256,23 @@ void pass_loss_backward(const Pass *pass) {
     const Workspace *w = pass->workspace;
     const void *dfinal = pass_is_cut(pass) ? pass_reduce(pass, w->partial) : w->dnarrow;
     fetch_ready(fetch_of(pass), model->config.layers);
-    fetch_begin(fetch_of(pass), pass->workspace->options.layers.end - 1);
+    fetch_begin(fetch_of(pass), model->config.layers - 1);
     block_norm_backward(pass, model->table.final_norm, model->table.final_norm_bias,
                         pass_layer(pass, model->config.layers - 1)->output, w->final_mean, w->final_rstd, dfinal, false);
     fetch_drop(fetch_of(pass), model->config.layers);
     fetch_close(fetch_of(pass), model->config.layers);
     // The token table's gradient waits for the embedding's part, where that is here.
-    if (model->table.head == model->table.token && model->weights.placement.share.layers.begin > BEFORE_LAYERS) {
+    if (model->table.head == model->table.token && model->weights.placement.places[model->table.token].copy) {
         fetch_close(fetch_of(pass), BEFORE_LAYERS);
     }
+}
+
+void pass_head(const Pass *pass, const StepOptions *options) {
+    const Workspace *w = pass->workspace;
+    Device *device = pass->model->device;
+    pass_loss(pass, options->grad_scale, options->z_loss);
+    device->op->loss_sums(device, &(LossSums){pass->rows, pass->batch.loss_weights, w->losses, w->zs, pass->model->control});
+    pass_loss_backward(pass);
 }
 
 void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits) {

@@ -11,7 +11,7 @@ static int64_t round_up(int64_t n, int64_t to) {
 }
 
 RankShare rank_share_whole(const ParamTable *table) {
-    return (RankShare){.tensor_ranks = 1, .layers = {-1, table->layer_count + 1}, .shards = 1};
+    return (RankShare){.tensor_ranks = 1, .stages = {{-1, table->layer_count + 1}}, .stage_count = 1, .shards = 1};
 }
 
 int moments_of(OptimizerKind kind) {
@@ -105,18 +105,27 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
     return NULL;
 }
 
-// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once.
+// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once. A
+// copy's lies behind them all, where nobody who goes through them looks.
 static void place_gradients(const ParamTable *table, const RankShare *share, int64_t align, Placement *out) {
     for (int cut = 0; cut < 2; cut++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
-            if (place->trainable && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
+            if (place->trainable && !place->copy && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
                 place->gradient_at = out->gradients;
                 place->summed = (Range){0, place->count};
                 out->gradients += round_up(place->count, align);
             }
         }
         out->whole_gradients = cut == 0 ? out->gradients : out->whole_gradients;
+    }
+    for (int32_t i = 0; i < table->count; i++) {
+        Place *place = &out->places[i];
+        if (place->trainable && place->copy) {
+            place->gradient_at = out->gradients + out->copied;
+            place->summed = (Range){0, place->count};
+            out->copied += round_up(place->count, align);
+        }
     }
 }
 
@@ -134,8 +143,10 @@ static int32_t unit_of(const ParamTable *table, int32_t row, bool whole, Placeme
         }
         matrices += unit->owner >= 0;
     }
-    out->units[out->unit_count] =
-        (Unit){.layer = param->layer, .whole = whole, .owner = matrix ? matrices % out->share.shards : -1};
+    out->units[out->unit_count] = (Unit){.layer = param->layer,
+                                         .whole = whole,
+                                         .copy = out->places[row].copy,
+                                         .owner = matrix ? matrices % out->share.shards : -1};
     return out->unit_count++;
 }
 
@@ -175,18 +186,18 @@ Range placement_unit_part(const Placement *placement, int32_t unit, int shard) {
 // What is owned of each unit: sums, and weights or all of them.
 static void place_unit_parts(Placement *out) {
     int64_t bytes = data_type_bytes(out->storage.type);
-    for (int cut = 0; cut < 2; cut++) {
+    for (int kind = 0; kind < 3; kind++) {  // whole ones, cut ones, copies
         for (int32_t i = 0; i < out->unit_count; i++) {
             Unit *unit = &out->units[i];
-            if (unit->whole != cut) {
+            if (kind == (unit->copy ? 2 : !unit->whole)) {
                 Range part = placement_unit_part(out, i, out->share.shard);
-                unit->sum_at = out->gradients;
-                out->gradients += part.end - part.begin;
+                unit->sum_at = out->gradients + out->copied;
+                *(unit->copy ? &out->copied : &out->gradients) += part.end - part.begin;
                 unit->weight_at = out->weight_bytes;
                 out->weight_bytes += (out->share.zero >= 3 ? part.end - part.begin : unit->count) * bytes;
             }
         }
-        out->whole_gradients = cut == 0 ? out->gradients : out->whole_gradients;
+        out->whole_gradients = kind == 0 ? out->gradients : out->whole_gradients;
     }
 }
 
@@ -216,9 +227,9 @@ static void place_units(const ParamTable *table, int64_t align, Placement *out) 
         Range part = placement_unit_part(out, place->unit, share->shard);
         int64_t begin = place->unit_at > part.begin ? place->unit_at : part.begin,
                 end = place->unit_at + place->count < part.end ? place->unit_at + place->count : part.end;
-        place->owned = begin < end ? (Range){begin - place->unit_at, end - place->unit_at} : (Range){0, 0};
-        place->summed = place->owned;
-        place->held = share->zero >= 3 ? place->owned : place->held;
+        place->summed = begin < end ? (Range){begin - place->unit_at, end - place->unit_at} : (Range){0, 0};
+        place->held = share->zero >= 3 ? place->summed : place->held;
+        place->owned = place->copy ? place->owned : place->summed;
         place->gradient_at = unit->sum_at + begin - part.begin;
         int64_t at = share->zero >= 3 ? begin - part.begin : place->unit_at;
         place->weight_at = unit->weight_at + at * data_type_bytes(place->type);
@@ -244,7 +255,7 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
     for (int matrices = 0; matrices < 2; matrices++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
-            if (place->trainable && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
+            if (place->trainable && !place->copy && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
                 place->owned = place->unit < 0 ? owned_of(matrices, place, shard) : place->owned;
                 place->matrix = matrices;
                 place->state_at = out->state;
@@ -255,18 +266,36 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
     }
 }
 
+static bool is_here(const RankShare *share, int64_t layer) {
+    for (int i = 0; i < share->stage_count; i++) {
+        if (layer >= share->stages[i].begin && layer < share->stages[i].end) {
+            return true;
+        }
+    }
+    return false;
+}
+
 Error *placement_create(const ParamTable *table, const Storage *storage, const RankShare *share, Placement *out) {
     *out = (Placement){.storage = *storage, .share = *share, .count = table->count};
     out->places = memory_zeroed((size_t)table->count, sizeof *out->places);
     // A block of 8-bit moments holds values of one row.
     int64_t align = storage->learns && storage->moments == MOMENT_8BIT ? MOMENT_BLOCK : PARAM_ALIGN;
     Error *error = NULL;
+    int64_t index = 0;
     for (int32_t i = 0; i < table->count && error == NULL; i++) {
         const Param *row = &table->rows[i];
-        if (row->layer >= share->layers.begin && row->layer < share->layers.end) {
-            error = place_row(row, share, align, out, &out->places[i]);
+        Place *place = &out->places[i];
+        bool here = is_here(share, row->layer), tied = i == table->token && i == table->head;
+        place->copy = !here && tied && is_here(share, table->layer_count);
+        if (here || place->copy) {
+            error = place_row(row, share, align, out, place);
+        }
+        if (here) {
+            place->index = index;
+            index += round_up(row->count, PARAM_ALIGN);
         }
     }
+    out->elements = index;
     if (error != NULL) {
         placement_free(out);
         return error;
@@ -357,7 +386,7 @@ int64_t placement_owned(const Placement *placement, int shard, void *weights, We
     int64_t count = 0;
     for (int32_t row = 0; row < placement->count; row++) {
         const Place *place = &placement->places[row];
-        Range owned = place->trainable ? owned_of(place->matrix, place, part) : (Range){0, 0};
+        Range owned = place->trainable && !place->copy ? owned_of(place->matrix, place, part) : (Range){0, 0};
         if (owned.begin == owned.end) {
             continue;
         }
@@ -379,7 +408,8 @@ int64_t placement_gradients_from(const Placement *placement, int32_t row) {
     ensure(placement->units == NULL, "the gradients are in shards");
     for (int32_t i = row; i < placement->count; i++) {
         const Place *place = &placement->places[i];
-        if (place->trainable && (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
+        if (place->trainable && !place->copy &&
+            (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
             return place->gradient_at;
         }
     }
@@ -427,12 +457,15 @@ int64_t placement_segments(const Placement *placement, const ParamTable *table, 
 
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank) {
     const Place *place = &placement->places[row];
-    int64_t index = table->rows[row].index;
+    int64_t index = place->index;
+    if (place->copy || place->box_count == 0) {
+        return (Range){0, 0};
+    }
     if (place->count == table->rows[row].count) {
         rank = rank * placement->share.tensor_ranks + placement->share.tensor;
         ranks *= placement->share.tensor_ranks;
     }
-    Range part = shard_part(table->elements, ranks, rank), out;
+    Range part = shard_part(placement->elements, ranks, rank), out;
     // Both sides of a cut move it to the same block of the row.
     int64_t begin = round_up(part.begin - index, DATA_TYPE_BLOCK), end = round_up(part.end - index, DATA_TYPE_BLOCK);
     out.begin = part.begin <= index ? 0 : begin < place->count ? begin : place->count;

@@ -15,7 +15,9 @@
 //
 //   frozen row        no gradient and no state; its matrix may lie in another type, with scales
 //   tensor parallel   smaller boxes: each part's N-th, one box a part
-//   pipeline stage    absent rows
+//   pipeline stages   absent rows. A tied embedding is on two ranks: the last stage's is a copy, with a gradient, which the
+//   first
+//                     stage's rank gets to hear, and nothing else; it is neither updated, nor counted, nor saved.
 //   optimizer shards  the flat gradients are cut into equal parts (parallel/sharding.h); a rank's state is its part's. A row of
 //                     UPDATE_MATRIX has one owner, the shard that holds its first element.
 //   and gradients     (zero 2) rows are in units, which travel as one: a layer's that ranks have whole, a layer's that are cut,
@@ -41,10 +43,14 @@ typedef struct Storage {
     MomentType moments;
 } Storage;
 
+enum { RANK_MOST_STAGES = 8 };  // of a pipeline, on one rank
+
 // A rank's share in the layout. See rank_share_whole.
 typedef struct RankShare {
     int tensor, tensor_ranks;
-    Range layers;  // rows with layer in [begin, end) are here; -1: before the layers, L: after them
+    // Rows whose layer is in one of these are here; -1: before the layers, L: after them. In rising order.
+    Range stages[RANK_MOST_STAGES];
+    int stage_count;
     int shard, shards;
     int zero;  // what is in shards: 0 or 1 the state alone, 2 the sums of gradients too, 3 the weights of trainable rows too
 } RankShare;
@@ -60,6 +66,8 @@ typedef struct Place {
     Range owned;              // elements (of `count`) whose state lies here; of a frozen row none
     Range held, summed;       // those whose weight, and whose gradient's sum, lies here: all, or what is owned
     bool trainable;           // it has a gradient here
+    bool copy;                // of the head's weight, which is the embedding's and that is on another rank
+    int64_t index;            // as Param.index, of the rows that are here
     bool matrix;              // it is updated whole
     int32_t unit;             // -1: none
     // For placement.c alone.
@@ -70,6 +78,7 @@ typedef struct Place {
 typedef struct Unit {
     int64_t layer;  // -1: before the layers, L: after them
     bool whole;     // rows that tensor-parallel ranks have alike
+    bool copy;      // of a row that is a copy
     int owner;      // the shard that has all of it; -1: each has an equal part
     int64_t count;  // elements, gaps and padding included
     int slot;       // of PLACEMENT_SLOTS: what two units of one slot, but of different layers, cannot use at a time
@@ -86,7 +95,9 @@ typedef struct Placement {
     int32_t count;
     int64_t weight_bytes, weight_scales;  // sizes of the four spaces
     int64_t gradients;
+    int64_t copied;               // gradients of copies, behind all others
     int64_t whole_gradients;      // of these, from 0 on, those of rows that are not cut: the same on all tensor-parallel ranks
+    int64_t elements;             // the end of the last row's index here
     int64_t state, second_state;  // elements that have a first moment, and those that have a second
     Unit *units;                  // where gradients are in shards
     int32_t unit_count;

@@ -56,9 +56,9 @@ Error *model_share_weights(Model *model, Group *owners) {
     Error *error = NULL;
     if (model->weights.fetch != NULL) {
         fetch_share(model->weights.fetch);
-        return model_tensor_error(model);
+        owners = NULL;
     }
-    for (int shard = 0; shard < owners->size && error == NULL; shard++) {
+    for (int shard = 0; owners != NULL && shard < owners->size && error == NULL; shard++) {
         WeightRun *runs;
         int64_t count = placement_owned(&model->weights.placement, shard, model->weights.weights, &runs);
         for (int64_t i = 0; i < count && error == NULL; i++) {
@@ -66,7 +66,8 @@ Error *model_share_weights(Model *model, Group *owners) {
         }
         free(runs);
     }
-    return error;
+    stages_share_tied(model);
+    return error != NULL ? error : model_tensor_error(model);
 }
 
 Error *model_tensor_error(Model *model) {

@@ -20,7 +20,7 @@ void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement p
     weights->weights = layout_take(layout, "parameters", 1, placement.weight_bytes / data_type_bytes(storage->type), 1,
                                    data_type_bytes(storage->type));
     weights->scales = layout_take(layout, "scales of parameters", 1, placement.weight_scales, 1, sizeof(float));
-    weights->grads = layout_take(layout, "gradients", learns, placement.gradients, 1, sizeof(float));
+    weights->grads = layout_take(layout, "gradients", learns, placement.gradients + placement.copied, 1, sizeof(float));
     weights->slot_weights = layout_take(layout, "parameters of layers in use", learns && placement.share.zero >= 3,
                                         placement.slots, 1, data_type_bytes(storage->type));
     weights->slot_gradients = layout_take(layout, "gradients of layers in use", learns, placement.slots, 1, sizeof(float));
@@ -51,7 +51,8 @@ void weights_free(ModelWeights *weights) {
 void weights_zero_gradients(const ModelWeights *weights) {
     ensure(weights->grads != NULL || weights->placement.gradients == 0, "a model without gradients");
     fetch_finish(weights->fetch);
-    weights->device->op->zero(weights->device, weights->placement.gradients * (int64_t)sizeof(float), weights->grads);
+    int64_t count = weights->placement.gradients + weights->placement.copied;
+    weights->device->op->zero(weights->device, count * (int64_t)sizeof(float), weights->grads);
 }
 
 float *weights_sum(const ModelWeights *weights, int32_t row, int64_t *count) {
