@@ -96,6 +96,8 @@ typedef struct Group {
     char name[64];  // "data", "data x context": unique among groups that this rank is in
     int rank, size;
     int64_t sequence;    // operations started so far
+    int64_t sent;        // bytes that these make a rank send, as the best algorithm would: see group.c
+    double waited;       // seconds that this thread stood in group_wait; on cards it does not stand
     Device *device;      // whose memory takes part; NULL: memory of the host
     bool recordable;     // false: the host has to wait in between
     char transport[64];  // "mpi", "nccl 2.28.9", "mpi through host memory"

@@ -45,6 +45,14 @@ Group *mesh_group(const Mesh *mesh, int axes);
 // The ranks of that group, for the control plane.
 Comm *mesh_comm(const Mesh *mesh, int axes);
 
+// What this rank's groups have sent and waited so far, by set of axes; and what lies between two of these.
+typedef struct MeshTraffic {
+    int64_t sent[OVER_ALL + 1];  // Group.sent
+    double waited[OVER_ALL + 1];
+} MeshTraffic;
+MeshTraffic mesh_traffic(const Mesh *mesh);
+MeshTraffic mesh_traffic_between(const MeshTraffic *before, const MeshTraffic *after);
+
 // The world's rank at a coordinate, and the coordinate of a rank.
 int mesh_rank(const Mesh *mesh, const int coordinate[MESH_AXES]);
 void mesh_coordinate(const Mesh *mesh, int rank, int coordinate[MESH_AXES]);

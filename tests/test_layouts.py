@@ -2,9 +2,11 @@
 """Whole runs in other layouts than one rank: the same losses, the same validation and texts, and checkpoints that go on in any of them."""
 import json
 import os
+import re
 import shutil
+import subprocess
 
-from test_train import CONFIG, check, course, main, run, write
+from test_train import ATHANOR, CONFIG, RANKS_ENVIRONMENT, check, course, main, records, run, write
 
 STEADY = "schedule.kind=constant"
 GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2", "family: gpt2, layers: 2, width: 32, heads: 4")
@@ -34,6 +36,15 @@ def validation(folder):
     return [r["loss"] for r in map(json.loads, open(f"{folder}/metrics.jsonl")) if r["kind"] == "valid"]
 
 
+def check_traffic(folder, layout):
+    """What each axis sent and waited is recorded: gradients over data, activations over tensor."""
+    groups = [r["groups"] for r in records(folder)]
+    axes = {a for a in ("data", "tensor", "pipeline") if f"parallel.{a}=2" in layout or (a == "data" and "parallel.zero=1" in layout)}
+    check(all(axes <= {a for name in g for a in name.split(" x ")} for g in groups), f"{layout}: {groups[:1]}")
+    check(all(x["sent"] > 0 and 0 <= x["wait"] <= 1 for g in groups[1:] for x in g.values()), f"{layout}: {groups[:2]}")
+    check(all(sum(x["wait"] for x in r["groups"].values()) <= r["comm_wait"] + 1e-6 for r in records(folder)), f"{layout}: waits add up")
+
+
 def worst(a, b):
     return max(abs(x[1] - y[1]) / y[1] for x, y in zip(a, b))
 
@@ -50,6 +61,7 @@ def compare_losses(name, config, layouts, *more):
         check(abs(here[0][1] - alone[0][1]) / alone[0][1] < 2e-6, f"{layout}: the first loss is {here[0][1]}, not {alone[0][1]}")
         check(abs(here[0][2] - alone[0][2]) / alone[0][2] < 2e-5, f"{layout}: the first norm is {here[0][2]}, not {alone[0][2]}")
         check(worst(here, alone) < 1e-4, f"{layout}: losses differ by {worst(here, alone)}")
+        check_traffic(folder, layout)
         ours, theirs = validation(folder), validation(name)
         check(len(ours) == len(theirs) and all(abs(a - b) < 1e-3 for a, b in zip(ours, theirs)), f"{layout}: validation {ours} {theirs}")
 
@@ -117,21 +129,33 @@ def test_resume_stages():
 
 
 def test_refused():
-    """What cannot work is one line before anything is made."""
+    """What cannot work is one line before anything is made, and names what would; what it names works."""
     write("refused.yaml", CONFIG.format(folder="refused"))
     for ranks, told, *overrides in (
             (3, "4 key/value heads (model.groups) cannot be divided among 3 tensor-parallel ranks: 2 can", "parallel.tensor=3",
-             "model.heads=12", "model.groups=4", "model.width=48"),
+             "model.heads=12", "model.groups=4", "model.width=48", "train.batch_tokens=192"),
             (2, "4 tensor-parallel ranks cannot be had of 2 ranks", "parallel.tensor=4"),
+            (3, "parallel.tensor=2 cannot be made of 3 ranks; parallel.data=3 parallel.tensor=1 on 3 ranks would do", "parallel.tensor=2",
+             "train.batch_tokens=192"),
+            (4, "parallel.data=3 cannot be made of 4 ranks; parallel.data=4 ", "parallel.data=3"),
             (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
             (4, "2 layers cannot be cut into 4 stages (4 ranks with 1 each)", "parallel.pipeline=4"),
             (2, "schedule zb-v has 2 stages a rank, not 1", "parallel.pipeline=2", "parallel.schedule=zb-v", "parallel.chunks=1", "model.layers=4"),
-            (2, "context", "parallel.context=2")):
-        run("train", "refused.yaml", *overrides, code=1, part=told, ranks=ranks)
+            (4, "has 2 sequences, too few for 4 data-parallel ranks; parallel.data=2 parallel.pipeline=2 or parallel.data=2 parallel.tensor=2 or parallel.tensor=2 parallel.pipeline=2 on 4 ranks would do",
+             "train.batch_tokens=64", "train.micro_batch=1")):
+        result = subprocess.run(["mpirun", "-n", str(ranks), ATHANOR, "train", "refused.yaml", *overrides], capture_output=True, text=True,
+                                env=RANKS_ENVIRONMENT)
+        lines = [l for l in result.stderr.splitlines() if "athanor: " in l]
+        check(result.returncode in (1, 2) and len(lines) == 1 and told in lines[0], f"{overrides}: {result.returncode} {lines}")
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")
+        advice = re.search(r"; (parallel\.[^;]*) on (\d+) ranks? would do", lines[0] if lines else "")
+        check(advice is not None, f"{overrides}: nothing is advised: {lines}")
+        for layout in advice.group(1).split(" or ") if advice else ():
+            run("train", "refused.yaml", *overrides, *layout.split(), "train.steps=1", "folder=advised", "checkpoint.every=0", ranks=int(advice.group(2)))
+            shutil.rmtree("advised", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 #include "core/text.h"
 #include "train/run_device.h"
+#include "train/run_layout.h"
 
 // ---- Prepare: what each rank can do alone
 // -----------------------------------------------------------------------------------------------
@@ -79,38 +80,15 @@ static TensorShare tensor_share(const Trainer *t) {
     return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
 }
 
-static StageShare stage_share(const Trainer *t) {
-    const RunConfig *config = t->config;
-    PipelineKind kind = (PipelineKind)config->parallel.schedule;
-    int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1, ranks = t->mesh->size[MESH_PIPELINE];
-    int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
-    StageShare share = {{kind, ranks, chunks, (int)t->micro_batches}, t->mesh->coordinate[MESH_PIPELINE]};
-    return ranks > 1 ? share : (StageShare){0};
-}
-
 static RunLayout layout_of(const Trainer *t) {
     return (RunLayout){.ranks = t->world->size,
                        .rank = t->world->rank,
                        .data_ranks = t->mesh->size[MESH_DATA],
                        .tensor = tensor_share(t),
-                       .stages = stage_share(t),
+                       .stages = run_stage_share(t->config, t->mesh->size[MESH_PIPELINE], t->mesh->coordinate[MESH_PIPELINE],
+                                                 t->micro_batches),
                        .data_rank = t->mesh->coordinate[MESH_DATA],
                        .micro_batches = t->micro_batches};
-}
-
-// Whether the tensor-parallel ranks can share the model and the rows of a micro-batch.
-static Error *check_tensor(const Trainer *t) {
-    const RunConfig *config = t->config;
-    TensorShare share = tensor_share(t);
-    ModelConfig here;
-    TRY(error_wrap(tensor_config(&config->model, &share, &here), "parallel.tensor"));
-    int64_t rows = config->train.micro_batch * config->data.sequence_length;
-    if (share.cut_rows && rows % share.ranks != 0) {
-        return failure("the %lld tokens of a micro-batch cannot be divided among parallel.tensor %d ranks; change "
-                       "train.micro_batch or data.sequence_length, or give parallel.sequence=false",
-                       (long long)rows, share.ranks);
-    }
-    return NULL;
 }
 
 Error *trainer_make_model(Trainer *t) {
@@ -123,10 +101,8 @@ Error *trainer_make_model(Trainer *t) {
 
 Error *trainer_prepare(Trainer *t) {
     RunConfig *config = t->config;
-    TRY(open_corpora(t));
     TRY(run_config_resolve(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->mesh->size[MESH_DATA],
                            t->config_path));
-    TRY(check_tensor(t));
     if (t->world->rank == 0) {
         run_config_remark(config);
     }
@@ -153,14 +129,10 @@ Error *trainer_prepare(Trainer *t) {
 }
 
 Error *trainer_make_mesh(Trainer *t) {
-    const RunConfig *config = t->config;
-    if (config->parallel.context != 1) {
-        return failure("%s: parallel.context must be 1: this version has data, tensor and pipeline parallelism",
-                       t->config_path);
-    }
-    int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
-                            [MESH_TENSOR] = (int)config->parallel.tensor,
-                            [MESH_PIPELINE] = (int)config->parallel.pipeline,
-                            [MESH_CONTEXT] = 1};
+    RunConfig *config = t->config;
+    int sizes[MESH_AXES];
+    TRY(open_corpora(t));
+    TRY(run_config_resolve_model(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->config_path));
+    TRY(run_layout_resolve(config, t->world->size, t->config_path, sizes));
     return mesh_create(t->world, sizes, &t->mesh);
 }

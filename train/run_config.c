@@ -361,6 +361,10 @@ static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ran
     return NULL;
 }
 
+Error *run_config_resolve_model(RunConfig *config, int64_t corpus_vocabulary, const char *where) {
+    return blame(config, model_config_resolve(&config->model, config->model_seen, corpus_vocabulary, where));
+}
+
 Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) {
     return blame(config, resolve(config, corpus_vocabulary, data_ranks, where));
 }

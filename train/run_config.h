@@ -99,6 +99,9 @@ const Key *run_config_keys(int *count);
 // zeroed; free it in any case. What is wrong because of an override is ERROR_USAGE, here and in run_config_resolve.
 Error *run_config_read(RunConfig *config, const char *path, char *const *overrides, int override_count) MUST_CHECK;
 
+// The model alone, for what depends on nothing else; run_config_resolve does it too.
+Error *run_config_resolve_model(RunConfig *config, int64_t corpus_vocabulary, const char *where) MUST_CHECK;
+
 // Fills in what follows from the rest: the model's family defaults and vocabulary (corpus_vocabulary: 0 if unknown), the
 // sequence length, batch_tokens, steps. Sizes that do not divide are errors that name sizes that do.
 Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) MUST_CHECK;

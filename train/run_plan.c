@@ -17,6 +17,14 @@ int64_t run_bucket_bytes(const RunConfig *config) {
     return (int64_t)(config->parallel.bucket_mib * 1048576);
 }
 
+StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t micro_batches) {
+    PipelineKind kind = (PipelineKind)config->parallel.schedule;
+    int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1;
+    int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
+    StageShare share = {{kind, ranks, chunks, (int)micro_batches}, rank};
+    return ranks > 1 ? share : (StageShare){0};
+}
+
 ModelOptions run_model_options(const RunConfig *config) {
     return (ModelOptions){.sequences = config->train.micro_batch,
                           .length = config->data.sequence_length,

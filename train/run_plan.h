@@ -22,6 +22,9 @@ typedef struct RunLayout {
 // The size of a bucket of gradients.
 int64_t run_bucket_bytes(const RunConfig *config);
 
+// A rank's stages of a pipeline of so many ranks; none where that is one.
+StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t micro_batches);
+
 // What the configuration makes of a model, on a rank that has everything. It must be resolved.
 ModelOptions run_model_options(const RunConfig *config);
 // The same on one rank of a layout.

@@ -94,6 +94,9 @@ static Error *finish_operations(Trainer *t) {
     TRY(buckets_finish(t->buckets));
     model_finish_gradients(t->model);
     model_sum_tensor_gradients(t->model);
+    if (t->watch != NULL && t->record.loop_start > 0) {
+        t->watch->gradients(t->watch->context, t);
+    }
     TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA | OVER_PIPELINE), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum,
                          3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
@@ -106,22 +109,26 @@ static Error *finish_operations(Trainer *t) {
     return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_DATA) : NULL);
 }
 
-// The sets of axes that training exchanges over; and those over whose ranks a step's gradients lie in parts.
-static const int sets[] = {OVER_DATA,
-                           OVER_TENSOR,
-                           OVER_PIPELINE,
-                           OVER_DATA | OVER_PIPELINE,
-                           OVER_TENSOR | OVER_PIPELINE,
-                           OVER_DATA | OVER_TENSOR | OVER_PIPELINE};
-enum { set_count = sizeof sets / sizeof *sets };
+// The sets of axes that training exchanges over.
+enum { SETS = 5 };
+typedef struct Sets {
+    int axes[SETS];
+} Sets;
+
+// Those over whose ranks a step's gradients lie in parts.
 static int over_parts(const Trainer *t) {
     return (t->config->parallel.zero > 0 ? OVER_DATA : 0) | OVER_TENSOR | OVER_PIPELINE;
 }
 
+static Sets sets_of(const Trainer *t) {
+    return (Sets){{OVER_DATA, OVER_TENSOR, OVER_PIPELINE, OVER_DATA | OVER_PIPELINE, over_parts(t)}};
+}
+
 // What went wrong between ranks since it was last asked.
 static Error *check_groups(Trainer *t) {
-    for (int i = 0; i < set_count; i++) {
-        TRY(group_check(mesh_group(t->mesh, sets[i])));
+    Sets sets = sets_of(t);
+    for (int i = 0; i < SETS; i++) {
+        TRY(group_check(mesh_group(t->mesh, sets.axes[i])));
     }
     return t->links != NULL ? pipeline_links_check(t->links) : NULL;
 }
@@ -172,8 +179,9 @@ static Error *card_operations(Trainer *t) {
     // Dropout's bits depend on the number of the sample, which a record would repeat.
     bool can =
         t->config->train.graph && t->config->model.dropout == 0 && (t->links == NULL || pipeline_links_recordable(t->links));
-    for (int i = 0; i < set_count; i++) {
-        can &= mesh_group(t->mesh, sets[i])->recordable;
+    Sets sets = sets_of(t);
+    for (int i = 0; i < SETS; i++) {
+        can &= mesh_group(t->mesh, sets.axes[i])->recordable;
     }
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
@@ -207,10 +215,20 @@ static Error *share_flags(Trainer *t, Shared *shared) {
 static void print_step(const Trainer *t, const TrainRecord *r, double start, int64_t start_step) {
     char rate[32], left[32];
     double per_step = (clock_seconds() - start) / (double)(r->step - start_step);
-    log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%  %s left",
+    Buffer axes = {0};  // the wait for other ranks, by set of axes
+    for (int set = 0; set <= OVER_ALL; set++) {
+        const Group *group = t->mesh->group[set];
+        if (group != NULL && group->size > 1) {
+            buffer_printf(&axes, "%s%s %.1f%%", axes.size > 0 ? ", " : " (", group->name,
+                          100 * r->traffic.waited[set] / r->step_seconds);
+        }
+    }
+    buffer_text(&axes, axes.size > 0 ? ")" : "");
+    log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%%s  %s left",
              (long long)r->step, (long long)t->config->train.steps, r->loss, r->learning_rate, r->grad_norm,
-             text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait,
+             text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait, axes.data,
              text_duration(left, per_step * (double)(t->config->train.steps - r->step)));
+    buffer_free(&axes);
 }
 
 // A streak of steps without a finite gradient: the model has gone where no step leads out of. What was saved before the streak
@@ -243,6 +261,9 @@ static Error *tell_step(Trainer *t) {
     t->told++;
     t->told_at = now;
     run_record_step(&t->record, seconds);
+    if (t->watch != NULL) {
+        t->watch->told(t->watch->context, t);
+    }
     if (control->skip != 0) {
         TRY(check_streak(t, t->config->train.most_skipped));
         log_info("step %lld is skipped: its gradient is not finite", (long long)t->told);
@@ -259,7 +280,9 @@ static Error *tell_step(Trainer *t) {
                           .tokens_per_second = (double)t->config->train.batch_tokens / seconds,
                           .step_seconds = seconds,
                           .data_wait = t->pending[t->told % 2].data_waited / seconds,
-                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds};
+                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds,
+                          .mesh = t->mesh,
+                          .traffic = t->pending[t->told % 2].traffic};
     if (trainer_due(t->config->log.every, t->told) || t->told == t->config->train.steps) {
         print_step(t, &record, t->record.loop_start, t->record.first_step);
     }
@@ -287,14 +310,29 @@ static Error *undo_step(Trainer *t) {
     return NULL;
 }
 
+// Between the ranks of a pipeline, messages count too.
+static MeshTraffic traffic_so_far(const Trainer *t) {
+    MeshTraffic traffic = mesh_traffic(t->mesh);
+    if (t->links != NULL) {
+        pipeline_links_count(t->links, &traffic.sent[OVER_PIPELINE], &traffic.waited[OVER_PIPELINE]);
+    }
+    return traffic;
+}
+
 static Error *train_step(Trainer *t, Shared *shared) {
     double data_before = loader_waited(t->loader), learning_rate = schedule_rate(&t->schedule, t->step);
+    MeshTraffic traffic_before = traffic_so_far(t), traffic_after, traffic;
     model_begin_step(t->model, learning_rate);
     TRY(t->late ? card_operations(t) : operations(t, false));
     model_send_control(t->model);
-    double comm_waited = buckets_time(t->buckets).waited + fetch_waited(t->model->weights.fetch), before = clock_seconds();
+    double before = clock_seconds();
     TRY(share_flags(t, shared));
-    comm_waited += clock_seconds() - before;
+    double comm_waited = clock_seconds() - before;
+    traffic_after = traffic_so_far(t);
+    traffic = mesh_traffic_between(&traffic_before, &traffic_after);
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        comm_waited += traffic.waited[axes];
+    }
     if (shared->lost) {
         return undo_step(t);
     }
@@ -302,6 +340,7 @@ static Error *train_step(Trainer *t, Shared *shared) {
     t->pending[t->step % 2].learning_rate = learning_rate;
     t->pending[t->step % 2].data_waited = loader_waited(t->loader) - data_before;
     t->pending[t->step % 2].comm_waited = comm_waited;
+    t->pending[t->step % 2].traffic = traffic;
     return tell_steps(t, t->late ? 1 : 0);
 }
 
@@ -348,6 +387,9 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         TRY(look(t, true));
     }
     t->control = model_control(t->model);
+    if (t->watch != NULL) {
+        t->watch->begun(t->watch->context, t);
+    }
     run_record_loop(&t->record, t->step);
     t->told_at = clock_seconds();
     while (t->step < config->train.steps && !*stopped) {
@@ -401,7 +443,8 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, run_record_create(&t->record, config, t->model, &t->plan, t->run, t->resumed, t->world)));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
-    TRY(mesh_attach(t->mesh, t->device, sets, set_count));
+    Sets sets = sets_of(t);
+    TRY(mesh_attach(t->mesh, t->device, sets.axes, SETS));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
     t->model->tensor->owners = mesh_group(t->mesh, OVER_DATA);
     t->model->tensor->norm = mesh_group(t->mesh, over_parts(t))->size > 1 ? mesh_group(t->mesh, over_parts(t)) : NULL;
@@ -459,7 +502,11 @@ static void trainer_free(Trainer *t, bool failed) {
 }
 
 Error *train_run(RunConfig *config, const char *config_path, Comm *world, bool *stopped) {
-    Trainer trainer = {.config = config, .config_path = config_path, .world = world};
+    return train_run_watched(config, config_path, world, NULL, stopped);
+}
+
+Error *train_run_watched(RunConfig *config, const char *config_path, Comm *world, const TrainerWatch *watch, bool *stopped) {
+    Trainer trainer = {.watch = watch, .config = config, .config_path = config_path, .world = world};
     *stopped = false;
     Error *error = run(&trainer, stopped);
     trainer_free(&trainer, error != NULL);

@@ -16,6 +16,16 @@
 
 #include <sys/stat.h>
 
+typedef struct Trainer Trainer;
+
+// Who looks into a run from within, for tests: called on every rank.
+typedef struct TrainerWatch {
+    void (*begun)(void *context, Trainer *t);            // before the first step; may still change the weights
+    void (*gradients)(void *context, const Trainer *t);  // those of step t->step + 1, summed over the ranks
+    void (*told)(void *context, const Trainer *t);       // t->control is that of step t->told
+    void *context;
+} TrainerWatch;
+
 // See ending.c.
 typedef struct Ending {
     Error *lost;       // this rank had no data for the step under way
@@ -25,7 +35,8 @@ typedef struct Ending {
     bool warned;       // of the launcher's limit
 } Ending;
 
-typedef struct Trainer {
+struct Trainer {
+    const TrainerWatch *watch;  // NULL: nobody
     RunConfig *config;
     const char *config_path;
     Comm *world;
@@ -62,10 +73,15 @@ typedef struct Trainer {
     StepControl control;  // of the last of these
     struct {
         double learning_rate, data_waited, comm_waited;
+        MeshTraffic traffic;
     } pending[2];        // of step s at s % 2
     double told_at;      // when
     DeviceGraph *graph;  // the operations of a step, once they were recorded
-} Trainer;
+};
+
+// train_run with somebody who watches.
+Error *train_run_watched(RunConfig *config, const char *config_path, Comm *world, const TrainerWatch *watch,
+                         bool *stopped) MUST_CHECK;
 
 // prepare.c: what comes before the first step. Each rank does it alone, and creates nothing on disk; all ranks have looked at
 // the machine and planned before any of them allocates.

@@ -1,8 +1,6 @@
 // Layers that are in use of weights and gradients in shards: see fetch.h.
 #include "train/model/fetch.h"
 
-#include "core/clock.h"
-
 enum { NOBODY = INT32_MIN };
 
 // What a slot holds.
@@ -21,7 +19,6 @@ struct Fetch {
     float *sums, *slot_gradients;
     GroupRequest **bringing, **reducing;  // one a unit
     Slot slots[PLACEMENT_SLOTS];
-    double waited;
 };
 
 Fetch *fetch_create(Device *device, const Placement *placement, void *weights, float *sums, void *slot_weights,
@@ -58,14 +55,6 @@ void fetch_connect(Fetch *fetch, TensorRanks *ranks) {
     }
 }
 
-double fetch_waited(Fetch *fetch) {
-    double waited = fetch != NULL ? fetch->waited : 0;
-    if (fetch != NULL) {
-        fetch->waited = 0;
-    }
-    return waited;
-}
-
 // ---- What is exchanged
 
 static void start(Fetch *fetch, const Collective *what, GroupRequest **request) {
@@ -76,9 +65,7 @@ static void start(Fetch *fetch, const Collective *what, GroupRequest **request) 
 
 static void await(Fetch *fetch, GroupRequest **request) {
     if (*request != NULL && fetch->ranks->failed == NULL) {
-        double before = clock_seconds();
         fetch->ranks->failed = group_wait(request);
-        fetch->waited += clock_seconds() - before;
     }
 }
 

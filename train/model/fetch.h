@@ -51,6 +51,3 @@ float *fetch_gradient(Fetch *fetch, int32_t row);
 
 // After an update where weights are whole on all ranks: every owner's parts go to all.
 void fetch_share(Fetch *fetch);
-
-// The seconds that were waited since this was last asked.
-double fetch_waited(Fetch *fetch);
