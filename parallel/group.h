@@ -40,7 +40,7 @@
 //   staged  as the transport for memory of the host that it goes through.
 // What a maximum makes of NaN is not defined.
 //
-// All-to-all and messages wait for their callers: pipeline and context parallelism.
+// All-to-all waits for its first caller, messages go around the rings of context parallelism.
 //
 // Errors name rank, host, operation, its number in the group, and the group. A group is of no use after one: the caller reports
 // it and calls comm_abort.

@@ -93,19 +93,47 @@ void pipeline_links_close(PipelineLinks *links, bool failed) {
     free(links);
 }
 
-Error *pipeline_links_check(const PipelineLinks *links) {
+// Calls `each` for all groups of two that this rank is in, until one fails.
+static Error *for_each(const PipelineLinks *links, Error *(*each)(Group *group, void *context), void *context) {
     for (int s = 0; s < stages_of(&links->shape); s++) {
-        TRY(links->outputs[s] != NULL ? group_check(links->outputs[s]) : NULL);
-        TRY(links->gradients[s] != NULL ? group_check(links->gradients[s]) : NULL);
+        TRY(links->outputs[s] != NULL ? each(links->outputs[s], context) : NULL);
+        TRY(links->gradients[s] != NULL ? each(links->gradients[s], context) : NULL);
     }
-    return links->ends != NULL ? group_check(links->ends) : NULL;
+    return links->ends != NULL ? each(links->ends, context) : NULL;
+}
+
+static Error *check(Group *group, void *context) {
+    (void)context;
+    return group_check(group);
+}
+
+static Error *recordable(Group *group, void *context) {
+    *(bool *)context &= group->recordable;
+    return NULL;
+}
+
+typedef struct Count {
+    int64_t *sent;
+    double *waited;
+} Count;
+
+static Error *count(Group *group, void *context) {
+    const Count *sum = context;
+    *sum->sent += group->sent;
+    *sum->waited += group->waited;
+    return NULL;
+}
+
+Error *pipeline_links_check(const PipelineLinks *links) {
+    return for_each(links, check, NULL);
 }
 
 bool pipeline_links_recordable(const PipelineLinks *links) {
-    bool can = links->ends == NULL || links->ends->recordable;
-    for (int s = 0; s < stages_of(&links->shape); s++) {
-        can &= links->outputs[s] == NULL || links->outputs[s]->recordable;
-        can &= links->gradients[s] == NULL || links->gradients[s]->recordable;
-    }
-    return can;
+    bool all = true;
+    error_free(for_each(links, recordable, &all));
+    return all;
+}
+
+void pipeline_links_count(const PipelineLinks *links, int64_t *sent, double *waited) {
+    error_free(for_each(links, count, &(Count){sent, waited}));
 }

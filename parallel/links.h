@@ -34,5 +34,8 @@ static inline int pipeline_peer(const Group *pair) {
 // Whether all of them can be recorded: see group.h.
 bool pipeline_links_recordable(const PipelineLinks *links);
 
+// Adds what their groups have sent and waited so far: see Group.
+void pipeline_links_count(const PipelineLinks *links, int64_t *sent, double *waited);
+
 // What went wrong meanwhile in any of the groups: see group_check.
 Error *pipeline_links_check(const PipelineLinks *links) MUST_CHECK;

@@ -142,16 +142,21 @@ Group *mesh_group(const Mesh *mesh, int axes) {
 }
 
 MeshTraffic mesh_traffic(const Mesh *mesh) {
-    return mesh_traffic_since(mesh, &(MeshTraffic){0});
-}
-
-MeshTraffic mesh_traffic_since(const Mesh *mesh, const MeshTraffic *before) {
     MeshTraffic out = {0};
     for (int axes = 0; axes <= OVER_ALL; axes++) {
         if (mesh->group[axes] != NULL) {
-            out.sent[axes] = mesh->group[axes]->sent - before->sent[axes];
-            out.waited[axes] = mesh->group[axes]->waited - before->waited[axes];
+            out.sent[axes] = mesh->group[axes]->sent;
+            out.waited[axes] = mesh->group[axes]->waited;
         }
+    }
+    return out;
+}
+
+MeshTraffic mesh_traffic_between(const MeshTraffic *before, const MeshTraffic *after) {
+    MeshTraffic out;
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        out.sent[axes] = after->sent[axes] - before->sent[axes];
+        out.waited[axes] = after->waited[axes] - before->waited[axes];
     }
     return out;
 }

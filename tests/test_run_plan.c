@@ -82,7 +82,7 @@ static void test_settings(void) {
     run_plan(&config, &with_prompt, &machine, &other);
     int64_t keys = 2 * 4 * 100 * 256 * (int64_t)sizeof(float), texts = line_bytes(&other, "sample texts");
     CHECK(texts > keys && texts < 3 * keys);
-    with_prompt.ranks = 2;
+    with_prompt.ranks = with_prompt.data_ranks = 2;
     with_prompt.rank = with_prompt.data_rank = 1;  // only the first rank writes them
     run_plan(&config, &with_prompt, &machine, &other);
     CHECK(line_bytes(&other, "sample texts") == 0);

@@ -67,7 +67,7 @@ static int64_t prompt_tokens(const Trainer *t) {
 // On a card all micro-batches of a step lie there before it begins; in a pipeline several are under way.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
-    size_t each = batch_bytes(sequences, length);
+    size_t each = batch_cut_bytes(sequences, length, t->mesh->size[MESH_CONTEXT]);
     t->batch_bytes = (size_t)t->micro_batches * each;
     TRY(device_allocate(t->device, t->batch_bytes, &t->batch_memory));
     t->batches = memory_zeroed((size_t)t->micro_batches, sizeof *t->batches);
@@ -85,7 +85,7 @@ Error *trainer_make_model(Trainer *t) {
     RunLayout layout = layout_of(t);
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
-    t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
+    t->parts = model_parts(&t->model->weights, layout.data_ranks, layout.data_rank);
     return t->late || t->model->stages != NULL ? make_batches(t) : NULL;
 }
 

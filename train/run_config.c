@@ -193,7 +193,7 @@ static const Key own_keys[] = {
      .help = "Stages of each rank of a pipeline; 0: one, of interleaved and zb-v two.",
      .also = "virtual_pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage vpp vpp_size"},
     {"parallel.context", KEY_INT, AT(parallel.context), "1", 1, 1 << 20, .unit = "ranks",
-     .help = "Ranks that share each sequence. Must be 1: not yet supported.",
+     .help = "Ranks that share each sequence, cut into two equal parts for each: keys and values go around a ring of them.",
      .also = "cp cp_size context_parallel context_parallel_size cp_degree"},
     {"parallel.sequence", KEY_BOOL, AT(parallel.sequence), "true",
      .help = "Ranks that share each layer also cut the rows of the residual stream: less memory, and as much to exchange.",

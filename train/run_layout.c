@@ -47,8 +47,9 @@ static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES],
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)config, (void)length;
-    return size[MESH_CONTEXT] == 1 ? NULL : failure("parallel.context must be 1: this version cuts no sequences");
+    (void)config;
+    ContextShare share = {0, size[MESH_CONTEXT]};
+    return error_wrap(context_check(&share, length), "parallel.context");
 }
 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
@@ -63,10 +64,11 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
 
 Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) {
     int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
+    TRY(check_context(config, size, length));
     TRY(check_tensor(config, size, length));
     TRY(check_data(config, size, length));
     TRY(check_pipeline(config, size, length));
-    return check_context(config, size, length);
+    return NULL;
 }
 
 // ---- The nearest that work

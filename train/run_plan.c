@@ -26,13 +26,15 @@ RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int 
     memcpy(mesh.size, size, sizeof mesh.size);
     mesh_coordinate(&mesh, rank, mesh.coordinate);
     int tensor = size[MESH_TENSOR], data = size[MESH_DATA];
+    ContextShare context = {mesh.coordinate[MESH_CONTEXT], size[MESH_CONTEXT]};
     int64_t micro_batches = run_config_micro_batches(config, data, mesh.coordinate[MESH_DATA]);
     return (RunLayout){.ranks = data * tensor * size[MESH_PIPELINE] * size[MESH_CONTEXT],
                        .rank = rank,
-                       .data_ranks = data,
+                       .data_ranks = data * context.ranks,
                        .tensor = {mesh.coordinate[MESH_TENSOR], tensor, tensor > 1 && config->parallel.sequence},
                        .stages = stage_share(config, size[MESH_PIPELINE], micro_batches, mesh.coordinate[MESH_PIPELINE]),
-                       .data_rank = mesh.coordinate[MESH_DATA],
+                       .context = context,
+                       .data_rank = mesh.coordinate[MESH_DATA] * context.ranks + context.rank,
                        .micro_batches = micro_batches};
 }
 
@@ -55,6 +57,7 @@ ModelOptions run_model_options(const RunConfig *config) {
 ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) {
     ModelOptions options = run_model_options(config);
     options.tensor = layout->tensor;
+    options.context = layout->context;
     options.stages = layout->stages;
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
@@ -116,7 +119,8 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     int64_t gradients, saved = saved_bytes(config, layout, machine, &gradients);
     if (card || layout->stages.shape.ranks > 1) {
         memory_plan_add(out, card ? "micro-batches on the card" : "micro-batches of a step",
-                        layout->micro_batches * (int64_t)batch_bytes(config->train.micro_batch, config->data.sequence_length),
+                        layout->micro_batches * (int64_t)batch_cut_bytes(config->train.micro_batch,
+                                                                         config->data.sequence_length, layout->context.ranks),
                         "all %lld of a step", (long long)layout->micro_batches);
     }
     if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->data_rank == 0) {

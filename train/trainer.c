@@ -33,14 +33,7 @@ static void gradients_final(void *context, int64_t offset) {
 
 // The next micro-batch, as it lies on the device in place `m`.
 static Batch load_batch(Trainer *t, int64_t m) {
-    const Batch *next = trainer_next_batch(t);
-    if (t->batches == NULL || t->late) {
-        return batch_to_device(t->device, next, t->batches != NULL ? t->batches[m].tokens : NULL);
-    }
-    Batch kept = t->batches[m];
-    memcpy(kept.tokens, batch_block(next), batch_bytes(next->sequences, next->length));
-    kept.first_sample = next->first_sample;
-    return kept;
+    return model_bring_batch(t->model, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
 }
 
 // A step's micro-batches, before any of them is computed on.
@@ -96,7 +89,7 @@ static Error *finish_operations(Trainer *t) {
     if (t->watch != NULL && t->record.loop_start > 0) {
         t->watch->gradients(t->watch->context, t);
     }
-    TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA | OVER_PIPELINE), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum,
+    TRY(group_all_reduce(mesh_group(t->mesh, OVER_TOKENS | OVER_PIPELINE), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum,
                          3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
@@ -105,25 +98,31 @@ static Error *finish_operations(Trainer *t) {
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
     TRY(model_tensor_error(t->model));
-    return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_DATA) : NULL);
+    return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_TOKENS) : NULL);
 }
 
-// The sets of axes that training exchanges over; and those over whose ranks a step's gradients lie in parts.
-static const int sets[] = {OVER_DATA,
-                           OVER_TENSOR,
-                           OVER_PIPELINE,
-                           OVER_DATA | OVER_PIPELINE,
-                           OVER_TENSOR | OVER_PIPELINE,
-                           OVER_DATA | OVER_TENSOR | OVER_PIPELINE};
-enum { set_count = sizeof sets / sizeof *sets };
+// The sets of axes that training exchanges over.
+enum { SETS = 7 };
+typedef struct Sets {
+    int axes[SETS];
+} Sets;
+
+// Those over whose ranks a step's gradients lie in parts.
 static int over_parts(const Trainer *t) {
-    return (t->config->parallel.zero > 0 ? OVER_DATA : 0) | OVER_TENSOR | OVER_PIPELINE;
+    return (t->config->parallel.zero > 0 ? OVER_TOKENS : 0) | OVER_TENSOR | OVER_PIPELINE;
+}
+
+static Sets sets_of(const Trainer *t) {
+    // Data alone: who validates, each with texts of its own.
+    return (Sets){
+        {OVER_DATA, OVER_CONTEXT, OVER_TOKENS, OVER_TENSOR, OVER_PIPELINE, OVER_TOKENS | OVER_PIPELINE, over_parts(t)}};
 }
 
 // What went wrong between ranks since it was last asked.
 static Error *check_groups(Trainer *t) {
-    for (int i = 0; i < set_count; i++) {
-        TRY(group_check(mesh_group(t->mesh, sets[i])));
+    Sets sets = sets_of(t);
+    for (int i = 0; i < SETS; i++) {
+        TRY(group_check(mesh_group(t->mesh, sets.axes[i])));
     }
     return t->links != NULL ? pipeline_links_check(t->links) : NULL;
 }
@@ -174,8 +173,9 @@ static Error *card_operations(Trainer *t) {
     // Dropout's bits depend on the number of the sample, which a record would repeat.
     bool can =
         t->config->train.graph && t->config->model.dropout == 0 && (t->links == NULL || pipeline_links_recordable(t->links));
-    for (int i = 0; i < set_count; i++) {
-        can &= mesh_group(t->mesh, sets[i])->recordable;
+    Sets sets = sets_of(t);
+    for (int i = 0; i < SETS; i++) {
+        can &= mesh_group(t->mesh, sets.axes[i])->recordable;
     }
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
@@ -212,7 +212,7 @@ static void print_step(const Trainer *t, const TrainRecord *r, double start, int
     Buffer axes = {0};  // the wait for other ranks, by set of axes
     for (int set = 0; set <= OVER_ALL; set++) {
         const Group *group = t->mesh->group[set];
-        if (group != NULL && group->size > 1) {
+        if (group != NULL && r->traffic.sent[set] > 0) {
             buffer_printf(&axes, "%s%s %.1f%%", axes.size > 0 ? ", " : " (", group->name,
                           100 * r->traffic.waited[set] / r->step_seconds);
         }
@@ -304,16 +304,26 @@ static Error *undo_step(Trainer *t) {
     return NULL;
 }
 
+// Between the ranks of a pipeline, messages count too.
+static MeshTraffic traffic_so_far(const Trainer *t) {
+    MeshTraffic traffic = mesh_traffic(t->mesh);
+    if (t->links != NULL) {
+        pipeline_links_count(t->links, &traffic.sent[OVER_PIPELINE], &traffic.waited[OVER_PIPELINE]);
+    }
+    return traffic;
+}
+
 static Error *train_step(Trainer *t, Shared *shared) {
     double data_before = loader_waited(t->loader), learning_rate = schedule_rate(&t->schedule, t->step);
-    MeshTraffic traffic = mesh_traffic(t->mesh);
+    MeshTraffic traffic_before = traffic_so_far(t), traffic_after, traffic;
     model_begin_step(t->model, learning_rate);
     TRY(t->late ? card_operations(t) : operations(t, false));
     model_send_control(t->model);
     double before = clock_seconds();
     TRY(share_flags(t, shared));
     double comm_waited = clock_seconds() - before;
-    traffic = mesh_traffic_since(t->mesh, &traffic);
+    traffic_after = traffic_so_far(t);
+    traffic = mesh_traffic_between(&traffic_before, &traffic_after);
     for (int axes = 0; axes <= OVER_ALL; axes++) {
         comm_waited += traffic.waited[axes];
     }
@@ -428,16 +438,18 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, run_record_create(&t->record, config, t->model, &t->plan, t->run, t->resumed, t->world)));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
-    TRY(mesh_attach(t->mesh, t->device, sets, set_count));
+    Sets sets = sets_of(t);
+    TRY(mesh_attach(t->mesh, t->device, sets.axes, SETS));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
+    t->model->tensor->context = mesh_group(t->mesh, OVER_CONTEXT);
     t->model->tensor->norm = mesh_group(t->mesh, over_parts(t))->size > 1 ? mesh_group(t->mesh, over_parts(t)) : NULL;
     if (t->model->stages != NULL) {
         TRY(pipeline_links_create(mesh_group(t->mesh, OVER_PIPELINE), &t->model->options.stages.shape, t->device, &t->links));
         t->model->tensor->links = t->links;
     }
     TRY(trainer_rehearse(t));
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
-                                run_bucket_bytes(config), config->parallel.zero > 0);
+    t->buckets = buckets_create(mesh_group(t->mesh, OVER_TOKENS), t->model->weights.grads,
+                                t->model->weights.placement.gradients, run_bucket_bytes(config), config->parallel.zero > 0);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

@@ -56,7 +56,7 @@ typedef struct OpCase {
         OptimizerUpdate optimizer_update;
         Convert convert;
         CopyRows copy_rows;
-        int64_t add, scale;  // the count
+        int64_t add, accumulate, scale;  // the count
     };
 } OpCase;
 

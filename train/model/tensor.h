@@ -31,6 +31,7 @@ typedef struct TensorShare {
 typedef struct TensorRanks {
     Group *group;                // not owned; NULL where ranks is 1
     Group *norm;                 // of all ranks among which a step's gradients lie in parts; NULL where one has all
+    Group *context;              // of ranks that share sequences (context.h); NULL where one has whole ones
     const PipelineLinks *links;  // not owned; NULL without a pipeline
     Error *failed;
 } TensorRanks;
