@@ -35,7 +35,7 @@ typedef struct Row {
     Activation activation;
     int flags;
     int m, n, k;
-    int columns, cluster, parts;
+    int columns, cluster, parts;  // columns 0: the portable body
 } Row;
 
 static const ProductForm F = PRODUCT_FORWARD, I = PRODUCT_BACKWARD_INPUT, W = PRODUCT_BACKWARD_WEIGHT;
@@ -130,6 +130,17 @@ static const Row table[] = {
     {F, P, NONE, BIAS, 900, 264, 64, 256, 2, 1},
     {F, P, NONE, BIAS, 900, 264, 256, 128, 2, 1},
     {F, P, NONE, BIAS, 129, 8, 64, 128, 2, 1},
+    // The portable body, which cuts as it likes: odd sizes in tiles of 128, of 64 and in parts of K, between the same columns.
+    {I, B, NONE, 0, 140, 264, 257},
+    {I, B, NONE, FLOAT | ACCUMULATE, 392, 261, 261},
+    {I, B, TANH, PRE, 135, 131, 71},
+    {I, B, NONE, ACCUMULATE, 40, 72, 1501},
+    {W, B, NONE, FLOAT | ACCUMULATE, 257, 264, 71},
+    {W, B, NONE, FLOAT | ACCUMULATE, 391, 263, 140},
+    {W, B, NONE, FLOAT | ACCUMULATE, 135, 131, 71},
+    {W, B, NONE, FLOAT | ACCUMULATE, 41, 73, 1501},
+    {F, P, NONE, BIAS, 140, 257, 72},
+    {F, P, NONE, 0, 140, 257, 71},
 };
 
 // A matrix on the card and on the host, rows `stride` elements apart; `float_elements`: fp32 instead of the type.
@@ -299,10 +310,14 @@ static void check_row(Device *device, const Row *r) {
     p.c = t.c.card;
     p.c_stride = t.c.stride;
     p.pre_stride = t.pre.stride;
-    CHECK(sm90_takes(card, &p));
-    Sm90Plan plan = sm90_plan(&p, card->multiprocessors, r->columns, r->cluster, r->parts);
-    CHECK_I64(plan.parts, r->parts);
-    CHECK(sm90_run(card, &p, &plan));
+    if (r->columns == 0) {
+        CHECK(product_sm80(card, &p));
+    } else {
+        CHECK(sm90_takes(card, &p));
+        Sm90Plan plan = sm90_plan(&p, card->multiprocessors, r->columns, r->cluster, r->parts);
+        CHECK_I64(plan.parts, r->parts);
+        CHECK(sm90_run(card, &p, &plan));
+    }
     CHECK_OK(device_finish(device));
 
     double sums = 2e-6 * (1 + sqrt((double)k) / 16);
@@ -600,8 +615,15 @@ static int print_choice(int count, char **arguments) {
     return 0;
 }
 
-// GPT-2's vocabulary is no multiple of 8: its head's products are taken all the same, rows of logits being 50,264 apart. What
-// comes in as C is written (8 columns at a time) and rows that begin anywhere are for others.
+static bool copied_in_chunks(const Product *p) {
+    bool a, b;
+    product_sm80_chunks(p, &a, &b);
+    return a && b;
+}
+
+// GPT-2's vocabulary is no multiple of 8: its head's products are taken all the same, rows of logits being 50,264 apart, and
+// the portable body copies them 16 bytes at a time. What comes in as C is written (8 columns at a time) and rows that begin
+// anywhere are for others.
 static void test_vocabulary(void) {
     static unsigned char memory[64];
     Device *device;
@@ -625,12 +647,20 @@ static void test_vocabulary(void) {
     p = forward_product(1024, 768, vocabulary);
     p.form = PRODUCT_BACKWARD_INPUT;
     p.epilogue = EPILOGUE_BACKWARD;
-    CHECK(sm90_takes(card, &p));
+    p.a_stride = stride;
+    p.b_stride = 768;
+    CHECK(sm90_takes(card, &p) && copied_in_chunks(&p));
+    p.form = PRODUCT_FORWARD;  // here what lies between two rows would meet what is no zero
+    CHECK(!copied_in_chunks(&p));
     p = forward_product(vocabulary, 768, 1024);
     p.form = PRODUCT_BACKWARD_WEIGHT;
     p.epilogue = EPILOGUE_BACKWARD;
     p.float_output = p.accumulate = true;
-    CHECK(sm90_takes(card, &p));
+    p.a_stride = stride;
+    p.b_stride = 768;
+    CHECK(sm90_takes(card, &p) && copied_in_chunks(&p));
+    p.a_stride = vocabulary;
+    CHECK(!copied_in_chunks(&p));
     device_close(device);
 }
 

@@ -8,8 +8,8 @@
 // then dx = dlogits w, dw += dlogits^T x, dbias += the sums of the columns. Logits are kept in the compute type: rounding them
 // once errs as much as rounding any activation does, and a chunk then moves 10 bytes a logit (written, read, written, read
 // by two products) instead of 18; the statistics are fp32. Rows are `stride` apart, the vocabulary rounded up to 8 columns, so
-// that the products and the kernels move 16 bytes at a time whatever the vocabulary; the columns added are never read as
-// numbers.
+// that the products and the kernels move 16 bytes at a time whatever the vocabulary. The columns added begin as whatever was
+// there; the gradient in them is exp(-infinity) = 0, which the products read along with the last columns.
 //
 // A block takes a row: the largest logit and the sum of exponentials together in one pass (Milakov & Gimelshein 2018, "Online
 // normalizer calculation for softmax"), the gradient in a second one. Each thread keeps the packs of its first pass in shared

@@ -34,7 +34,9 @@ typedef enum ProductEpilogue {
     EPILOGUE_GATED_BACKWARD,
 } ProductEpilogue;
 
-// Strides count elements, from row to row; the other dimension is contiguous. Passed to kernels by value.
+// Strides count elements, from row to row; the other dimension is contiguous. Where a stride is more than a row is long, the
+// memory of the last row reaches as far as that of the others. What lies behind the rows of A and B may be read, counts for
+// nothing, and is finite behind those of A in the form backward input (it is multiplied by zeros). Passed to kernels by value.
 typedef struct Product {
     ProductForm form;
     ProductEpilogue epilogue;
@@ -67,6 +69,10 @@ bool product_sm90(Card *card, const Product *p);    // where ATHANOR_HAVE_SM90, 
 bool product_few(Card *card, const Product *p);     // form forward, few rows
 bool product_float(Card *card, const Product *p);   // fp32, any shape
 bool product_cublas(Card *card, const Product *p);  // not in the simulator
+
+// Which operands product_sm80 copies 16 bytes at a time. Each that it does not costs several times the instructions, and allows
+// small tiles alone.
+void product_sm80_chunks(const Product *p, bool *a, bool *b);
 
 // ---- For operations that need more than the table's matrix products do: rows with strides (classifier.cu). In matmul.cu.
 

@@ -12,6 +12,12 @@
 // 16 bytes at a time; ldmatrix transposes where the line runs along M or N. The chunks of 16 bytes within a line are permuted
 // by the line's number (operand_offset), so that the 8 rows of every ldmatrix lie in 8 different groups of banks.
 //
+// Lines that begin aligned are copied so whatever their length, in the forms of the backward pass (GPT-2's vocabulary of 50,257
+// columns in rows of 50,264). The last chunk then has up to 7 numbers behind the line's end, which count for nothing: along M
+// or N they make rows or columns of C that are not stored; along K (A of the gradient of an input) the lines of B that they
+// meet are beyond the end and therefore zeros. In the forward form both operands would have them, so there K must be a multiple
+// of 8.
+//
 // Gated products: of every 16 lines of the tile of B, 8 are rows of the gate and 8 the rows of the values of the same columns,
 // so a thread holds both sums of a column.
 //
@@ -59,7 +65,7 @@ template <typename T> struct Copier {
     int across;           // rows (or columns, MN-major) of the operand from its first chunk to the end
     int along;            // the same along K, for the next slice
     uint32_t to;          // offset of its first chunk in shared memory
-    bool chunks;          // 16 bytes at a time: all lines begin aligned and have whole chunks
+    bool chunks;          // 16 bytes at a time
 };
 
 // `base` + row * stride (K-major) or + k * stride (MN-major); the tile begins at row or column `first` of `extent`, its slices
@@ -92,7 +98,7 @@ static __device__ __forceinline__ Copier<T> copier_new(const void *base, int64_t
     return c;
 }
 
-// Element by element, for lines that are not aligned or end within a chunk.
+// Element by element, for lines that are not aligned.
 template <bool MN_MAJOR, int TILE, typename T>
 static __device__ __forceinline__ void copy_elements(const Copier<T> &c, unsigned char *to) {
     typedef Operand<MN_MAJOR, TILE> O;
@@ -334,8 +340,14 @@ static void choose_cut(const Product *p, bool chunks, int multiprocessors, int *
     }
 }
 
-static bool in_chunks(const void *base, int64_t stride, int64_t contiguous) {
-    return aligned_16(base) && stride % 8 == 0 && contiguous % 8 == 0;
+static bool in_chunks(const void *base, int64_t stride) {
+    return aligned_16(base) && stride % 8 == 0;
+}
+
+void product_sm80_chunks(const Product *p, bool *a, bool *b) {
+    bool whole = p->form != PRODUCT_FORWARD || p->k % 8 == 0;
+    *a = whole && in_chunks(p->a, p->a_stride);
+    *b = whole && in_chunks(p->b, p->b_stride);
 }
 
 template <typename T, int TILE> static void launch_tiles(Card *card, const Product *p, const Cut *cut, int64_t parts) {
@@ -371,8 +383,7 @@ bool product_sm80(Card *card, const Product *p) {
     }
     Cut cut = {};
     cut.gated = p->epilogue == EPILOGUE_GATED;
-    cut.a_in_chunks = in_chunks(p->a, p->a_stride, p->form == PRODUCT_BACKWARD_WEIGHT ? p->m : p->k);
-    cut.b_in_chunks = in_chunks(p->b, p->b_stride, p->form == PRODUCT_FORWARD ? p->k : p->n);
+    product_sm80_chunks(p, &cut.a_in_chunks, &cut.b_in_chunks);
 
     int tile = 64;
     int64_t parts = 1;
