@@ -433,6 +433,18 @@ typedef struct CopyRows {
     int64_t to_stride;
 } CopyRows;
 
+// y[i] = the sum over p of x[p * stride + i], i < count, p < parts (1 .. 2^SUM_PARTS_LEVELS): neighbours are added, then
+// neighbouring pairs, and so on; where the parts are no power of two, what is left over at the end is added to from the right.
+// So the sums of runs of 2^k parts that begin at multiples of 2^k are found again within it. y may be one of the parts.
+typedef struct SumParts {
+    bool wide;  // doubles, else floats
+    int64_t count, parts, stride;
+    const void *x;
+    void *y;
+} SumParts;
+
+enum { SUM_PARTS_LEVELS = 16 };
+
 // ---- The table
 // ---------------------------------------------------------------------------------------------------------------
 
@@ -461,6 +473,7 @@ typedef struct CopyRows {
     X(optimizer_update, const OptimizerUpdate *a)              \
     X(convert, const Convert *a)                               \
     X(copy_rows, const CopyRows *a)                            \
+    X(sum_parts, const SumParts *a)                            \
     /* y += x, count elements of the compute type. */          \
     X(add, int64_t count, const void *x, void *y)              \
     /* y += x, x of the compute type, y fp32. */               \

@@ -17,8 +17,11 @@ def layouts():
     return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"),
             (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"), (2, "parallel.context=2"), (4, "parallel.context=4"),
             (4, "parallel.context=2", "parallel.tensor=2"), (4, "parallel.context=2", "parallel.zero=1"), (4, "parallel.context=2", "parallel.pipeline=2"),
+            (4, "parallel.zero=2"), (4, "parallel.zero=2", "parallel.tensor=2"), (2, "parallel.zero=3"), (4, "parallel.zero=3", "parallel.tensor=2"),
+            (4, "parallel.zero=3", "parallel.context=2"),
             (2, "parallel.pipeline=2"), (2, "parallel.pipeline=2", "parallel.schedule=zb-h1"), (4, "parallel.pipeline=2", "parallel.data=2"),
-            (4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1"), (4, "parallel.pipeline=2", "parallel.tensor=2"))
+            (4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1"), (4, "parallel.pipeline=2", "parallel.tensor=2"),
+            (4, "parallel.pipeline=2", "parallel.zero=2"), (4, "parallel.pipeline=2", "parallel.zero=3"))
 
 
 def stages():
@@ -27,6 +30,8 @@ def stages():
         yield ranks, f"parallel.pipeline={ranks}", f"parallel.schedule={schedule}"
     yield 4, "parallel.pipeline=2", "parallel.tensor=2", "parallel.schedule=zb-v"
     yield 4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1", "parallel.schedule=interleaved"
+    yield 4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=2", "parallel.schedule=zb-h1"
+    yield 4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=3", "parallel.schedule=zb-v"
 
 
 def validation(folder):
@@ -83,7 +88,7 @@ def test_resume():
     run("train", "cut.yaml", tensor, STEADY, ranks=2)
     run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
     whole = course("cut")
-    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("three", 3), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("weights", 2, "parallel.zero=3"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("three", 3), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
                                   ("stages-zero", 4, "parallel.pipeline=2", "parallel.zero=1")):
         shutil.copytree("half", name)
         run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
@@ -109,6 +114,23 @@ def test_resume_context():
         check(len(here) == 60, f"{name}: {len(here)} records")
         check(worst(here, whole) < 1e-4, f"{name}: losses differ by {worst(here, whole)}")
         check(name != "shared-same" or here == whole, "stopped and resumed: not the same bits")
+
+
+def test_shards():
+    """Weights in shards: gone on with on the same ranks bit for bit; one rank goes on with what they saved, and they with what it saved."""
+    write("shards.yaml", CONFIG.format(folder="shards"))
+    for level in (2, 3):
+        layout = [f"parallel.zero={level}", STEADY]
+        whole, half = f"shards-{level}", f"shards-{level}-half"
+        run("train", "shards.yaml", f"folder={whole}", *layout, ranks=2)
+        run("train", "shards.yaml", f"folder={half}", "train.steps=30", *layout, ranks=2)
+        shutil.copytree(half, f"{half}-alone")
+        run("train", "shards.yaml", f"folder={half}", *layout, ranks=2)
+        check(course(half) == course(whole), f"zero {level}, stopped and resumed: not the same bits")
+        run("train", "shards.yaml", f"folder={half}-alone", "train.steps=45", STEADY)
+        run("train", "shards.yaml", f"folder={half}-alone", *layout, ranks=4)
+        here = course(f"{half}-alone")
+        check(len(here) == 60 and worst(here, course(whole)) < 1e-4, f"zero {level} through one rank: losses differ by {worst(here, course(whole))}")
 
 
 def test_resume_stages():
@@ -174,4 +196,4 @@ def test_auto():
 
 
 if __name__ == "__main__":
-    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_refused, test_auto)
+    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_shards, test_refused, test_auto)

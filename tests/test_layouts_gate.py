@@ -110,11 +110,16 @@ def gate(chosen, ranks=RANKS, expect=0):
     """Runs cases in one start; returns their lines."""
     write("cases", "".join(" ".join(c) + "\n" for c in chosen))
     environment = {**RANKS_ENVIRONMENT, "OMPI_MCA_mpi_yield_when_idle": "1"}
-    result = subprocess.run(["mpirun", "-n", str(ranks), GATE, "@cases"], capture_output=True, text=True, errors="replace", env=environment)
-    print(result.stdout, end="", flush=True)
-    if not check(result.returncode == expect, f"exit code {result.returncode} of the gate, expected {expect}"):
-        print("\n".join(l for l in result.stderr.splitlines() if not l.startswith("  "))[-3000:], file=sys.stderr)
-    return result.stdout.splitlines()
+    lines = []
+    with open("told", "w+") as told:
+        with subprocess.Popen(["mpirun", "-n", str(ranks), GATE, "@cases"], stdout=subprocess.PIPE, stderr=told, text=True, env=environment) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line.rstrip())
+        told.seek(0)
+        if not check(process.returncode == expect, f"exit code {process.returncode} of the gate, expected {expect}"):
+            print("\n".join(l for l in told.read().splitlines() if not l.startswith(("  ", "memory plan")))[-3000:], file=sys.stderr)
+    return lines
 
 
 def size(case):

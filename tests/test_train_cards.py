@@ -105,15 +105,15 @@ def test_layouts():
         alone = f"alone-{kind}"
         run("train", configure(alone, kind=kind), *heads)
         for name, *layout in (("tensor", "parallel.tensor=2"), ("whole-rows", "parallel.tensor=2", "parallel.sequence=false"), ("zero", "parallel.zero=1"),
-                              ("pipeline", "parallel.pipeline=2"), ("zero-bubble", "parallel.pipeline=2", "parallel.schedule=zb-h1"),
-                               ("context", "parallel.context=2")):
+                              ("gradients", "parallel.zero=2"), ("weights", "parallel.zero=3"), ("context", "parallel.context=2"),
+                              ("pipeline", "parallel.pipeline=2"), ("zero-bubble", "parallel.pipeline=2", "parallel.schedule=zb-h1")):
             if (name, kind) == ("context", "fp32"):  # every gradient of it: tests/ranks_context.c
                 continue
             run("train", configure(f"{name}-{kind}", kind=kind), *heads, *layout, ranks=2)
             check(worst(alone, f"{name}-{kind}") < most, f"{name} {kind}: losses are off by {worst(alone, f'{name}-{kind}'):.2e}")
-    for axis in ("tensor", "context", "pipeline"):
-        run("train", configure(f"unrecorded-{axis}", kind="bf16"), *heads, f"parallel.{axis}=2", "train.graph=false", ranks=2)
-        check(course(f"unrecorded-{axis}") == course(f"{axis}-bf16"), f"{axis}: a recorded step computes the same bits")
+    for name, layout in (("tensor", "parallel.tensor=2"), ("context", "parallel.context=2"), ("weights", "parallel.zero=3"), ("pipeline", "parallel.pipeline=2")):
+        run("train", configure(f"unrecorded-{name}", kind="bf16"), *heads, layout, "train.graph=false", ranks=2)
+        check(course(f"unrecorded-{name}") == course(f"{name}-bf16"), f"{name}: a recorded step computes the same bits")
     test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"] = "1"
     for axis in ("tensor", "context"):
         run("train", configure(f"one-card-{axis}", kind="bf16"), *heads, f"parallel.{axis}=2", ranks=2)

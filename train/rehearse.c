@@ -106,6 +106,7 @@ static Error *pass_of_padding(Trainer *t) {
     StepControl control = model_control(t->model);
     StepOptions options = {.grad_scale = 1, .seed = (uint64_t)t->config->seed};
     run_padding(t, &batch, &options);
+    model_finish_gradients(t->model);
     t->device->op->squares(t->device, t->model->weights.placement.gradients, t->model->weights.grads,
                            &t->model->control->grad_squares);
     weights_zero_gradients(&t->model->weights);

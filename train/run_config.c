@@ -198,11 +198,14 @@ static const Key own_keys[] = {
     {"parallel.sequence", KEY_BOOL, AT(parallel.sequence), "true",
      .help = "Ranks that share each layer also cut the rows of the residual stream: less memory, and as much to exchange.",
      .also = "sequence_parallel sp enable_sequence_parallel"},
-    {"parallel.zero", KEY_INT, AT(parallel.zero), "0", 0, 1,
-     .help = "What data-parallel ranks keep a part of instead of all: 0 nothing, 1 the optimizer's state (ZeRO).",
-     .also = "zero zero_stage zero_optimization zero1 use_distributed_optimizer distributed_optimizer"},
+    {"parallel.zero", KEY_INT, AT(parallel.zero), "0", 0, 3,
+     .help =
+         "What data-parallel ranks keep a part of instead of all (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too, "
+         "3 weights too. From 2 on gradients are reduced after each micro-batch.",
+     .also = "zero zero_stage zero_optimization zero1 zero2 zero3 fsdp use_distributed_optimizer distributed_optimizer"},
     {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
-     .help = "Size of the gradient buckets that are reduced while the backward pass still runs.",
+     .help = "Size of the gradient buckets that are reduced while the backward pass still runs; with parallel.zero 2 and 3 a "
+             "bucket is a layer.",
      .also = "bucket_size bucket_cap_mb bucket_mb ddp_bucket_size"},
 };
 

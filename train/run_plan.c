@@ -62,12 +62,13 @@ ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) 
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
         options.shards = layout->data_ranks;
+        options.zero = (int)config->parallel.zero;
     }
     return options;
 }
 
-// Weights and moments that this rank saves, and its gradients, in bytes.
-static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *gradients) {
+// Weights and moments that this rank saves, and what its sums of gradients take of the host meanwhile, in bytes.
+static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, const Machine *machine, int64_t *sums) {
     ModelOptions options = run_rank_options(config, layout);
     ParamTable table;
     SavedPart *parts;
@@ -80,7 +81,10 @@ static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, con
         int64_t elements = parts[i].end - parts[i].begin;
         bytes += elements * data_type_bytes(type) + data_type_scales(type, elements) * (int64_t)sizeof(float);
     }
-    *gradients = weights.placement.gradients * (int64_t)sizeof(float);
+    // MPI takes twice what it reduces in parts.
+    const Placement *placement = &weights.placement;
+    *sums = placement->units != NULL ? 2 * placement->slots * (int64_t)sizeof(float)
+                                     : buckets_bytes(placement->gradients, run_bucket_bytes(config), layout->data_ranks);
     weights_free(&weights);
     params_free(&table);
     free(parts);
@@ -116,14 +120,15 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     model_plan(&config->model, &options, machine, out);
     LoaderOptions loader = {
         .sequences = config->train.micro_batch, .length = config->data.sequence_length, .prefetch = (int)config->data.prefetch};
-    int64_t gradients, saved = saved_bytes(config, layout, machine, &gradients);
+    int64_t sums, saved = saved_bytes(config, layout, machine, &sums);
     if (card || layout->stages.shape.ranks > 1) {
         memory_plan_add(out, card ? "micro-batches on the card" : "micro-batches of a step",
                         layout->micro_batches * (int64_t)batch_cut_bytes(config->train.micro_batch,
                                                                          config->data.sequence_length, layout->context.ranks),
                         "all %lld of a step", (long long)layout->micro_batches);
     }
-    if (config->samples.every > 0 && config->samples.prompts.count > 0 && layout->data_rank == 0) {
+    if (config->samples.every > 0 && config->samples.prompts.count > 0 &&
+        (layout->data_rank == 0 || config->parallel.zero >= 3)) {
         plan_samples(config, layout, machine, out);
     }
     memory_plan_add_host(out, kind, "batches", (int64_t)loader_bytes(&loader), "%lld + 1 micro-batches",
@@ -132,9 +137,7 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
         memory_plan_add_host(out, kind, "validation", validation_bytes(config), "a batch, its losses, bytes of tokens");
     }
     if (layout->ranks > 1) {
-        int64_t count = gradients / (int64_t)sizeof(float);
-        memory_plan_add_host(out, kind, "reduction buffers", buckets_bytes(count, run_bucket_bytes(config), layout->data_ranks),
-                             "buckets of gradients");
+        memory_plan_add_host(out, kind, "reduction buffers", sums, "buckets of gradients");
     }
     if (kind == DEVICE_CUDA) {
         int64_t bytes = CARD_LIBRARY_BYTES + (layout->ranks > 1 ? CARD_NCCL_BYTES : 0);

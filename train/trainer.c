@@ -64,7 +64,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
             load_batches(t);
         }
         buckets_begin(t->buckets);
-        options.gradients_final = gradients_final;
+        options.gradients_final = t->model->weights.fetch == NULL ? gradients_final : NULL;
         stages_run(t->model, t->batches, &options);
     }
     for (int64_t m = 0;
@@ -74,7 +74,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
         if (last) {
             buckets_begin(t->buckets);
         }
-        options.gradients_final = last ? gradients_final : NULL;
+        options.gradients_final = last && t->model->weights.fetch == NULL ? gradients_final : NULL;
         model_run_batch(t->model, &batch, &options);
     }
     error_keep(&context.error, model_tensor_error(t->model));
@@ -85,6 +85,7 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
 static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
+    model_finish_gradients(t->model);
     model_sum_tensor_gradients(t->model);
     if (t->watch != NULL && t->record.loop_start > 0) {
         t->watch->gradients(t->watch->context, t);
@@ -442,14 +443,17 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(mesh_attach(t->mesh, t->device, sets.axes, SETS));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
     t->model->tensor->context = mesh_group(t->mesh, OVER_CONTEXT);
+    t->model->tensor->owners = mesh_group(t->mesh, OVER_TOKENS);
     t->model->tensor->norm = mesh_group(t->mesh, over_parts(t))->size > 1 ? mesh_group(t->mesh, over_parts(t)) : NULL;
     if (t->model->stages != NULL) {
         TRY(pipeline_links_create(mesh_group(t->mesh, OVER_PIPELINE), &t->model->options.stages.shape, t->device, &t->links));
         t->model->tensor->links = t->links;
     }
     TRY(trainer_rehearse(t));
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_TOKENS), t->model->weights.grads,
-                                t->model->weights.placement.gradients, run_bucket_bytes(config), config->parallel.zero > 0);
+    // Gradients in shards are summed layer by layer, whatever the size of a bucket.
+    int64_t flat = t->model->weights.fetch == NULL ? t->model->weights.placement.gradients : 0;
+    t->buckets = buckets_create(mesh_group(t->mesh, OVER_TOKENS), t->model->weights.grads, flat, run_bucket_bytes(config),
+                                config->parallel.zero > 0);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

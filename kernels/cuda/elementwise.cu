@@ -5,6 +5,7 @@
 //   zero       x = 0                writes x once (the driver's memset)
 //   scale      x *= factor          fp32; reads and writes x once
 //   convert    to = (type) from     reads once, writes once; nearest even; may be in place between types of one size
+//   sum_parts  trees over parts     reads each part once, writes once, 4 or 8 bytes at a time: coalesced
 //   copy_rows  rows with strides    reads once, writes once, 16, 4 or 1 bytes at a time, as strides and addresses allow
 //
 // All are limited by memory: what moves is the sizes above. Elements do not depend on each other.
@@ -210,6 +211,37 @@ void copy_rows(Device *device, const CopyRows *a) {
         copy_rows_by<uint32_t>(card, a);
     } else {
         copy_rows_by<uint8_t>(card, a);
+    }
+}
+
+// The tree of kernels.h, an element a thread: what a run of 2^k parts adds up to is kept at level k.
+template <typename T> static __global__ void __launch_bounds__(FLAT_THREADS) sum_parts_kernel(SumParts a) {
+    int64_t i = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    T kept[SUM_PARTS_LEVELS], sum = 0;
+    if (i >= a.count) {
+        return;
+    }
+    for (int64_t p = 0; p < a.parts; p++) {
+        bool last = p + 1 == a.parts;
+        int level = 0;
+        sum = ((const T *)a.x)[p * a.stride + i];
+        for (; p >> level != 0 && (last || (p >> level) % 2 == 1); level++) {
+            sum = (p >> level) % 2 == 1 ? kept[level] + sum : sum;
+        }
+        if (!last) {
+            kept[level] = sum;
+        }
+    }
+    ((T *)a.y)[i] = sum;
+}
+
+void sum_parts(Device *device, const SumParts *a) {
+    ensure(a->parts >= 1 && a->parts <= 1 << SUM_PARTS_LEVELS, "%lld parts", (long long)a->parts);
+    dim3 grid((unsigned)divide_up(a->count, FLAT_THREADS));
+    if (a->wide) {
+        launch(card_of(device), "sum_parts", sum_parts_kernel<double>, grid, FLAT_THREADS, 0, *a);
+    } else {
+        launch(card_of(device), "sum_parts", sum_parts_kernel<float>, grid, FLAT_THREADS, 0, *a);
     }
 }
 

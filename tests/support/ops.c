@@ -431,6 +431,18 @@ static void copy_rows_run(Device *device, const OpCase *c, void **t) {
     device->op->copy_rows(device, &a);
 }
 
+static int sum_parts_tensors(const OpCase *c, OpTensor *t) {
+    const SumParts *a = &c->sum_parts;
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_FLOAT, (a->parts - 1) * a->stride + a->count};
+    t[1] = (OpTensor){.name = "y", OP_OUTPUT, OP_FLOAT, a->count};
+    return 2;
+}
+static void sum_parts_run(Device *device, const OpCase *c, void **t) {
+    SumParts a = c->sum_parts;
+    a.x = t[0], a.y = t[1];
+    device->op->sum_parts(device, &a);
+}
+
 // ---- Kinds and rows
 
 #define KIND(operation, ...)                                                                                                   \
@@ -460,6 +472,7 @@ KIND(accumulate);
 KIND(scale);
 KIND(convert, .alias = {0, 1});
 KIND(copy_rows);
+KIND(sum_parts);
 
 // Forward and backward of a shape, with the case's switches in parentheses.
 #define ATTENTION_CASE(SWITCHES, ...)                                                                                          \
@@ -689,6 +702,10 @@ const OpCase op_cases[] = {
     {.kind = &accumulate, .accumulate = 3},
     {.kind = &accumulate, .accumulate = 17},
     {.kind = &accumulate, .accumulate = 40003},
+    {.kind = &sum_parts, .sum_parts = {false, 1, 1, 1}},
+    {.kind = &sum_parts, .sum_parts = {false, 17, 2, 19}},
+    {.kind = &sum_parts, .sum_parts = {false, 3001, 8, 3001}},
+    {.kind = &sum_parts, .sum_parts = {false, 70, 7, 100}},
     {.kind = &scale, .scale = 0},
     {.kind = &scale, .scale = 1},
     {.kind = &scale, .scale = 2049},

@@ -56,6 +56,7 @@ typedef struct OpCase {
         OptimizerUpdate optimizer_update;
         Convert convert;
         CopyRows copy_rows;
+        SumParts sum_parts;
         int64_t add, accumulate, scale;  // the count
     };
 } OpCase;

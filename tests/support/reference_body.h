@@ -410,6 +410,16 @@ void REFERENCE(convert)(const OpCase *c, REAL **t) {
     }
 }
 
+void REFERENCE(sum_parts)(const OpCase *c, REAL **t) {
+    const SumParts *a = &c->sum_parts;
+    for (int64_t i = 0; i < a->count; i++) {
+        t[1][i] = 0;
+        for (int64_t p = 0; p < a->parts; p++) {
+            t[1][i] += t[0][p * a->stride + i];
+        }
+    }
+}
+
 void REFERENCE(copy_rows)(const OpCase *c, REAL **t) {
     const CopyRows *a = &c->copy_rows;
     for (int64_t r = 0; r < a->rows; r++) {

@@ -28,6 +28,7 @@ static Error *place(const ParamTable *table, const ModelOptions *options, DataTy
     if (options->shards > 1) {
         share.shard = options->shard;
         share.shards = options->shards;
+        share.zero = options->zero;
     }
     share.stage_count = stages_here(&options->stages);
     for (int i = 0; i < share.stage_count; i++) {
@@ -177,6 +178,7 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
         model->marks[i] = device_mark_create(device);
     }
     weights_fill(&model->weights, options->weight_decay);
+    fetch_connect(model->weights.fetch, model->tensor);
     workspace_fill(&model->workspace, config);
     model_set_control(model, &(StepControl){.loss_scale = device->type == TYPE_FP16 ? 65536 : 1});
     *out = model;
@@ -214,12 +216,13 @@ void model_initialise(Model *model, uint64_t seed) {
 
 // Copies the gradients of norm row `row` to the next place of model->norm_gradients, or back from it.
 static void copy_norm(Model *model, int32_t row, bool back, int64_t *place) {
-    float *gradient = weights_gradient(&model->weights, row), *packed = model->norm_gradients + *place;
-    int64_t bytes = model->config.width * (int64_t)sizeof(float);
+    int64_t count;
+    float *gradient = weights_sum(&model->weights, row, &count), *packed = model->norm_gradients + *place;
+    int64_t bytes = count * (int64_t)sizeof(float);
     if (gradient != NULL) {
         CopyRows copy = {1, bytes, back ? packed : gradient, bytes, back ? gradient : packed, bytes};
         model->device->op->copy_rows(model->device, &copy);
-        *place += model->config.width;
+        *place += count;
     }
 }
 
@@ -236,6 +239,10 @@ static int64_t copy_norms(Model *model, bool back) {
     copy_norm(model, table->final_norm, back, &place);
     copy_norm(model, table->final_norm_bias, back, &place);
     return place;
+}
+
+void model_finish_gradients(Model *model) {
+    fetch_finish(model->weights.fetch);
 }
 
 void model_sum_tensor_gradients(Model *model) {
@@ -347,7 +354,8 @@ void model_logits(Model *model, const Batch *batch, float *logits) {
 }
 
 char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64_t token) {
-    if (model->options.tensor.cut_rows || model->options.context.ranks > 1 || model->stages != NULL) {
+    if (model->options.tensor.cut_rows || model->options.context.ranks > 1 || model->stages != NULL ||
+        model->weights.slot_weights != NULL) {
         return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
     }
     Batch there = model_bring_batch(model, batch, NULL);

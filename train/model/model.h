@@ -11,7 +11,7 @@
 //     model_begin_step(model, learning_rate);
 //     weights_zero_gradients(&model->weights);
 //     for each micro-batch: model_run_batch(model, batch in device memory, &options);
-//     (sum gradients and model->control's sums over ranks)
+//     (sum gradients and model->control's sums over ranks; those in shards: model_finish_gradients)
 //     model_finish_step(model, &update);
 //     model_send_control(model);
 //     ... the next step ...
@@ -38,6 +38,7 @@ typedef struct ModelOptions {
     ContextShare context;  // ranks 0 or 1: this rank has whole sequences
     StageShare stages;     // of a pipeline; ranks 0 or 1: all layers are here
     int shard, shards;     // of the optimizer's state; shards 0 or 1: this rank keeps all
+    int zero;              // what else is in shards: see RankShare
 } ModelOptions;
 
 typedef struct Model {
@@ -76,6 +77,9 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
 void model_destroy(Model *model);
 
 void model_initialise(Model *model, uint64_t seed);
+
+// Waits for the sums of gradients in shards (fetch.h), behind a step's last micro-batch. Does nothing where there are none.
+void model_finish_gradients(Model *model);
 
 // Makes the gradients of rows that are not cut whole, where tensor-parallel ranks have the stream's rows each: sums of norms
 // over the ranks. Once a step, after its last micro-batch; see tensor.h for errors.

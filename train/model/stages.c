@@ -460,12 +460,12 @@ static void sum_tied(Model *model) {
     const PipelineLinks *links = model->tensor->links;
     int32_t row = model->table.token;
     if (links->ends != NULL && row == model->table.head && model->tensor->failed == NULL) {
-        float *gradient = weights_gradient(&model->weights, row);
-        model->tensor->failed = group_run(links->ends, &(Collective){.operation = GROUP_REDUCE,
-                                                                     .type = ELEMENT_FP32,
-                                                                     .count = model->weights.placement.places[row].count,
-                                                                     .send = gradient,
-                                                                     .receive = gradient});
+        int64_t count;
+        float *gradient = weights_sum(&model->weights, row, &count);
+        model->tensor->failed = group_run(
+            links->ends,
+            &(Collective){
+                .operation = GROUP_REDUCE, .type = ELEMENT_FP32, .count = count, .send = gradient, .receive = gradient});
     }
 }
 
@@ -487,6 +487,7 @@ void stages_run(Model *model, const Batch *batches, const StepOptions *options) 
         finish(model, &s->leaving[i].request);
     }
     model->workspace.dstream = model->workspace.streams;
+    fetch_finish(model->weights.fetch);
     sum_tied(model);
     if (options->gradients_final != NULL && model->tensor->failed == NULL) {
         options->gradients_final(options->context, 0);
@@ -500,7 +501,7 @@ void stages_share_tied(Model *model) {
         const Place *place = &model->weights.placement.places[row];
         model->tensor->failed =
             group_broadcast(links->ends, ELEMENT_BYTE, placement_weight(&model->weights.placement, row, model->weights.weights),
-                            place->count * data_type_bytes(place->type), 0);
+                            (place->held.end - place->held.begin) * data_type_bytes(place->type), 0);
     }
 }
 

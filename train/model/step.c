@@ -9,6 +9,7 @@ void model_begin_step(Model *model, double learning_rate) {
     _Static_assert(offsetof(StepControl, weight_sum) == 2 * sizeof(double), "the sums lie together");
     device_upload(model->device, &model->control->loss_sum, zeros, sizeof zeros);
     device_upload(model->device, &model->control->learning_rate, &rate, sizeof rate);
+    fetch_forget(model->weights.fetch);  // a recorded update tells nobody
 }
 
 void model_finish_step(Model *model, const UpdateOptions *options) {
@@ -48,10 +49,15 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
                                              .scale2 = weights->scale2,
                                              .seed = options->seed,
                                          });
+    fetch_forget(weights->fetch);
 }
 
 Error *model_share_weights(Model *model, Group *owners) {
     Error *error = NULL;
+    if (model->weights.fetch != NULL) {
+        fetch_share(model->weights.fetch);
+        owners = NULL;
+    }
     for (int shard = 0; owners != NULL && shard < owners->size && error == NULL; shard++) {
         WeightRun *runs;
         int64_t count = placement_owned(&model->weights.placement, shard, model->weights.weights, &runs);
