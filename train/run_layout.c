@@ -59,6 +59,11 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
         return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
                        (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
     }
+    // From there on the ranks exchange something for each micro-batch, so all must have as many.
+    if (batch > 0 && config->parallel.zero >= 2 && count % size[MESH_DATA] != 0) {
+        return failure("with parallel.zero %lld the %lld micro-batches of a step must be divisible by %d data-parallel ranks",
+                       (long long)config->parallel.zero, (long long)count, size[MESH_DATA]);
+    }
     return NULL;
 }
 
