@@ -42,6 +42,7 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .rank = t->mesh->coordinate[MESH_DATA],
                            .ranks = t->mesh->size[MESH_DATA],
                            .first_step = t->step,
+                           .side_by_side = config->train.reproducible,
                            .prefetch = (int)config->data.prefetch,
                            .documents_apart = config->data.documents_apart};
 }
@@ -81,12 +82,13 @@ static TensorShare tensor_share(const Trainer *t) {
 }
 
 static RunLayout layout_of(const Trainer *t) {
+    LeafShare leaves = run_leaf_share(t->config, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
     return (RunLayout){.ranks = t->world->size,
                        .rank = t->world->rank,
                        .data_ranks = t->mesh->size[MESH_DATA],
                        .tensor = tensor_share(t),
                        .stages = run_stage_share(t->config, t->mesh->size[MESH_PIPELINE], t->mesh->coordinate[MESH_PIPELINE],
-                                                 t->micro_batches),
+                                                 t->micro_batches / leaves_here(&leaves)),
                        .data_rank = t->mesh->coordinate[MESH_DATA],
                        .micro_batches = t->micro_batches};
 }

@@ -45,7 +45,8 @@ typedef struct RunConfig {
         double z_loss;
         int64_t most_skipped;
         int type;  // RunType
-        bool masters, graph, deterministic;
+        bool masters, graph, deterministic, reproducible;
+        int64_t reproducible_parts;
     } train;
 
     struct {

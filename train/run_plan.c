@@ -21,8 +21,14 @@ StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t
     PipelineKind kind = (PipelineKind)config->parallel.schedule;
     int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1;
     int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
+    // In order the leaves go through the stages one after the other.
     StageShare share = {{kind, ranks, chunks, (int)micro_batches}, rank};
     return ranks > 1 ? share : (StageShare){0};
+}
+
+LeafShare run_leaf_share(const RunConfig *config, int ranks, int rank) {
+    int parts = config->train.reproducible ? (int)config->train.reproducible_parts : 0;
+    return (LeafShare){parts, rank, ranks, parts > 0 ? buckets_in_order_floats(run_bucket_bytes(config), ranks) : 0};
 }
 
 ModelOptions run_model_options(const RunConfig *config) {
@@ -41,6 +47,7 @@ ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) 
     ModelOptions options = run_model_options(config);
     options.tensor = layout->tensor;
     options.stages = layout->stages;
+    options.leaves = run_leaf_share(config, layout->data_ranks, layout->data_rank);
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
         options.shards = layout->data_ranks;
@@ -65,8 +72,9 @@ static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, con
     }
     // MPI takes twice what it reduces in parts.
     const Placement *placement = &weights.placement;
-    *sums = placement->units != NULL ? 2 * placement->slots * (int64_t)sizeof(float)
-                                     : buckets_bytes(placement->gradients, run_bucket_bytes(config), layout->data_ranks);
+    *sums = placement->units != NULL && placement->share.whole_gradients == 0
+                ? 2 * placement->slots * (int64_t)sizeof(float)
+                : buckets_bytes(placement->gradients, run_bucket_bytes(config), layout->data_ranks);
     weights_free(&weights);
     params_free(&table);
     free(parts);
@@ -136,7 +144,8 @@ static Error *check_smaller(const RunConfig *config, const RunLayout *layout, co
     less.train.micro_batch = sequences;
     less.train.recompute = recompute;
     other.micro_batches = layout->micro_batches * config->train.micro_batch / sequences;
-    other.stages.shape.micro_batches = (int)other.micro_batches;
+    LeafShare leaves = run_leaf_share(config, layout->data_ranks, layout->data_rank);
+    other.stages.shape.micro_batches = (int)other.micro_batches / leaves_here(&leaves);
     run_plan(&less, &other, machine, plan);
     return memory_plan_check(plan, machine);
 }

@@ -25,6 +25,9 @@ int64_t run_bucket_bytes(const RunConfig *config);
 // A rank's stages of a pipeline of so many ranks; none where that is one.
 StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t micro_batches);
 
+// The share of a data-parallel rank in sums that are made in order (train.reproducible).
+LeafShare run_leaf_share(const RunConfig *config, int ranks, int rank);
+
 // What the configuration makes of a model, on a rank that has everything. It must be resolved.
 ModelOptions run_model_options(const RunConfig *config);
 // The same on one rank of a layout.
