@@ -130,6 +130,10 @@ void request_free(GroupRequest **request) {
     *request = NULL;
 }
 
+static Group *account_of(Group *group) {
+    return group->account != NULL ? group->account : group;
+}
+
 // Bytes that each rank must send at least, by the algorithms that move the least for large counts: rings, and a tree's leaf.
 static int64_t least_sent(const Group *group, const Collective *what) {
     int64_t bytes = what->count * element_bytes(what->type), others = group->size - 1;
@@ -158,7 +162,8 @@ Error *group_start(Group *group, const Collective *what, GroupRequest **out) {
     check_arguments(group, what);
     *out = NULL;
     group->sequence++;
-    group->sent += least_sent(group, what);
+    account_of(group)->sent += least_sent(group, what);
+    account_of(group)->operations += what->count > 0;
     return what->count > 0 ? named(group, what, group->sequence, request_start(group, what, group->sequence, out)) : NULL;
 }
 
@@ -185,7 +190,7 @@ Error *group_wait(GroupRequest **request) {
     Group *group = (*request)->group;
     double start = clock_seconds();
     Error *error = group->way->wait(*request);
-    group->waited += clock_seconds() - start;
+    account_of(group)->waited += clock_seconds() - start;
     return leave(request, error);
 }
 

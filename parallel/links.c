@@ -35,7 +35,9 @@ static Error *link_stages(PipelineLinks *links, int from, int to, const char *wh
     }
     char name[64];
     snprintf(name, sizeof name, "%s of stage %d to %d", what, from, to);
-    return group_create(links->pairs[pair_of(shape, a, b)], name, device, out);
+    TRY(group_create(links->pairs[pair_of(shape, a, b)], name, device, out));
+    (*out)->account = links->all;
+    return NULL;
 }
 
 static Error *create(PipelineLinks *links, Device *device) {
@@ -51,6 +53,7 @@ static Error *create(PipelineLinks *links, Device *device) {
     }
     if (last != 0 && (links->rank == 0 || links->rank == last)) {
         TRY(group_create(links->pairs[pair_of(shape, 0, last)], "ends of the pipeline", device, &links->ends));
+        links->ends->account = links->all;
     }
     return NULL;
 }

@@ -15,8 +15,10 @@ GPT2 = CONFIG.replace("family: llama, layers: 2, width: 32, heads: 4, groups: 2"
 def layouts():
     """Ranks, and what makes the layout."""
     return ((2, "parallel.tensor=2"), (2, "parallel.tensor=2", "parallel.sequence=false"), (4, "parallel.tensor=2", "parallel.data=2"),
-            (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"), (4, "parallel.zero=2"),
-            (4, "parallel.zero=2", "parallel.tensor=2"), (2, "parallel.zero=3"), (4, "parallel.zero=3", "parallel.tensor=2"),
+            (2, "parallel.zero=1"), (4, "parallel.zero=1", "parallel.tensor=2"), (2, "parallel.context=2"), (4, "parallel.context=4"),
+            (4, "parallel.context=2", "parallel.tensor=2"), (4, "parallel.context=2", "parallel.zero=1"), (4, "parallel.context=2", "parallel.pipeline=2"),
+            (4, "parallel.zero=2"), (4, "parallel.zero=2", "parallel.tensor=2"), (2, "parallel.zero=3"), (4, "parallel.zero=3", "parallel.tensor=2"),
+            (4, "parallel.zero=3", "parallel.context=2"),
             (2, "parallel.pipeline=2"), (2, "parallel.pipeline=2", "parallel.schedule=zb-h1"), (4, "parallel.pipeline=2", "parallel.data=2"),
             (4, "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1"), (4, "parallel.pipeline=2", "parallel.tensor=2"),
             (4, "parallel.pipeline=2", "parallel.zero=2"), (4, "parallel.pipeline=2", "parallel.zero=3"))
@@ -39,7 +41,7 @@ def validation(folder):
 def check_traffic(folder, layout):
     """What each axis sent and waited is recorded: gradients over data, activations over tensor."""
     groups = [r["groups"] for r in records(folder)]
-    axes = {a for a in ("data", "tensor", "pipeline") if f"parallel.{a}=2" in layout or (a == "data" and "parallel.zero=1" in layout)}
+    axes = {a for a in ("data", "tensor", "pipeline", "context") if f"parallel.{a}=2" in layout or (a == "data" and "parallel.zero=1" in layout)}
     check(all(axes <= {a for name in g for a in name.split(" x ")} for g in groups), f"{layout}: {groups[:1]}")
     check(all(x["sent"] > 0 and 0 <= x["wait"] <= 1 for g in groups[1:] for x in g.values()), f"{layout}: {groups[:2]}")
     check(all(sum(x["wait"] for x in r["groups"].values()) <= r["comm_wait"] + 1e-6 for r in records(folder)), f"{layout}: waits add up")
@@ -86,7 +88,7 @@ def test_resume():
     run("train", "cut.yaml", tensor, STEADY, ranks=2)
     run("train", "cut.yaml", "folder=half", "train.steps=30", tensor, STEADY, ranks=2)
     whole = course("cut")
-    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("weights", 2, "parallel.zero=3"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
+    for name, ranks, *layout in (("same", 2, tensor), ("one", 0), ("data", 2), ("zero", 2, "parallel.zero=1"), ("weights", 2, "parallel.zero=3"), ("both", 4, tensor), ("all", 4, tensor, "parallel.zero=1"), ("three", 3), ("rows", 2, tensor, "parallel.sequence=false"), ("stages", 2, "parallel.pipeline=2"),
                                   ("stages-zero", 4, "parallel.pipeline=2", "parallel.zero=1")):
         shutil.copytree("half", name)
         run("train", "cut.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
@@ -94,6 +96,24 @@ def test_resume():
         check(len(here) == 60, f"{name}: {len(here)} records")
         check(worst(here, whole) < 1e-4, f"{name}: losses differ by {worst(here, whole)}")
         check(name != "same" or here == whole, "stopped and resumed: not the same bits")
+
+
+def test_resume_context():
+    """Sequences shared by ranks: begun so and resumed on one rank, and back; the same layout bit for bit."""
+    write("shared.yaml", CONFIG.format(folder="shared"))
+    context = "parallel.context=2"
+    run("train", "shared.yaml", context, STEADY, ranks=2)
+    whole = course("shared")
+    run("train", "shared.yaml", "folder=begun-shared", "train.steps=30", context, STEADY, ranks=2)
+    run("train", "shared.yaml", "folder=begun-alone", "train.steps=30", STEADY)
+    for begun, name, ranks, *layout in (("begun-shared", "shared-same", 2, context), ("begun-shared", "shared-one", 0), ("begun-alone", "shared-back", 2, context),
+                                        ("begun-shared", "shared-more", 4, context, "parallel.zero=1"), ("begun-shared", "shared-four", 4, "parallel.context=4")):
+        shutil.copytree(begun, name)
+        run("train", "shared.yaml", f"folder={name}", STEADY, *layout, ranks=ranks)
+        here = course(name)
+        check(len(here) == 60, f"{name}: {len(here)} records")
+        check(worst(here, whole) < 1e-4, f"{name}: losses differ by {worst(here, whole)}")
+        check(name != "shared-same" or here == whole, "stopped and resumed: not the same bits")
 
 
 def test_shards():
@@ -165,10 +185,13 @@ def test_refused():
             (4, "2 key/value heads (model.groups) cannot be divided among 4 tensor-parallel ranks: 2 can", "parallel.tensor=4"),
             (2, "tokens of a micro-batch cannot be divided", "parallel.tensor=2", "data.sequence_length=31", "train.micro_batch=1",
              "train.batch_tokens=248"),
+            (3, "parallel.context: sequences of 32 tokens cannot be cut into 6 equal parts, two for each of 3 context-parallel ranks: 30 or 36 tokens can, or 2 ranks",
+             "parallel.context=3"),
+            (2, "4 context-parallel ranks cannot be had of 2 ranks", "parallel.context=4"),
             (2, "goes through blocks of 256 quantised values", "parallel.tensor=2", "optimizer.moments=8bit"),
             (4, "2 layers cannot be cut into 4 stages (4 ranks with 1 each)", "parallel.pipeline=4"),
             (2, "schedule zb-v has 2 stages a rank, not 1", "parallel.pipeline=2", "parallel.schedule=zb-v", "parallel.chunks=1", "model.layers=4"),
-            (4, "has 2 sequences, too few for 4 data-parallel ranks; parallel.data=2 parallel.pipeline=2 or parallel.data=2 parallel.tensor=2 or parallel.tensor=2 parallel.pipeline=2 on 4 ranks would do",
+            (4, "has 2 micro-batches, too few for 4 data-parallel ranks; parallel.data=2 parallel.context=2 or parallel.data=2 parallel.pipeline=2 or parallel.data=2 parallel.tensor=2 on 4 ranks would do",
              "train.batch_tokens=64", "train.micro_batch=1")):
         result = subprocess.run(["mpirun", "-n", str(ranks), ATHANOR, "train", "refused.yaml", *overrides], capture_output=True, text=True,
                                 env=RANKS_ENVIRONMENT)
@@ -182,5 +205,19 @@ def test_refused():
             shutil.rmtree("advised", ignore_errors=True)
 
 
+def test_auto():
+    """The layout is searched where that is asked for, told in a line, and trains as any other."""
+    write("auto.yaml", CONFIG.format(folder="auto"))
+    run("train", "auto.yaml", "folder=alone", "train.steps=3", STEADY)
+    for ranks, *given in ((1,), (4,), (4, "parallel.tensor=2"), (3,)):
+        line = ["mpirun", "-n", str(ranks), ATHANOR, "train", "auto.yaml", "parallel.layout=auto", "train.steps=3", STEADY, *given]
+        result = subprocess.run(line, capture_output=True, text=True, env=RANKS_ENVIRONMENT)
+        told = re.findall(r"^layout    (.*?): .*of \d+ that work \d+ fit", result.stderr, re.M)
+        check(result.returncode == 0 and len(told) == 1, f"{ranks} {given}: {result.stderr[-500:]}")
+        check(not given or "tensor 2" in told[0], f"{ranks} {given}: {told}")
+        check(worst(course("auto"), course("alone")) < 1e-5, f"{ranks} {given}: {course('auto')} {course('alone')}")
+        shutil.rmtree("auto")
+
+
 if __name__ == "__main__":
-    main(test_losses, test_stages, test_resume, test_resume_stages, test_shards, test_reproducible, test_refused)
+    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_shards, test_reproducible, test_refused, test_auto)

@@ -52,8 +52,8 @@ static Error *tolerate(const Trainer *t, bool edge, Error *error) {
 // Rank 0, with those that share its layers or weights, writes sample texts; the others meet it at the next collective.
 static Error *write_samples(Trainer *t, bool edge) {
     const RunConfig *config = t->config;
-    if (config->samples.every == 0 || t->tokenizer == NULL ||
-        (t->mesh->coordinate[MESH_DATA] != 0 && config->parallel.zero < 3)) {
+    bool first = t->mesh->coordinate[MESH_DATA] == 0 && t->mesh->coordinate[MESH_CONTEXT] == 0;
+    if (config->samples.every == 0 || t->tokenizer == NULL || (!first && config->parallel.zero < 3)) {
         return NULL;
     }
     GenerateOptions options = {.tokens = config->samples.tokens,

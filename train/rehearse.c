@@ -87,7 +87,7 @@ static void run_padding(Trainer *t, const Batch *batch, const StepOptions *optio
         return;
     }
     for (int64_t m = 0; m < t->micro_batches; m++) {
-        t->batches[m] = batch_to_device(t->device, batch, t->batches[m].tokens);
+        t->batches[m] = model_bring_batch(t->model, batch, t->batches[m].tokens);
     }
     stages_run(t->model, t->batches, options);
 }
@@ -98,9 +98,11 @@ static Error *pass_of_padding(Trainer *t) {
     for (int64_t b = 0; b < batch.sequences; b++) {
         batch_fill_empty(&batch, b);
     }
-    // One target that counts, so that the head's gradient is computed too.
-    batch.targets[0] = 0;
-    batch.loss_weights[0] = 1;
+    // Targets that count, so that the head's gradient is computed too, whichever tokens this rank has.
+    for (int64_t i = 0; i < batch.sequences * batch.length; i++) {
+        batch.targets[i] = 0;
+        batch.loss_weights[i] = 1;
+    }
     StepControl control = model_control(t->model);
     StepOptions options = {.grad_scale = 1, .seed = (uint64_t)t->config->seed};
     run_padding(t, &batch, &options);

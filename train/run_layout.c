@@ -34,32 +34,48 @@ static Error *check_tensor(const RunConfig *config, const int size[MESH_AXES], i
 }
 
 static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)length;
-    StageShare share = run_stage_share(config, size[MESH_PIPELINE], 0, 1);
-    return error_wrap(stages_check(&share, config->model.layers), "parallel.pipeline");
+    RunConfig whole = *config;
+    whole.data.sequence_length = length;
+    whole.train.batch_tokens =
+        config->train.batch_tokens > 0 ? config->train.batch_tokens : config->train.micro_batch * length * size[MESH_DATA];
+    RunLayout layout = run_layout_of(&whole, size, 0);
+    // That there are micro-batches at all is checked elsewhere, with what would do.
+    if (layout.micro_batches == 0) {
+        return NULL;
+    }
+    return error_wrap(stages_check(&layout.stages, config->model.layers), "parallel.pipeline");
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)config, (void)length;
-    return size[MESH_CONTEXT] == 1 ? NULL : failure("parallel.context must be 1: this version cuts no sequences");
+    ContextShare share = {0, size[MESH_CONTEXT]};
+    if (config->train.reproducible && share.ranks > 1) {
+        return failure("train.reproducible adds whole sequences in order: it needs parallel.context=1");
+    }
+    return error_wrap(context_check(&share, length), "parallel.context");
 }
 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
 static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    int64_t samples = config->train.batch_tokens / length;
-    if (config->train.batch_tokens > 0 && size[MESH_DATA] > 1 && samples < size[MESH_DATA]) {
-        return failure("a step of train.batch_tokens %lld has %lld sequences, too few for %d data-parallel ranks",
-                       (long long)config->train.batch_tokens, (long long)samples, size[MESH_DATA]);
+    int64_t batch = config->train.batch_tokens, count = batch / (config->train.micro_batch * length);
+    if (batch > 0 && size[MESH_DATA] > 1 && count >= 1 && count < size[MESH_DATA]) {
+        return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
+                       (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
+    }
+    int64_t parts = run_config_parts(config, count);
+    if (config->train.reproducible && batch > 0 && parts % size[MESH_DATA] != 0) {
+        return failure("the %lld parts of a step's sums (train.reproducible_parts) cannot be shared by %d data-parallel ranks",
+                       (long long)parts, size[MESH_DATA]);
     }
     return NULL;
 }
 
 Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) {
     int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
-    TRY(check_tensor(config, size, length));
-    TRY(check_pipeline(config, size, length));
     TRY(check_context(config, size, length));
-    return check_data(config, size, length);
+    TRY(check_tensor(config, size, length));
+    TRY(check_data(config, size, length));
+    TRY(check_pipeline(config, size, length));
+    return NULL;
 }
 
 // ---- The nearest that work

@@ -13,11 +13,7 @@ enum { LIBRARY_BYTES = 8 << 20 };
 // On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
 enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
-int64_t run_bucket_bytes(const RunConfig *config) {
-    return (int64_t)(config->parallel.bucket_mib * 1048576);
-}
-
-StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t micro_batches) {
+static StageShare stage_share(const RunConfig *config, int ranks, int64_t micro_batches, int rank) {
     PipelineKind kind = (PipelineKind)config->parallel.schedule;
     int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1;
     int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
@@ -26,9 +22,33 @@ StageShare run_stage_share(const RunConfig *config, int ranks, int rank, int64_t
     return ranks > 1 ? share : (StageShare){0};
 }
 
-LeafShare run_leaf_share(const RunConfig *config, int ranks, int rank) {
+// The share of a data-parallel rank in sums that are made in order (train.reproducible).
+static LeafShare leaf_share(const RunConfig *config, int ranks, int rank) {
     int parts = config->train.reproducible ? (int)config->train.reproducible_parts : 0;
     return (LeafShare){parts, rank, ranks, parts > 0 ? buckets_in_order_floats(run_bucket_bytes(config), ranks) : 0};
+}
+
+RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank) {
+    Mesh mesh = {0};
+    memcpy(mesh.size, size, sizeof mesh.size);
+    mesh_coordinate(&mesh, rank, mesh.coordinate);
+    int tensor = size[MESH_TENSOR], data = size[MESH_DATA];
+    ContextShare context = {mesh.coordinate[MESH_CONTEXT], size[MESH_CONTEXT]};
+    int64_t micro_batches = run_config_micro_batches(config, data, mesh.coordinate[MESH_DATA]);
+    LeafShare leaves = leaf_share(config, data, mesh.coordinate[MESH_DATA]);
+    return (RunLayout){.ranks = data * tensor * size[MESH_PIPELINE] * size[MESH_CONTEXT],
+                       .rank = rank,
+                       .data_ranks = data * context.ranks,
+                       .tensor = {mesh.coordinate[MESH_TENSOR], tensor, tensor > 1 && config->parallel.sequence},
+                       .stages = stage_share(config, size[MESH_PIPELINE], micro_batches / leaves_here(&leaves),
+                                             mesh.coordinate[MESH_PIPELINE]),
+                       .context = context,
+                       .data_rank = mesh.coordinate[MESH_DATA] * context.ranks + context.rank,
+                       .micro_batches = micro_batches};
+}
+
+int64_t run_bucket_bytes(const RunConfig *config) {
+    return (int64_t)(config->parallel.bucket_mib * 1048576);
 }
 
 ModelOptions run_model_options(const RunConfig *config) {
@@ -46,8 +66,9 @@ ModelOptions run_model_options(const RunConfig *config) {
 ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) {
     ModelOptions options = run_model_options(config);
     options.tensor = layout->tensor;
+    options.context = layout->context;
     options.stages = layout->stages;
-    options.leaves = run_leaf_share(config, layout->data_ranks, layout->data_rank);
+    options.leaves = leaf_share(config, layout->data_ranks, layout->data_rank);
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
         options.shards = layout->data_ranks;
@@ -113,7 +134,8 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     int64_t sums, saved = saved_bytes(config, layout, machine, &sums);
     if (card || layout->stages.shape.ranks > 1) {
         memory_plan_add(out, card ? "micro-batches on the card" : "micro-batches of a step",
-                        layout->micro_batches * (int64_t)batch_bytes(config->train.micro_batch, config->data.sequence_length),
+                        layout->micro_batches * (int64_t)batch_cut_bytes(config->train.micro_batch,
+                                                                         config->data.sequence_length, layout->context.ranks),
                         "all %lld of a step", (long long)layout->micro_batches);
     }
     if (config->samples.every > 0 && config->samples.prompts.count > 0 &&
@@ -144,7 +166,7 @@ static Error *check_smaller(const RunConfig *config, const RunLayout *layout, co
     less.train.micro_batch = sequences;
     less.train.recompute = recompute;
     other.micro_batches = layout->micro_batches * config->train.micro_batch / sequences;
-    LeafShare leaves = run_leaf_share(config, layout->data_ranks, layout->data_rank);
+    LeafShare leaves = leaf_share(config, layout->data_ranks, layout->data_rank);
     other.stages.shape.micro_batches = (int)other.micro_batches / leaves_here(&leaves);
     run_plan(&less, &other, machine, plan);
     return memory_plan_check(plan, machine);

@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "train/replicas.h"
 
 #include <signal.h>
 #include <time.h>
@@ -40,14 +41,7 @@ static void gradients_final(void *context, int64_t offset) {
 
 // The next micro-batch, as it lies on the device in place `m`.
 static Batch load_batch(Trainer *t, int64_t m) {
-    const Batch *next = trainer_next_batch(t);
-    if (t->batches == NULL || t->late) {
-        return batch_to_device(t->device, next, t->batches != NULL ? t->batches[m].tokens : NULL);
-    }
-    Batch kept = t->batches[m];
-    memcpy(kept.tokens, batch_block(next), batch_bytes(next->sequences, next->length));
-    kept.first_sample = next->first_sample;
-    return kept;
+    return model_bring_batch(t->model, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
 }
 
 // A step's micro-batches, before any of them is computed on.
@@ -125,7 +119,7 @@ static Error *finish_operations(Trainer *t) {
     if (t->watch != NULL && t->record.loop_start > 0) {
         t->watch->gradients(t->watch->context, t);
     }
-    Group *sharing = mesh_group(t->mesh, OVER_DATA | OVER_PIPELINE);
+    Group *sharing = mesh_group(t->mesh, OVER_TOKENS | OVER_PIPELINE);
     TRY(config->train.reproducible ? leaves_sum_losses(t->model, sharing)
                                    : group_all_reduce(sharing, ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
@@ -135,22 +129,24 @@ static Error *finish_operations(Trainer *t) {
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
     TRY(model_tensor_error(t->model));
-    return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_DATA) : NULL);
+    return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_TOKENS) : NULL);
 }
 
 // The sets of axes that training exchanges over.
-enum { SETS = 5 };
+enum { SETS = 7 };
 typedef struct Sets {
     int axes[SETS];
 } Sets;
 
 // Those over whose ranks a step's gradients lie in parts.
 static int over_parts(const Trainer *t) {
-    return (t->config->parallel.zero > 0 ? OVER_DATA : 0) | OVER_TENSOR | OVER_PIPELINE;
+    return (t->config->parallel.zero > 0 ? OVER_TOKENS : 0) | OVER_TENSOR | OVER_PIPELINE;
 }
 
 static Sets sets_of(const Trainer *t) {
-    return (Sets){{OVER_DATA, OVER_TENSOR, OVER_PIPELINE, OVER_DATA | OVER_PIPELINE, over_parts(t)}};
+    // Data alone: who validates, each with texts of its own.
+    return (Sets){
+        {OVER_DATA, OVER_CONTEXT, OVER_TOKENS, OVER_TENSOR, OVER_PIPELINE, OVER_TOKENS | OVER_PIPELINE, over_parts(t)}};
 }
 
 // What went wrong between ranks since it was last asked.
@@ -251,7 +247,7 @@ static void print_step(const Trainer *t, const TrainRecord *r, double start, int
     Buffer axes = {0};  // the wait for other ranks, by set of axes
     for (int set = 0; set <= OVER_ALL; set++) {
         const Group *group = t->mesh->group[set];
-        if (group != NULL && group->size > 1) {
+        if (group != NULL && r->traffic.sent[set] > 0) {
             buffer_printf(&axes, "%s%s %.1f%%", axes.size > 0 ? ", " : " (", group->name,
                           100 * r->traffic.waited[set] / r->step_seconds);
         }
@@ -414,6 +410,24 @@ static Error *save(Trainer *t, bool needed) {
     return NULL;
 }
 
+// Where it is due, that ranks still hold alike what they should.
+static Error *check_replicas(Trainer *t) {
+    int64_t every = t->config->train.check_replicas;
+    if (t->world->size == 1 || !trainer_due(every, t->step)) {
+        return NULL;
+    }
+    double before = clock_seconds();
+    Error *error = replicas_check(&t->model->weights, t->world);
+    double seconds = clock_seconds() - before;
+    t->told_at += seconds;
+    if (error == NULL && t->step == every) {
+        log_info("step %lld: what ranks hold alike is the same to the bit, which took %.2f s to find (train.check_replicas)",
+                 (long long)t->step, seconds);
+    }
+    // Rank 0 tells it for all.
+    return error != NULL && *error->message != 0 ? error_wrap(error, "step %lld", (long long)t->step) : error;
+}
+
 static Error *train_loop(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     if (t->step == 0) {
@@ -440,6 +454,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         if (due || *stopped || trainer_looks(t)) {
             TRY(tell_steps(t, 0));
         }
+        TRY(check_replicas(t));
         TRY(look(t, last));
         if (due || *stopped) {
             TRY(save(t, last || *stopped));
@@ -454,7 +469,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
 
 static Buckets *make_buckets(const Trainer *t) {
     const ModelWeights *weights = &t->model->weights;
-    Group *group = mesh_group(t->mesh, OVER_DATA);
+    Group *group = mesh_group(t->mesh, OVER_TOKENS);
     // Gradients in shards are summed layer by layer, whatever the size of a bucket.
     int64_t count = weights_gradients_whole(weights) ? weights->placement.gradients : 0;
     if (t->config->train.reproducible) {
@@ -468,6 +483,7 @@ static Error *run(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     // In this order, so that a mistake in the configuration is one line of rank 0 and nothing was created yet.
     TRY(trainer_compare_given(config, t->world));
+    TRY(comm_agree(t->world, trainer_open(t)));
     TRY(comm_agree(t->world, trainer_make_mesh(t)));
     TRY(comm_agree(t->world, trainer_prepare(t)));
     TRY(trainer_compare_prepared(t));
@@ -491,7 +507,8 @@ static Error *run(Trainer *t, bool *stopped) {
     Sets sets = sets_of(t);
     TRY(mesh_attach(t->mesh, t->device, sets.axes, SETS));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
-    t->model->tensor->owners = mesh_group(t->mesh, OVER_DATA);
+    t->model->tensor->context = mesh_group(t->mesh, OVER_CONTEXT);
+    t->model->tensor->owners = mesh_group(t->mesh, OVER_TOKENS);
     t->model->tensor->norm = mesh_group(t->mesh, over_parts(t))->size > 1 ? mesh_group(t->mesh, over_parts(t)) : NULL;
     if (t->model->stages != NULL) {
         TRY(pipeline_links_create(mesh_group(t->mesh, OVER_PIPELINE), &t->model->options.stages.shape, t->device, &t->links));

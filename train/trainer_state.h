@@ -85,7 +85,8 @@ Error *train_run_watched(RunConfig *config, const char *config_path, Comm *world
 
 // prepare.c: what comes before the first step. Each rank does it alone, and creates nothing on disk; all ranks have looked at
 // the machine and planned before any of them allocates.
-Error *trainer_make_mesh(Trainer *t) MUST_CHECK;
+Error *trainer_open(Trainer *t) MUST_CHECK;
+Error *trainer_make_mesh(Trainer *t) MUST_CHECK;  // collective where the layout is searched
 Error *trainer_prepare(Trainer *t) MUST_CHECK;
 Error *trainer_make_model(Trainer *t) MUST_CHECK;
 LoaderOptions trainer_loader_options(const Trainer *t);

@@ -1,6 +1,7 @@
 // Sums, fills, scales, conversions and copies of flat arrays and strided rows.
 //
 //   add             y[i] += x[i]
+//   accumulate      the same: the compute type is fp32 here
 //   zero            x = 0
 //   scale           x[i] *= scale
 //   convert         to[i] = from[i] in another type, rounded to nearest even
@@ -34,6 +35,10 @@ static void add_part(void *context, int64_t task, int thread) {
 void CPU_NAME(cpu_add)(Device *device, int64_t count, const void *x, void *y) {
     Add a = {count, part_count(device, count, 1), x, y};
     threads_run(device->pool, a.parts, add_part, &a);
+}
+
+void CPU_NAME(cpu_accumulate)(Device *device, int64_t count, const void *x, float *y) {
+    CPU_NAME(cpu_add)(device, count, x, y);
 }
 
 typedef struct Zero {

@@ -1,6 +1,7 @@
 // Sums, fills, scales, conversions and copies of flat arrays and strided rows.
 //
 //   add        y += x               reads x and y once, writes y once: 3 elements a pair
+//   accumulate y += x, y fp32       reads x and y once, writes y once
 //   zero       x = 0                writes x once (the driver's memset)
 //   scale      x *= factor          fp32; reads and writes x once
 //   convert    to = (type) from     reads once, writes once; nearest even; may be in place between types of one size
@@ -47,6 +48,43 @@ void add(Device *device, int64_t count, const void *x, void *y) {
         int64_t packs = flat_packs(count, Pack<T>::COUNT, aligned_16(x) && aligned_16(y));
         launch(card_of(device), "add", add_kernel<T>, flat_grid(divide_up(count, Pack<T>::COUNT)), FLAT_THREADS, 0, count,
                packs, (const T *)x, (T *)y);
+    })
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(FLAT_THREADS) accumulate_kernel(int64_t count, int64_t packs, const T *x, float *y) {
+    const int N = Pack<T>::COUNT;
+    Pack<T> some[FLAT_UNITS];
+    float sum[FLAT_UNITS][N];
+#pragma unroll
+    for (int u = 0; u < FLAT_UNITS; u++) {
+        int64_t i = flat_unit(u);
+        if (i < packs) {
+            some[u] = load_pack_once(x + i * N);
+            load_floats<N>(y + i * N, sum[u]);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < FLAT_UNITS; u++) {
+        int64_t i = flat_unit(u);
+        if (i < packs) {
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                sum[u][j] += to_float(some[u].at[j]);
+            }
+            store_floats<N>(y + i * N, sum[u]);
+        }
+    }
+    for (int64_t i = flat_rest(packs * N); i < count; i += flat_rest_step()) {
+        y[i] += to_float(x[i]);
+    }
+}
+
+void accumulate(Device *device, int64_t count, const void *x, float *y) {
+    WITH_TYPE(device->type, T, {
+        int64_t packs = flat_packs(count, Pack<T>::COUNT, aligned_16(x) && aligned_16(y));
+        launch(card_of(device), "accumulate", accumulate_kernel<T>, flat_grid(divide_up(count, Pack<T>::COUNT)), FLAT_THREADS,
+               0, count, packs, (const T *)x, y);
     })
 }
 

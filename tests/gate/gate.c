@@ -123,6 +123,9 @@ static void begun(void *context, Trainer *t) {
 // What of a row's gradient this rank must have right: all that lies here, or of parts only its own.
 static Range gradient_range(const Trainer *t, int32_t i) {
     const ModelWeights *weights = &t->model->weights;
+    if (weights->placement.places[i].copy) {
+        return (Range){0, 0};  // what it has went to the embedding's
+    }
     return t->config->parallel.zero > 0 ? weights->placement.places[i].owned : weights_extent(weights, ARRAY_GRADIENT, i);
 }
 

@@ -116,7 +116,7 @@ static int attention_merge_tensors(const OpCase *c, OpTensor *t) {
     int64_t rows = a->batch * a->queries * a->heads;
     t[0] = (OpTensor){.name = "other", OP_INPUT, OP_COMPUTE, rows * a->head_width};
     t[1] = (OpTensor){.name = "other_lse", OP_INPUT, OP_FLOAT, rows, .deviation = 4};
-    t[2] = (OpTensor){.name = "out", OP_UPDATE, OP_COMPUTE, rows * a->head_width};
+    t[2] = (OpTensor){.name = "out", OP_UPDATE, OP_FLOAT, rows * a->head_width};
     t[3] = (OpTensor){.name = "lse", OP_UPDATE, OP_FLOAT, rows, .deviation = 4};
     return 4;
 }
@@ -387,6 +387,15 @@ static void add_run(Device *device, const OpCase *c, void **t) {
     device->op->add(device, c->add, t[0], t[1]);
 }
 
+static int accumulate_tensors(const OpCase *c, OpTensor *t) {
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_COMPUTE, c->accumulate};
+    t[1] = (OpTensor){.name = "y", OP_UPDATE, OP_FLOAT, c->accumulate};
+    return 2;
+}
+static void accumulate_run(Device *device, const OpCase *c, void **t) {
+    device->op->accumulate(device, c->accumulate, t[0], t[1]);
+}
+
 static int scale_tensors(const OpCase *c, OpTensor *t) {
     t[0] = (OpTensor){.name = "x", OP_UPDATE, OP_FLOAT, c->scale};
     return 1;
@@ -459,6 +468,7 @@ KIND(embedding_backward, .objective = embedding_objective, .gradients = {{3, 3},
 KIND(dropout);
 KIND(optimizer_update);
 KIND(add);
+KIND(accumulate);
 KIND(scale);
 KIND(convert, .alias = {0, 1});
 KIND(copy_rows);
@@ -688,6 +698,10 @@ const OpCase op_cases[] = {
     {.kind = &add, .add = 1},
     {.kind = &add, .add = 17},
     {.kind = &add, .add = 40003},
+    {.kind = &accumulate, .accumulate = 0},
+    {.kind = &accumulate, .accumulate = 3},
+    {.kind = &accumulate, .accumulate = 17},
+    {.kind = &accumulate, .accumulate = 40003},
     {.kind = &sum_parts, .sum_parts = {false, 1, 1, 1}},
     {.kind = &sum_parts, .sum_parts = {false, 17, 2, 19}},
     {.kind = &sum_parts, .sum_parts = {false, 3001, 8, 3001}},

@@ -57,7 +57,7 @@ typedef struct OpCase {
         Convert convert;
         CopyRows copy_rows;
         SumParts sum_parts;
-        int64_t add, scale;  // the count
+        int64_t add, accumulate, scale;  // the count
     };
 } OpCase;
 

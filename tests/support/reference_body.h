@@ -392,6 +392,12 @@ void REFERENCE(add)(const OpCase *c, REAL **t) {
     }
 }
 
+void REFERENCE(accumulate)(const OpCase *c, REAL **t) {
+    for (int64_t i = 0; i < c->accumulate; i++) {
+        t[1][i] += t[0][i];
+    }
+}
+
 void REFERENCE(scale)(const OpCase *c, REAL **t) {
     for (int64_t i = 0; i < c->scale; i++) {
         t[0][i] *= R(op_scale);

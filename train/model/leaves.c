@@ -4,7 +4,7 @@
 #include "train/model/model.h"
 
 int leaves_here(const LeafShare *share) {
-    return share->parts > 0 ? share->parts / share->ranks : 1;
+    return share->parts > share->ranks ? share->parts / share->ranks : 1;
 }
 
 static int levels_of(const LeafShare *share) {

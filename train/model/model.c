@@ -70,7 +70,8 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
                               .recompute = options->recompute,
                               .forward_only = options->forward_only,
                               .head_rows = options->head_rows,
-                              .tensor = options->tensor};
+                              .tensor = options->tensor,
+                              .context = options->context};
     if (model->stages != NULL) {
         const StagePlan *stages = stages_plan(model->stages);
         space.weights_later = true;
@@ -87,15 +88,24 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
     workspace_lay_out(&model->workspace, machine, &model->here, &space, layout);
 }
 
+static int64_t cut_bytes(const ModelOptions *options) {
+    return (int64_t)batch_cut_bytes(options->sequences, options->length, options->context.ranks);
+}
+
 // Sizes the arena and fills the plan.
 static int64_t plan_arena(Model *model, const Machine *machine, MemoryPlan *plan) {
+    const ModelOptions *options = &model->options;
     // What the CPU's kernels take for each thread as they go: the packed parts of a product, or a sequence's keys and values
     // for attention; on a card, partial sums.
     const int64_t products = 5 << 18, card_workspace = 256 << 20;
-    int64_t attention = attention_scratch_bytes(model->options.length, model->config.head_width, !model->options.forward_only);
+    int64_t keys = options->context.ranks > 1 ? context_part(&options->context, options->length) : options->length;
+    int64_t attention = attention_scratch_bytes(keys, model->config.head_width, !model->options.forward_only);
     int64_t scratch_each = attention > products ? attention : products;
     *plan = (MemoryPlan){0};
     memory_plan_add_host(plan, machine->kind, "program", machine->program, "so far");
+    if (options->context.ranks > 1) {
+        memory_plan_add_host(plan, machine->kind, "cut batch", cut_bytes(options), "this rank's parts of a micro-batch");
+    }
     if (machine->kind == DEVICE_CPU) {
         char threads[64];
         memory_plan_add(plan, "kernels' scratch", machine->threads * scratch_each, "%s, about",
@@ -130,7 +140,7 @@ static Error *check_options(const ModelConfig *config, const ModelOptions *optio
                        "; shorten them or raise model.context",
                        options->length, config->context);
     }
-    return NULL;
+    return context_check(&options->context, options->length);
 }
 
 static Error *allocate(Model *model, const Machine *machine) {
@@ -152,6 +162,7 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     model->options = *options;
     params_create(config, &model->table);
     model->tensor = memory_zeroed(1, sizeof *model->tensor);
+    model->cut = options->context.ranks > 1 ? memory_tensor((size_t)cut_bytes(options)) : NULL;
     Machine machine = machine_of(device, 1, 1);
     Error *error = tensor_config(config, &options->tensor, &model->here);
     error = error == NULL ? stages_check(&options->stages, config->layers) : error;
@@ -181,6 +192,9 @@ void model_destroy(Model *model) {
         return;
     }
     device_release(model->device, model->arena, (size_t)model->arena_bytes);
+    if (model->cut != NULL) {
+        memory_tensor_free(model->cut, (size_t)cut_bytes(&model->options));
+    }
     for (int i = 0; i < 2; i++) {
         device_mark_destroy(model->device, model->marks[i]);
     }
@@ -263,8 +277,23 @@ void model_run_batch(Model *model, const Batch *batch, const StepOptions *option
     announce(model, options, -1);
 }
 
+Batch model_bring_batch(Model *model, const Batch *batch, int32_t *memory) {
+    const ContextShare *context = &model->options.context;
+    bool cpu = model->device->kind == DEVICE_CPU;
+    memory = memory != NULL ? memory : model->workspace.batch_memory;
+    if (context->ranks <= 1 && cpu && memory != NULL) {
+        memcpy(memory, batch_block(batch), batch_block_bytes(batch));
+        return batch_at(batch, memory);
+    }
+    if (context->ranks <= 1) {
+        return batch_to_device(model->device, batch, memory);
+    }
+    Batch cut = batch_cut(batch, context->rank, context->ranks, cpu && memory != NULL ? memory : model->cut);
+    return batch_to_device(model->device, &cut, memory);
+}
+
 void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result) {
-    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    Batch there = model_bring_batch(model, batch, NULL);
     if (result == NULL) {
         model_run_batch(model, &there, options);
         return;
@@ -283,7 +312,7 @@ void model_forward_backward(Model *model, const Batch *batch, const StepOptions 
 
 // The layers' output for a batch of the host.
 static Pass look(Model *model, const Batch *batch) {
-    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    Batch there = model_bring_batch(model, batch, NULL);
     Pass pass = pass_looking(model, &model->workspace, &there);
     stages_look(&pass);
     return pass;
@@ -302,8 +331,13 @@ void model_evaluate(Model *model, const Batch *batch, float *losses) {
     if (stages_has_head(model)) {
         pass_loss(&pass, 0, 0);
     }
-    stages_share(model, ELEMENT_FP32, model->workspace.losses, rows);
-    device_download(model->device, losses, model->workspace.losses, (size_t)rows * sizeof *losses);
+    stages_share(model, ELEMENT_FP32, model->workspace.losses, pass.rows);
+    float *own = context_is_cut(&pass) ? memory_new((size_t)pass.rows, sizeof *own) : losses;
+    device_download(model->device, own, model->workspace.losses, (size_t)pass.rows * sizeof *losses);
+    if (own != losses) {
+        context_share_losses(&pass, own, losses);
+        free(own);
+    }
     batch_free(&counted);
 }
 
@@ -322,7 +356,11 @@ void model_logits(Model *model, const Batch *batch, float *logits) {
 }
 
 char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64_t token) {
-    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    if (model->options.tensor.cut_rows || model->options.context.ranks > 1 || model->stages != NULL ||
+        model->weights.slot_weights != NULL) {
+        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
+    }
+    Batch there = model_bring_batch(model, batch, NULL);
     Pass pass = pass_looking(model, &model->workspace, &there);
     void *logits;
     size_t bytes = (size_t)model->config.vocabulary * sizeof(float);
@@ -330,10 +368,6 @@ char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64
     if (error != NULL) {
         error_free(error);
         return memory_string("there is no memory to look for the layer");
-    }
-    if (model->options.tensor.cut_rows || model->stages != NULL || model->weights.slot_weights != NULL) {
-        device_release(model->device, logits, bytes);
-        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
     }
     Range rows = {sequence * batch->length, (sequence + 1) * batch->length};
     char *where = pass_not_finite(&pass, rows, rows.begin + token, logits);

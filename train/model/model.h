@@ -35,11 +35,12 @@ typedef struct ModelOptions {
     bool deterministic;  // gradients are the same bits each time; else AttentionBackward.any_order
     double weight_decay;
     MomentType moments;
-    TensorShare tensor;  // ranks 0 or 1: this rank has everything
-    StageShare stages;   // of a pipeline; ranks 0 or 1: all layers are here
-    int shard, shards;   // of the optimizer's state; shards 0 or 1: this rank keeps all
-    int zero;            // what else is in shards: see RankShare
-    LeafShare leaves;    // of sums that are the same bits in many layouts
+    TensorShare tensor;    // ranks 0 or 1: this rank has everything
+    ContextShare context;  // ranks 0 or 1: this rank has whole sequences
+    StageShare stages;     // of a pipeline; ranks 0 or 1: all layers are here
+    int shard, shards;     // of the optimizer's state; shards 0 or 1: this rank keeps all
+    int zero;              // what else is in shards: see RankShare
+    LeafShare leaves;      // of sums that are the same bits in many layouts
 } ModelOptions;
 
 typedef struct Model {
@@ -53,6 +54,7 @@ typedef struct Model {
     ModelWeights weights;
     Workspace workspace;
     Leaves leaves;
+    int32_t *cut;           // host: a batch as this context-parallel rank has it, on its way to the device
     StepControl *control;   // device memory
     float *norm_gradients;  // where tensor-parallel ranks sum them, NULL where they do not
     MemoryPlan plan;
@@ -136,17 +138,20 @@ typedef struct StepResult {
     double z_sum;       // sum of weight * z^2 (without the coefficient)
 } StepResult;
 
-// Forward and backward of a micro-batch in device memory (batch_to_device), on a rank with all layers; with stages a whole step
-// is run at once (stages_run): grads += d(grad_scale * sum of weight * (loss +
-// z_loss * z^2)) / d(params) (times control->loss_scale in fp16), and control's sums +=. The batch must fit the options.
-// Dropout applies.
+// A batch of the host in memory of the device that the caller owns (batch_cut_bytes), or, with NULL, where the model keeps one
+// until the next call (on the CPU, where a whole one is used where it is). Of context-parallel ranks each brings its part.
+Batch model_bring_batch(Model *model, const Batch *batch, int32_t *memory);
+
+// Forward and backward of a micro-batch in device memory (model_bring_batch), on a rank with all layers; with stages a whole
+// step is run at once (stages_run): grads += d(grad_scale * sum of weight * (loss + z_loss * z^2)) / d(params) (times
+// control->loss_scale in fp16), and control's sums +=. The batch must fit the options. Dropout applies.
 void model_run_batch(Model *model, const Batch *batch, const StepOptions *options);
 
 // The same for a batch of the host, and with `result` (may be NULL) this micro-batch's sums alone: waits for them.
 void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result);
 
 // Losses per token without dropout and weights, to host memory: losses[B,T] (0 where the target is -1). No gradients.
-// batch->loss_weights is not used. Waits.
+// batch->loss_weights is not used. Waits. Context-parallel ranks call it together, and all get all losses.
 void model_evaluate(Model *model, const Batch *batch, float *losses);
 
 // Logits [B,T,V] without dropout, to host memory, all at once: for tests and small batches. targets and weights are not used.

@@ -31,11 +31,13 @@ static void begin_next(const Pass *pass, int64_t layer) {
 
 Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch) {
     const WorkspaceOptions *options = &workspace->options;
-    ensure(batch->length <= options->length && batch->sequences * batch->length <= options->sequences * options->length,
+    int64_t rows = batch->sequences * batch->length;
+    ensure(batch->length <= options->length && rows <= options->sequences * context_tokens(&options->context, options->length),
            "a batch of %lld x %lld tokens in a workspace for %lld x %lld", (long long)batch->sequences,
            (long long)batch->length, (long long)options->sequences, (long long)options->length);
+    ensure(batch->ranks == (options->context.ranks > 1 ? options->context.ranks : 0), "a batch cut for %d ranks", batch->ranks);
     const TensorShare *tensor = &options->tensor;
-    int64_t rows = batch->sequences * batch->length, parts = tensor->cut_rows ? tensor->ranks : 1, own = rows / parts;
+    int64_t parts = tensor->cut_rows ? tensor->ranks : 1, own = rows / parts;
     ensure(rows % parts == 0, "%lld rows among %d tensor-parallel ranks", (long long)rows, tensor->ranks);
     return (Pass){.model = model,
                   .workspace = workspace,

@@ -32,6 +32,7 @@ typedef struct TensorRanks {
     Group *group;                // not owned; NULL where ranks is 1
     Group *owners;               // of those with parts of gradients or weights, rank r of it with shard r; NULL: none has parts
     Group *norm;                 // of all ranks among which a step's gradients lie in parts; NULL where one has all
+    Group *context;              // of ranks that share sequences (context.h); NULL where one has whole ones
     const PipelineLinks *links;  // not owned; NULL without a pipeline
     Error *failed;
 } TensorRanks;

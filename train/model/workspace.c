@@ -91,7 +91,7 @@ static int64_t kept_of(const ActivationRow *row, const WorkspaceOptions *options
 }
 
 static int64_t batch_rows(const WorkspaceOptions *options) {
-    return options->sequences * options->length;
+    return options->sequences * context_tokens(&options->context, options->length);
 }
 
 // Those of the stream.
@@ -148,8 +148,8 @@ static void lay_out_shared(Workspace *w, const Machine *machine, const ModelConf
         const ActivationRow *row = &rows[r];
         int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
         int64_t count = row->own_rows ? own : batch_rows(&w->options);
-        bool needed =
-            row->kept != KEPT_FOR_WEIGHTS && columns > 0 && row->field != AT(lse) && (row->field != AT(pre) || config->gated);
+        bool needed = row->kept != KEPT_FOR_WEIGHTS && columns > 0 && (row->field != AT(lse) || w->options.context.ranks > 1) &&
+                      (row->field != AT(pre) || config->gated);
         *slot(at, row->field) =
             row->with != row->field ? *slot(at, row->with) : layout_take(layout, row->name, needed, count, columns, size);
     }
@@ -260,6 +260,7 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
     w->final_mean = layout_take(layout, "final means", layer_norm, own, 1, sizeof(float));
     w->whole = layout_take(layout, "gathered rows", options->tensor.cut_rows, count, width, element);
     w->partial = layout_take(layout, "sums to be reduced", options->tensor.ranks > 1, count, width, element);
+    context_lay_out(&w->ring, &options->context, config, count, options->forward_only, machine->type, layout);
     w->losses = layout_take(layout, "losses", 1, count, 1, sizeof(float));
     w->zs = layout_take(layout, "losses' normalisers", 1, count, 1, sizeof(float));
     w->head_rows = head_rows_chosen(config, options, machine);
@@ -267,7 +268,8 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
     w->head_scratch = layout_take(layout, "logits", w->head_rows > 0, scratch, 1, 1);
     w->cos_sin = layout_take(layout, "rotary table", 1, options->length, model_rotary_width(config), sizeof(float));
     // On the CPU batches are used where they are.
-    w->batch_memory = layout_take(layout, "batch on the card", card, count, BATCH_ARRAYS, sizeof(int32_t));
+    int64_t batch = (int64_t)batch_cut_bytes(options->sequences, options->length, options->context.ranks);
+    w->batch_memory = layout_take(layout, "batch on the card", card, batch, 1, 1);
 }
 
 void workspace_fill(Workspace *w, const ModelConfig *config) {
@@ -325,11 +327,8 @@ Batch batch_to_device(Device *device, const Batch *batch, int32_t *memory) {
     if (device->kind == DEVICE_CPU) {
         return *batch;
     }
-    Batch there = {0};
-    device_upload(device, memory, batch_block(batch), batch_bytes(batch->sequences, batch->length));
-    batch_place(&there, memory, batch->sequences, batch->length);
-    there.first_sample = batch->first_sample;
-    return there;
+    device_upload(device, memory, batch_block(batch), batch_block_bytes(batch));
+    return batch_at(batch, memory);
 }
 
 void rotary_table(const ModelConfig *config, int64_t positions, float *cos_sin) {

@@ -1,12 +1,13 @@
 // A workspace: the activations of one pass through layers, and the scratch of its way back. Apart from the weights, so that one
 // model has several: of micro-batches under way in a pipeline, of a decoder, of validation.
 //
-// R = B T rows of the largest batch; a smaller batch uses the front of each buffer. What a layer leaves for its backward pass
-// is one table (workspace.c): name, columns, element type, when it is kept.
+// R = B T rows of the largest batch (of context-parallel ranks each, its share of them); a smaller batch uses the front of each
+// buffer. What a layer leaves for its backward pass is one table (workspace.c): name, columns, element type, when it is kept.
 #pragma once
 
 #include "data/tokens/batch.h"
 #include "train/model/config.h"
+#include "train/model/context.h"
 #include "train/model/layout.h"
 #include "train/model/tensor.h"
 
@@ -20,7 +21,7 @@ typedef struct WorkspaceChunk {
 enum { WORKSPACE_MOST_CHUNKS = 8 };
 
 typedef struct WorkspaceOptions {
-    int64_t sequences, length;  // the largest batch: B, T
+    int64_t sequences, length;  // the largest batch, whole: B, T
     Recompute recompute;
     Range layers;  // those that pass through it; {0, 0}: all
     // Where several micro-batches are under way, in place of `layers`; 0: one micro-batch.
@@ -31,6 +32,7 @@ typedef struct WorkspaceOptions {
     bool weights_later;  // gradients of inputs and of weights are called apart (pass.h): what the latter read is kept
     int64_t head_rows;   // rows of logits held at a time; 0: chosen, negative: none, there is no loss
     TensorShare tensor;  // where tensor.cut_rows, all batches have rows that its ranks divide
+    ContextShare context;
 } WorkspaceOptions;
 
 // One layer's activations, and what its backward pass hands to its weights' gradients. Of [R,C], norm1, norm2, the stream and
@@ -65,6 +67,7 @@ typedef struct Workspace {
     // Gradients: of the residual stream, of the widest rows, of `inner` (gated), of the narrow rows, of a branch (dropout).
     // dstream is one of the streams, the first unless a walk through stages says otherwise.
     void *streams, *dstream, *dwide, *dinner, *dnarrow, *dbranch;
+    ContextBuffers ring;
     float *losses, *zs;  // [R]
     void *head_scratch;
     int64_t head_rows;
