@@ -166,9 +166,11 @@ def test_reproducible():
     for ranks in (0, 4):
         run("train", "gpt2-same.yaml", f"folder=any-order-{ranks}", *same, "train.reproducible=false", ranks=ranks)
     check(course("any-order-0") != course("any-order-4"), "in any order these are other bits, or the check above says nothing")
-    for told, *overrides in (("train.reproducible_parts 3 must be a power of two that divides the 8 micro-batches of a step: 8 at most", "train.reproducible_parts=3"),
-                             ("train.reproducible_parts 1 cannot be shared by 2 data-parallel ranks", "train.reproducible_parts=1")):
-        run("train", "gpt2-same.yaml", "folder=refused", *same, *overrides, code=2, part=told, ranks=2)
+    for ranks, code, told, *overrides in (
+            (0, 2, "train.reproducible_parts 3 must be a power of two that divides the 8 micro-batches of a step: 8 at most", "train.reproducible_parts=3"),
+            (2, 1, "train.reproducible_parts 1 cannot be shared by 2 data-parallel ranks", "train.reproducible_parts=1"),
+            (2, 1, "it needs parallel.context=1", "parallel.context=2")):
+        run("train", "gpt2-same.yaml", "folder=refused", *same, *overrides, code=code, part=told, ranks=ranks)
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")
 
 
