@@ -30,7 +30,7 @@ class Store:
     def __init__(self, folder, delay=0):
         self.folder, self.delay = os.path.abspath(folder), delay
         self.seen_from = {}  # path: the host that made it, when the others see it
-        self.faults = []     # [operation, part of the path, errno or "short", how many times, how many pass before]
+        self.faults = []     # [operation, part of the path, errno, "short" or "flip" (of a bit), how many times, how many pass before]
         self.calls, self.hidden = {}, 0
         os.makedirs(folder)
 
@@ -52,10 +52,10 @@ class Store:
                 fault[4] -= 1
                 if fault[4] < 0:
                     fault[3] -= 1
-                    if fault[2] == "short":
-                        return True
+                    if fault[2] in ("short", "flip"):
+                        return fault[2]
                     raise OSError(fault[2], path)
-        return False
+        return None
 
 
 class Host:
@@ -207,8 +207,9 @@ class Host:
 
     def read(self, node, body):
         descriptor, offset, size = struct.unpack_from("=QQI", body)
-        short = self.store.fault("read", self.files[descriptor][0])
-        return os.pread(descriptor, size // 2 if short and size > 1 else size, offset)
+        fault = self.store.fault("read", self.files[descriptor][0])
+        data = os.pread(descriptor, size // 2 if fault == "short" and size > 1 else size, offset)
+        return bytes([data[0] ^ 1]) + data[1:] if fault == "flip" and data else data
 
     def write(self, node, body):
         descriptor, offset, size = struct.unpack_from("=QQI", body)

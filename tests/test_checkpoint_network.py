@@ -51,7 +51,7 @@ def test_failures():
     """Each passes: the save is tried again, and what was to be saved is. (The kernel tries once more itself where a handle is stale.)"""
     for name, *fault in (("write-eio", "write", "rank-00001.h5", errno.EIO, 1, 0), ("fsync-eio", "fsync", "rank-00000.h5", errno.EIO, 1, 0),
                          ("open-stale", "create", "rank-00001.h5", errno.ESTALE, 3, 0), ("rename-stale", "rename", "step-00000010", errno.ESTALE, 3, 0),
-                         ("full", "write", "rank-00000.h5", errno.ENOSPC, 1, 0)):
+                         ("flip", "read", "rank-00001.h5", "flip", 1, 0), ("full", "write", "rank-00000.h5", errno.ENOSPC, 1, 0)):
         folder, store, told = on_hosts(name, faults=[fault])
         check(store.faults[0][3] == 0 and "is tried again in" in told and "not saved" not in told, f"{name}: {store.faults} {told[-600:]}")
         whole(folder, name)

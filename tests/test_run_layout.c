@@ -44,6 +44,10 @@ static void test_refused(void) {
     check_resolve("tensor: 12", 12, "12 tensor-parallel ranks: 6 can; parallel.");
     check_resolve("tensor: 1000000", 12, "1000000 tensor-parallel ranks cannot be had of 12 ranks; ");
     check_resolve("tensor: 1000000, data: 1000000", 12, "cannot be had of 12 ranks; ");
+    check_resolve("data: 3", 3, NULL);
+    check_resolve("data: 3, zero: 1", 3, NULL);
+    check_resolve("data: 3, zero: 2", 3,
+                  "with parallel.zero 2 the 64 micro-batches of a step must be divisible by 3 data-parallel");
     // 64 micro-batches: 67, a prime, and no axis that could take the rest.
     check_resolve("", 67, "has 64 micro-batches, too few for 67 data-parallel ranks; parallel.");
 }

@@ -44,7 +44,9 @@ static Shape shape_of(const RunConfig *config, const Machine *machine, const int
     s.fair = (double)*batch / (double)round / s.data;
     s.layers = (s.config.model.layers + s.pipeline - 1) / s.pipeline;
     s.layout = run_layout_of(&s.config, size, 0);
-    ModelOptions options = run_rank_options(&s.config, &s.layout);
+    RunConfig unsharded = s.config;  // all that is computed with, however it is kept
+    unsharded.parallel.zero = 0;
+    ModelOptions options = run_rank_options(&unsharded, &s.layout);
     ParamTable table;
     params_create(&s.config.model, &table);
     Placement placement = model_placement(&table, &options, machine->type);
@@ -72,8 +74,10 @@ static void count_data(LayoutScore *score, const Shape *s) {
         add(score, MESH_DATA, buckets, n, 2 * part * gradients / buckets);
         return;
     }
-    add(score, MESH_DATA, buckets, n, part * gradients / buckets);
-    add(score, MESH_DATA, n, n, part * (double)s->weight_bytes / n);
+    double times = score->zero >= 2 ? (double)s->micro_batches : 1;  // that gradients are reduced
+    double gathers = score->zero >= 3 ? 2 * times : 1, weights = part * (double)s->weight_bytes;
+    add(score, MESH_DATA, times * buckets, n, part * gradients / buckets);
+    add(score, MESH_DATA, gathers * (double)s->layers, n, weights / (double)s->layers);
 }
 
 static void count_tensor(LayoutScore *score, const Shape *s, double element) {

@@ -12,6 +12,7 @@
 //
 //     data, zero 0      all-reduce of the gradients: 2 (n-1)/n of them
 //     zero 1            reduce to the owners and broadcast of new weights: as much
+//     zero 2, 3         the reduction after each micro-batch; of 3 weights gathered forward and back in each
 //     tensor            in each layer, forward and back, two gathers and two reductions of the stream: (t-1)/t of it each (an
 //                       all-reduce where rows are not cut: as much), once more forward where layers are computed again
 //     pipeline          the stream over each boundary, and its gradient back

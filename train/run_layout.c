@@ -61,6 +61,11 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
         return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
                        (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
     }
+    // From there on the ranks exchange something for each micro-batch, so all must have as many.
+    if (batch > 0 && config->parallel.zero >= 2 && count % size[MESH_DATA] != 0) {
+        return failure("with parallel.zero %lld the %lld micro-batches of a step must be divisible by %d data-parallel ranks",
+                       (long long)config->parallel.zero, (long long)count, size[MESH_DATA]);
+    }
     int64_t parts = run_config_parts(config, count);
     if (config->train.reproducible && batch > 0 && parts % size[MESH_DATA] != 0) {
         return failure("train.reproducible_parts %lld cannot be shared by %d data-parallel ranks", (long long)parts,

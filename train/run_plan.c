@@ -5,11 +5,12 @@
 #include "data/tokens/loader.h"
 #include "kernels/scratch.h"
 #include "parallel/buckets.h"
+#include "train/checkpoint/stream_file.h"
 #include "train/model/decoder.h"
 
 // What libraries still take after the plan is made: code that is first used by the kernels, MPI and HDF5, their buffers,
-// threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 6 to 8 MiB.
-enum { LIBRARY_BYTES = 8 << 20 };
+// threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 7 to 11 MiB.
+enum { LIBRARY_BYTES = 12 << 20 };
 // On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
 enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
@@ -156,6 +157,7 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     }
     memory_plan_add_host(out, kind, "libraries", LIBRARY_BYTES, "code and buffers first used later");
     memory_plan_add_host(out, kind, "checkpoint snapshot", saved, "this rank's share of weights and moments");
+    memory_plan_add_host(out, kind, "checkpoint on its way to disk", STREAM_FILE_BYTES, "past the page cache");
 }
 
 // What the run needs with another micro-batch and recompute, in `plan`; the error where that does not fit either.
