@@ -210,9 +210,9 @@ static const Key own_keys[] = {
      .help = "Ranks that share each layer also cut the rows of the residual stream: less memory, and as much to exchange.",
      .also = "sequence_parallel sp enable_sequence_parallel"},
     {"parallel.zero", KEY_INT, AT(parallel.zero), "0", 0, 3,
-     .help =
-         "What data-parallel ranks keep a part of instead of all (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too, "
-         "3 weights too. From 2 on gradients are reduced after each micro-batch.",
+     .help = "What data-parallel ranks keep a part of instead of all (ZeRO), 0 to 3: 0 nothing, 1 the optimizer's state, 2 "
+             "gradients too, "
+             "3 weights too. From 2 on gradients are reduced after each micro-batch.",
      .also = "zero zero_stage zero_optimization zero1 zero2 zero3 use_distributed_optimizer distributed_optimizer"},
     {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
      .help = "Size of the gradient buckets that are reduced while the backward pass still runs; with parallel.zero 2 and 3 a "

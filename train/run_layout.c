@@ -68,8 +68,8 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
     }
     int64_t parts = run_config_parts(config, count);
     if (config->train.reproducible && batch > 0 && parts % size[MESH_DATA] != 0) {
-        return failure("the %lld parts of a step's sums (train.reproducible_parts) cannot be shared by %d data-parallel ranks",
-                       (long long)parts, size[MESH_DATA]);
+        return failure("train.reproducible_parts %lld cannot be shared by %d data-parallel ranks", (long long)parts,
+                       size[MESH_DATA]);
     }
     return NULL;
 }
