@@ -25,12 +25,12 @@ GATE = os.path.join(os.environ["ATHANOR_BUILD"], "tests", "layouts_gate")
 RANKS = 8
 
 MODELS = {
-    # Learned positions, biases, a tied head; 12 heads; 5 layers that 2 and 4 stages do not divide.
-    "gpt2": "family: gpt2, layers: 5, width: 48, heads: 12, context: 32, vocabulary: 301",
-    # Grouped queries, a gate, rotary positions, a head of its own; channels that 4 does not divide.
-    "llama": "family: llama, layers: 6, width: 72, heads: 12, groups: 4, ffn_width: 130, context: 32, vocabulary: 307",
+    # Learned positions, biases, a tied head; 12 heads; 9 layers that no number of stages divides.
+    "gpt2": "family: gpt2, layers: 9, width: 48, heads: 12, context: 32, vocabulary: 301",
+    # Grouped queries, a gate, rotary positions, a head of its own; channels that 4 does not divide, layers that 4 and 8 stages do not.
+    "llama": "family: llama, layers: 10, width: 72, heads: 12, groups: 4, ffn_width: 130, context: 32, vocabulary: 307",
     # The bits of dropout must be those of the sample, not of the rank.
-    "dropout": "family: gpt2, layers: 4, width: 48, heads: 4, context: 32, vocabulary: 301, dropout: 0.2",
+    "dropout": "family: gpt2, layers: 8, width: 48, heads: 4, context: 32, vocabulary: 301, dropout: 0.2",
 }
 CONFIG = """
 folder: run

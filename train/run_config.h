@@ -43,7 +43,7 @@ typedef struct RunConfig {
         int recompute;
         int64_t head_rows;
         double z_loss;
-        int64_t most_skipped;
+        int64_t most_skipped, check_replicas;
         int type;  // RunType
         bool masters, graph, deterministic;
     } train;

@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "train/replicas.h"
 
 #include <signal.h>
 #include <time.h>
@@ -376,6 +377,24 @@ static Error *save(Trainer *t, bool needed) {
     return NULL;
 }
 
+// Where it is due, that ranks still hold alike what they should.
+static Error *check_replicas(Trainer *t) {
+    int64_t every = t->config->train.check_replicas;
+    if (t->world->size == 1 || !trainer_due(every, t->step)) {
+        return NULL;
+    }
+    double before = clock_seconds();
+    Error *error = replicas_check(&t->model->weights, t->world);
+    double seconds = clock_seconds() - before;
+    t->told_at += seconds;
+    if (error == NULL && t->step == every) {
+        log_info("step %lld: what ranks hold alike is the same to the bit, which took %.2f s to find (train.check_replicas)",
+                 (long long)t->step, seconds);
+    }
+    // Rank 0 tells it for all.
+    return error != NULL && *error->message != 0 ? error_wrap(error, "step %lld", (long long)t->step) : error;
+}
+
 static Error *train_loop(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     if (t->step == 0) {
@@ -402,6 +421,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         if (due || *stopped || trainer_looks(t)) {
             TRY(tell_steps(t, 0));
         }
+        TRY(check_replicas(t));
         TRY(look(t, last));
         if (due || *stopped) {
             TRY(save(t, last || *stopped));

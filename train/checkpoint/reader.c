@@ -116,7 +116,7 @@ static Error *verify_file(const char *folder, const ManifestFile *file, bool che
     } else if (info.st_size != file->bytes) {
         error = damaged("%s has %lld bytes, not %" PRId64, path, (long long)info.st_size, file->bytes);
     } else if (checksum) {
-        error = judge(folder, stream_file_hash(path, 0, &bytes, &hash));
+        error = judge(folder, stream_file_hash(path, -1, &bytes, &hash));
         if (error == NULL && (bytes != file->bytes || hash != file->hash)) {
             error = damaged("%s: its checksum is not the one in the manifest", path);
         }
