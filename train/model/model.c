@@ -342,6 +342,7 @@ void model_evaluate(Model *model, const Batch *batch, float *losses) {
 }
 
 void model_logits(Model *model, const Batch *batch, float *logits) {
+    ensure(model->options.context.ranks <= 1, "logits of parts of sequences");
     Pass pass = look(model, batch);
     void *memory;
     size_t bytes = (size_t)(pass.rows * model->config.vocabulary) * sizeof *logits;
