@@ -148,6 +148,30 @@ def test_resume_stages():
         check(name != "again" or here == whole, "stopped and resumed: not the same bits")
 
 
+def test_reproducible():
+    """Sums in order: the same bits with any number of ranks, ZeRO and pipeline, also where another layout goes on; the order is what makes them."""
+    same = ["train.reproducible=true", "train.micro_batch=1", "train.reproducible_parts=4", "train.steps=16", STEADY]
+    for name, config, layouts in (
+            ("llama-same", CONFIG, ((2,), (4, "parallel.zero=3"), (4, "parallel.pipeline=2", "parallel.zero=1", "parallel.schedule=zb-h1"))),
+            ("gpt2-same", GPT2, ((4,), (2, "parallel.zero=2"), (2, "parallel.pipeline=2"), (2, "parallel.pipeline=2", "parallel.schedule=zb-v"),
+                                 (4, "parallel.pipeline=2", "parallel.zero=3")))):
+        write(f"{name}.yaml", config.replace("layers: 2", "layers: 5").format(folder=name))
+        run("train", f"{name}.yaml", *same)
+        for number, (ranks, *layout) in enumerate(layouts):
+            run("train", f"{name}.yaml", f"folder={name}-{number}", *same, *layout, ranks=ranks)
+            check(course(f"{name}-{number}") == course(name), f"{name}, {layout} on {ranks} ranks: not the same bits")
+    run("train", "gpt2-same.yaml", "folder=gpt2-begun", *same, "train.steps=8", "parallel.zero=3", ranks=4)
+    run("train", "gpt2-same.yaml", "folder=gpt2-begun", *same, "parallel.pipeline=2", ranks=2)
+    check(course("gpt2-begun") == course("gpt2-same"), "gone on with in another layout: not the same bits")
+    for ranks in (0, 4):
+        run("train", "gpt2-same.yaml", f"folder=any-order-{ranks}", *same, "train.reproducible=false", ranks=ranks)
+    check(course("any-order-0") != course("any-order-4"), "in any order these are other bits, or the check above says nothing")
+    for told, *overrides in (("train.reproducible_parts 3 must be a power of two that divides the 8 micro-batches of a step: 8 at most", "train.reproducible_parts=3"),
+                             ("train.reproducible_parts 1 cannot be shared by 2 data-parallel ranks", "train.reproducible_parts=1")):
+        run("train", "gpt2-same.yaml", "folder=refused", *same, *overrides, code=2, part=told, ranks=2)
+        check(not os.path.exists("refused"), f"{overrides}: a folder was made")
+
+
 def test_refused():
     """What cannot work is one line before anything is made, and names what would; what it names works."""
     write("refused.yaml", CONFIG.format(folder="refused"))
@@ -196,4 +220,4 @@ def test_auto():
 
 
 if __name__ == "__main__":
-    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_shards, test_refused, test_auto)
+    main(test_losses, test_stages, test_resume, test_resume_context, test_resume_stages, test_shards, test_reproducible, test_refused, test_auto)

@@ -272,9 +272,8 @@ static Error *open_metrics(Trainer *t, Checkpoint *checkpoint) {
 static Error *try_checkpoint(Trainer *t, const char *path, bool *may_be_damage) {
     Checkpoint *checkpoint = NULL;
     Error *error;
-    TRY(comm_agree(t->world, checkpoint_open(path, false, &checkpoint)));
+    TRY(checkpoint_open_shared(t->world, path, &checkpoint));
     const CheckpointInfo *info = checkpoint_info(checkpoint);
-    TRY_GOTO(error, out, trainer_compare_checkpoint(t, path, checkpoint));
     TRY_GOTO(error, out, comm_agree(t->world, take_state(t, info, path)));
     *may_be_damage = info->run == 0;
     TRY_GOTO(error, out, comm_agree(t->world, check_course(t, info, path)));

@@ -47,8 +47,10 @@ static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES],
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)config;
     ContextShare share = {0, size[MESH_CONTEXT]};
+    if (config->train.reproducible && share.ranks > 1) {
+        return failure("train.reproducible adds whole sequences in order: it needs parallel.context=1");
+    }
     return error_wrap(context_check(&share, length), "parallel.context");
 }
 
@@ -63,6 +65,11 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
     if (batch > 0 && config->parallel.zero >= 2 && count % size[MESH_DATA] != 0) {
         return failure("with parallel.zero %lld the %lld micro-batches of a step must be divisible by %d data-parallel ranks",
                        (long long)config->parallel.zero, (long long)count, size[MESH_DATA]);
+    }
+    int64_t parts = run_config_parts(config, count);
+    if (config->train.reproducible && batch > 0 && parts % size[MESH_DATA] != 0) {
+        return failure("the %lld parts of a step's sums (train.reproducible_parts) cannot be shared by %d data-parallel ranks",
+                       (long long)parts, size[MESH_DATA]);
     }
     return NULL;
 }

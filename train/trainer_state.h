@@ -92,10 +92,9 @@ Error *trainer_make_model(Trainer *t) MUST_CHECK;
 LoaderOptions trainer_loader_options(const Trainer *t);
 
 // compare.c: what is not the same on all ranks is told before it counts: how the ranks were started (before they exchange
-// anything else), what they then found (corpora, devices), and the checkpoint that they go on from. Collective.
+// anything else), and what they then found (corpora, devices). Collective.
 Error *trainer_compare_given(const RunConfig *config, Comm *world) MUST_CHECK;
 Error *trainer_compare_prepared(const Trainer *t) MUST_CHECK;
-Error *trainer_compare_checkpoint(const Trainer *t, const char *path, const Checkpoint *checkpoint) MUST_CHECK;
 
 // resume.c: the run folder, and going on from a checkpoint. trainer_make_writer and trainer_resume are collective; the latter
 // starts afresh where there is none.

@@ -163,6 +163,9 @@ Error *checkpoint_run_of(const char *folder, uint64_t *run) MUST_CHECK;
 // Opens a checkpoint folder: reads and checks its manifest and the sizes of its files; with `verify` also their checksums.
 // ERROR_MISSING: the whole folder is not there; a file that is missing in it is ERROR_DAMAGED.
 Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) MUST_CHECK;
+// The same for all ranks of `world` together: rank 0 alone reads the manifest and looks at the files, for thousands that ask a
+// file system for one record at once are what it is slowest at. All have the same one, or all the same error.
+Error *checkpoint_open_shared(Comm *world, const char *path, Checkpoint **out) MUST_CHECK;
 void checkpoint_close(Checkpoint *checkpoint);
 
 // Looks at all checksums, unless this process has found them right before, here or with `verify`, under the same manifest.

@@ -116,7 +116,7 @@ static Error *verify_file(const char *folder, const ManifestFile *file, bool che
     } else if (info.st_size != file->bytes) {
         error = damaged("%s has %lld bytes, not %" PRId64, path, (long long)info.st_size, file->bytes);
     } else if (checksum) {
-        error = judge(folder, stream_file_hash(path, 0, &bytes, &hash));
+        error = judge(folder, stream_file_hash(path, -1, &bytes, &hash));
         if (error == NULL && (bytes != file->bytes || hash != file->hash)) {
             error = damaged("%s: its checksum is not the one in the manifest", path);
         }
@@ -132,33 +132,43 @@ static Error *verify_files(const char *folder, const Manifest *manifest, bool ch
     return NULL;
 }
 
-// `key` tells this manifest in this folder from any other.
-static Error *read_manifest(const char *folder, Manifest *out, uint64_t *key) {
+static Error *read_text(const char *folder, Buffer *text) {
     char *path = path_join(folder, MANIFEST_NAME);
-    Buffer text = {0};
-    Error *error = file_read(path, MANIFEST_MOST_BYTES, &text);
-    if (error == NULL) {
-        *key = hash64_seeded(text.data, text.size, hash64(folder, strlen(folder)));
-        error = manifest_parse(path, text.data, text.size, out);
-    }
+    Error *error = file_read(path, MANIFEST_MOST_BYTES, text);
+    free(path);
+    return judge(folder, error);
+}
+
+// `key` tells this manifest in this folder from any other.
+static Error *parse_text(const char *folder, const Buffer *text, Manifest *out, uint64_t *key) {
+    char *path = path_join(folder, MANIFEST_NAME);
+    *key = hash64_seeded(text->data, text->size, hash64(folder, strlen(folder)));
+    Error *error = manifest_parse(path, text->data, text->size, out);
     // Which one is the newest is told by the folders' names.
     int64_t named = steps_named(path_name(folder));
     if (error == NULL && named >= 0 && named != out->step) {
         error = damaged("%s: it is of step %" PRId64 ", its folder of another", path, out->step);
         manifest_free(out);
     }
-    buffer_free(&text);
     free(path);
-    return judge(folder, error);
+    return error;
+}
+
+static Error *read_manifest(const char *folder, Manifest *out, uint64_t *key) {
+    Buffer text = {0};
+    Error *error = read_text(folder, &text);
+    error = error == NULL ? parse_text(folder, &text, out, key) : error;
+    buffer_free(&text);
+    return error;
 }
 
 // What its manifest alone tells; its files were not looked at.
-static Error *open_manifest(const char *path, Checkpoint **out) {
+static Error *open_text(const char *path, const Buffer *text, Checkpoint **out) {
     *out = NULL;
     Manifest manifest = {0};
     uint64_t key = 0;
     int64_t total = 0;
-    TRY(read_manifest(path, &manifest, &key));
+    TRY(parse_text(path, text, &manifest, &key));
     for (int i = 0; i < manifest.file_count; i++) {
         if (__builtin_add_overflow(total, manifest.files[i].bytes, &total)) {
             manifest_free(&manifest);
@@ -186,6 +196,33 @@ static Error *open_manifest(const char *path, Checkpoint **out) {
     c->key = key;
     *out = c;
     return NULL;
+}
+
+static Error *open_manifest(const char *path, Checkpoint **out) {
+    Buffer text = {0};
+    *out = NULL;
+    Error *error = read_text(path, &text);
+    error = error == NULL ? open_text(path, &text, out) : error;
+    buffer_free(&text);
+    return error;
+}
+
+Error *checkpoint_open_shared(Comm *world, const char *path, Checkpoint **out) {
+    Buffer text = {0};
+    *out = NULL;
+    Error *error = comm_agree(world, world->rank == 0 ? read_text(path, &text) : NULL);
+    error = error == NULL ? comm_broadcast_buffer(world, &text, 0) : error;
+    if (error == NULL) {
+        error = open_text(path, &text, out);
+        error = error == NULL && world->rank == 0 ? verify_files(path, &(*out)->manifest, false) : error;
+        error = comm_agree(world, error);
+    }
+    if (error != NULL) {
+        checkpoint_close(*out);
+        *out = NULL;
+    }
+    buffer_free(&text);
+    return error;
 }
 
 Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {

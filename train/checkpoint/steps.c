@@ -169,7 +169,8 @@ Error *steps_clean(const char *folder, const char *run_folder) {
 
 bool steps_try_again(const char *folder, Error **error, int *tries) {
     enum { MOST_TRIES = 20, FIRST_SLEEP_US = 50000, LONGEST_SLEEP_US = 5000000 };
-    if (*error == NULL || (!(*error)->passes && (*error)->kind != ERROR_MISSING) || *tries == MOST_TRIES) {
+    bool missing = *error != NULL && (*error)->kind == ERROR_MISSING && path_is_folder(folder);  // else all of it is gone
+    if (*error == NULL || (!(*error)->passes && !missing) || *tries == MOST_TRIES) {
         return false;
     }
     error_free(*error);

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PIECE = 4 << 20, ALIGNMENT = 4096 };  // the largest block of any disk that takes direct writes
+enum { PIECE = STREAM_FILE_BYTES, ALIGNMENT = 4096 };  // the largest block of any disk that takes direct writes
 
 struct StreamFile {
     char *path;
@@ -213,7 +213,7 @@ Error *stream_file_hash(const char *path, int64_t expected, int64_t *bytes, uint
         if (error == NULL && *bytes < expected) {
             error = error_new(ERROR_MISSING, "%s has %" PRId64 " bytes yet, not %" PRId64, path, *bytes, expected);
         }
-    } while (steps_try_again(folder, &error, &tries));
+    } while (expected >= 0 ? steps_try_again(folder, &error, &tries) : file_try_again(&error, &tries));
     free(folder);
     return error;
 }

@@ -12,6 +12,8 @@
 
 typedef struct StreamFile StreamFile;
 
+enum { STREAM_FILE_BYTES = 4 << 20 };  // of memory that one takes, and reading one back
+
 // Makes `path` (replaced if it exists) for exactly `bytes` bytes, whose space is taken at once where the file system can, so
 // that a full disk is found before the first.
 Error *stream_file_create(const char *path, int64_t bytes, StreamFile **out) MUST_CHECK;
@@ -26,5 +28,6 @@ Error *stream_file_finish(StreamFile *file, uint64_t *hash) MUST_CHECK;
 void stream_file_destroy(StreamFile *file);
 
 // The size and hash64 of a whole file, opened anew and read from the disk where the system lets us pass by the cache. Tries
-// again as steps_try_again does, also while the file has fewer bytes than `expected`.
+// again as file_try_again does; where another host may have written it just now, `expected` is its size, and the file is waited
+// for (steps_try_again) until it has so many bytes. -1: it was committed long ago.
 Error *stream_file_hash(const char *path, int64_t expected, int64_t *bytes, uint64_t *hash) MUST_CHECK;

@@ -12,6 +12,10 @@
 // pause, where all that failed it may pass (EIO, a stale handle, a full disk) and attempts are left; so a failed write costs no
 // checkpoint and no step.
 //
+// The thread is as important as any: it mostly waits for the disk, and what it computes (a copy, a hash and a digest of each
+// byte) is computed some time in any case. A nicer one next to threads that never rest is kept from asking the disk for more,
+// and a save takes many times as long.
+//
 // Each rank's thread does one job at a time: prepare (touch the snapshot's memory), write, check (read back what another rank
 // wrote), commit, remove. A rank's side file
 // rank-R.json, written last and durably, says that its data is complete: size, checksum, parts with their digests. The commit
@@ -35,7 +39,6 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -43,7 +46,7 @@
 typedef enum Phase { PHASE_IDLE, PHASE_WRITING, PHASE_CHECKING, PHASE_COMMITTING, PHASE_REMOVING } Phase;
 typedef enum Job { JOB_NONE, JOB_PREPARE, JOB_WRITE, JOB_CHECK, JOB_COMMIT, JOB_REMOVE, JOB_QUIT } Job;
 
-enum { THREAD_NICE = 10, WAIT_US = 1000, MOST_ATTEMPTS = 5 };
+enum { WAIT_US = 1000, MOST_ATTEMPTS = 5 };
 
 typedef struct OwnBlob {
     char *name;
@@ -203,7 +206,10 @@ static Error *write_job(CheckpointWriter *w) {
     char *side_path = path_join(partial, side_name);
     json_t *files = json_array(), *parts = json_array();
     Error *error = spare_memory(w);
-    error = error == NULL ? folder_create(partial) : error;
+    int tries = 0;
+    do {
+        error = error == NULL ? folder_create(partial) : error;
+    } while (file_try_again(&error, &tries));
     checkpoint_reached("folder made");
     if (error == NULL) {
         error = write_parts(w, partial, files, parts);
@@ -474,7 +480,6 @@ static Error *prepare_job(CheckpointWriter *w) {
 
 static void *thread_main(void *context) {
     CheckpointWriter *w = context;
-    setpriority(PRIO_PROCESS, (id_t)gettid(), THREAD_NICE);  // the step in front matters more
     for (;;) {
         pthread_mutex_lock(&w->mutex);
         while (w->job == JOB_NONE) {
