@@ -314,10 +314,17 @@ Error *folder_create(const char *path) {
         }
     }
     free(copy);
-    if (mkdir(path, 0777) != 0 && !(errno == EEXIST && path_is_folder(path))) {
-        return error_system(errno, "folder %s cannot be created", path);
+    if (mkdir(path, 0777) == 0) {
+        return NULL;
     }
-    return NULL;
+    struct stat info;
+    int reason = errno;
+    if (reason == EEXIST && path_is_folder(path)) {
+        return NULL;
+    }
+    // Another host has just made it, and a network file system does not show it here yet: that passes.
+    reason = reason == EEXIST && lstat(path, &info) != 0 && errno == ENOENT ? ESTALE : reason;
+    return error_system(reason, "folder %s cannot be created", path);
 }
 
 static Error *list_once(const char *path, Strings *names) {

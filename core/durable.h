@@ -20,8 +20,8 @@ Error *path_home(const char *path, char **out) MUST_CHECK;
 bool path_exists(const char *path);
 bool path_is_folder(const char *path);
 
-// Whether an operation is worth another try: it failed for a reason that passes (EIO, ESTALE, EAGAIN, EINTR, ETIMEDOUT) and
-// *tries, 0 at first, are not used up. Then it has slept a little, in all some seconds, and *error is freed and NULL.
+// Whether an operation is worth another try: it failed for a reason that passes (EIO, ESTALE, a full disk ...: core/error.c)
+// and *tries, 0 at first, are not used up. Then it has slept a little, in all some seconds, and *error is freed and NULL.
 bool file_try_again(Error **error, int *tries);
 
 // Reads a whole file. `limit` guards against absurd sizes (bytes). file_read_stream also takes a pipe or terminal, which a

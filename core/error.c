@@ -51,7 +51,7 @@ Error *error_system(int errno_value, const char *format, ...) {
     Error *error = error_make(missing ? ERROR_MISSING : ERROR_UNREADABLE, format, arguments, reason);
     va_end(arguments);
     error->passes = errno_value == EIO || errno_value == ESTALE || errno_value == EAGAIN || errno_value == EINTR ||
-                    errno_value == ETIMEDOUT;
+                    errno_value == ETIMEDOUT || errno_value == ENOSPC || errno_value == EDQUOT;
     return error;
 }
 

@@ -22,7 +22,7 @@ typedef enum ErrorKind {
 
 typedef struct Error {
     ErrorKind kind;
-    bool passes;  // ERROR_UNREADABLE that may be over in a moment: see file_try_again
+    bool passes;  // ERROR_UNREADABLE that may be over in a moment: see file_try_again; a full disk may have room again
     char message[];
 } Error;
 

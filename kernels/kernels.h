@@ -153,14 +153,14 @@ typedef struct AttentionBackward {
 } AttentionBackward;
 
 // Joins attention over some keys with that over others: with L = log(exp(lse) + exp(other_lse)),
-// out = exp(lse - L) out + exp(other_lse - L) other and lse = L. What has seen no key (-infinity) has no share. Waits for its
-// first caller: rings of ranks that share a sequence.
+// out = exp(lse - L) out + exp(other_lse - L) other and lse = L. What has seen no key (-infinity) has no share. `out` stays
+// fp32 until all is joined: rounded each time, every further block of keys would cost accuracy.
 typedef struct AttentionMerge {
     int64_t batch, queries;
     int32_t heads, head_width;
     const void *other;       // [B,Tq,H D]
     const float *other_lse;  // [B,H,Tq]
-    void *out;               // changed in place
+    float *out;              // [B,Tq,H D], changed in place
     float *lse;              // changed in place
 } AttentionMerge;
 
@@ -433,6 +433,18 @@ typedef struct CopyRows {
     int64_t to_stride;
 } CopyRows;
 
+// y[i] = the sum over p of x[p * stride + i], i < count, p < parts (1 .. 2^SUM_PARTS_LEVELS): neighbours are added, then
+// neighbouring pairs, and so on; where the parts are no power of two, what is left over at the end is added to from the right.
+// So the sums of runs of 2^k parts that begin at multiples of 2^k are found again within it. y may be one of the parts.
+typedef struct SumParts {
+    bool wide;  // doubles, else floats
+    int64_t count, parts, stride;
+    const void *x;
+    void *y;
+} SumParts;
+
+enum { SUM_PARTS_LEVELS = 16 };
+
 // ---- The table
 // ---------------------------------------------------------------------------------------------------------------
 
@@ -461,8 +473,11 @@ typedef struct CopyRows {
     X(optimizer_update, const OptimizerUpdate *a)              \
     X(convert, const Convert *a)                               \
     X(copy_rows, const CopyRows *a)                            \
+    X(sum_parts, const SumParts *a)                            \
     /* y += x, count elements of the compute type. */          \
     X(add, int64_t count, const void *x, void *y)              \
+    /* y += x, x of the compute type, y fp32. */               \
+    X(accumulate, int64_t count, const void *x, float *y)      \
     /* x = 0. */                                               \
     X(zero, int64_t bytes, void *x)                            \
     /* y = x * scale in place, fp32. */                        \

@@ -18,6 +18,10 @@
     COMMAND(generate) \
     COMMAND(eval) \
     COMMAND(inspect) \
+    COMMAND(checkpoint_verify) \
+    COMMAND(checkpoint_list) \
+    COMMAND(checkpoint_prune) \
+    COMMAND(checkpoint_reshard) \
     COMMAND(report) \
     COMMAND(doctor)
 // clang-format on

@@ -23,7 +23,7 @@ static void print_overview(FILE *out) {
     fprintf(out, "athanor %s: trains decoder-only transformers, on a laptop or a cluster\n\n", ATHANOR_VERSION);
     fprintf(out, "usage: athanor COMMAND [flags] [arguments]     (athanor COMMAND --help explains one)\n\n");
     for (int i = 0; i < COMMAND_COUNT; i++) {
-        fprintf(out, "  %-18s %s\n", commands[i]->name, commands[i]->summary);
+        fprintf(out, "  %-20s %s\n", commands[i]->name, commands[i]->summary);
     }
     fprintf(out, "\nThe shortest way in is launch/quickstart; README.md explains the rest.\n");
 }
@@ -60,7 +60,7 @@ static void print_group(const char *word) {
     printf("usage: athanor %s COMMAND [flags] [arguments]     (athanor %s COMMAND --help explains one)\n\n", word, word);
     for (int i = 0; i < COMMAND_COUNT; i++) {
         if (in_group(commands[i], word)) {
-            printf("  %-18s %s\n", commands[i]->name, commands[i]->summary);
+            printf("  %-20s %s\n", commands[i]->name, commands[i]->summary);
         }
     }
 }

@@ -1,4 +1,5 @@
 // The data plane: what is the same for all transports, and which one is taken. See group.h.
+#include "core/clock.h"
 #include "core/log.h"
 #include "parallel/transport.h"
 
@@ -129,12 +130,40 @@ void request_free(GroupRequest **request) {
     *request = NULL;
 }
 
+static Group *account_of(Group *group) {
+    return group->account != NULL ? group->account : group;
+}
+
+// Bytes that each rank must send at least, by the algorithms that move the least for large counts: rings, and a tree's leaf.
+static int64_t least_sent(const Group *group, const Collective *what) {
+    int64_t bytes = what->count * element_bytes(what->type), others = group->size - 1;
+    switch (what->operation) {
+    case GROUP_ALL_REDUCE:
+        return 2 * bytes * others / group->size;
+    case GROUP_REDUCE:
+    case GROUP_BROADCAST:
+        return bytes * others / group->size;
+    case GROUP_REDUCE_SCATTER:
+    case GROUP_ALL_GATHER:
+    case GROUP_ALL_TO_ALL:
+        return bytes * others;
+    case GROUP_SEND:
+        return bytes;
+    case GROUP_RECEIVE:
+    case GROUP_OPERATIONS:
+        break;
+    }
+    return 0;
+}
+
 // Every operation of every group enters here, in the order of its number, and leaves through `leave`: whoever wants to record
 // what a rank is doing, or stands in, hooks into these two.
 Error *group_start(Group *group, const Collective *what, GroupRequest **out) {
     check_arguments(group, what);
     *out = NULL;
     group->sequence++;
+    account_of(group)->sent += least_sent(group, what);
+    account_of(group)->operations += what->count > 0;
     return what->count > 0 ? named(group, what, group->sequence, request_start(group, what, group->sequence, out)) : NULL;
 }
 
@@ -155,7 +184,14 @@ Error *group_test(GroupRequest **request, bool *done) {
 }
 
 Error *group_wait(GroupRequest **request) {
-    return *request != NULL ? leave(request, (*request)->group->way->wait(*request)) : NULL;
+    if (*request == NULL) {
+        return NULL;
+    }
+    Group *group = (*request)->group;
+    double start = clock_seconds();
+    Error *error = group->way->wait(*request);
+    account_of(group)->waited += clock_seconds() - start;
+    return leave(request, error);
 }
 
 Error *group_run(Group *group, const Collective *what) {

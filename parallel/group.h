@@ -40,7 +40,7 @@
 //   staged  as the transport for memory of the host that it goes through.
 // What a maximum makes of NaN is not defined.
 //
-// All-to-all and messages wait for their callers: pipeline and context parallelism.
+// All-to-all waits for its first caller, messages go around the rings of context parallelism.
 //
 // Errors name rank, host, operation, its number in the group, and the group. A group is of no use after one: the caller reports
 // it and calls comm_abort.
@@ -95,11 +95,15 @@ typedef struct Collective {
 typedef struct Group {
     char name[64];  // "data", "data x context": unique among groups that this rank is in
     int rank, size;
-    int64_t sequence;    // operations started so far
-    Device *device;      // whose memory takes part; NULL: memory of the host
-    bool recordable;     // false: the host has to wait in between
-    char transport[64];  // "mpi", "nccl 2.28.9", "mpi through host memory"
-    Comm *comm;          // of the same ranks
+    int64_t sequence;       // operations started so far
+    int64_t sent;           // bytes that these make a rank send, as the best algorithm would: see group.c
+    double waited;          // seconds that this thread stood in group_wait; on cards it does not stand
+    int64_t operations;     // likewise: started, with something to do
+    struct Group *account;  // of the same or more ranks, which both are counted on; NULL: its own
+    Device *device;         // whose memory takes part; NULL: memory of the host
+    bool recordable;        // false: the host has to wait in between
+    char transport[64];     // "mpi", "nccl 2.28.9", "mpi through host memory"
+    Comm *comm;             // of the same ranks
     const struct Transport *way;
     void *state;  // the transport's
 } Group;

@@ -140,3 +140,25 @@ Group *mesh_group(const Mesh *mesh, int axes) {
     ensure(group != NULL, "no group over the axes %d was attached", axes);
     return group;
 }
+
+MeshTraffic mesh_traffic(const Mesh *mesh) {
+    MeshTraffic out = {0};
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        if (mesh->group[axes] != NULL) {
+            out.sent[axes] = mesh->group[axes]->sent;
+            out.operations[axes] = mesh->group[axes]->operations;
+            out.waited[axes] = mesh->group[axes]->waited;
+        }
+    }
+    return out;
+}
+
+MeshTraffic mesh_traffic_between(const MeshTraffic *before, const MeshTraffic *after) {
+    MeshTraffic out;
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        out.sent[axes] = after->sent[axes] - before->sent[axes];
+        out.operations[axes] = after->operations[axes] - before->operations[axes];
+        out.waited[axes] = after->waited[axes] - before->waited[axes];
+    }
+    return out;
+}

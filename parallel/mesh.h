@@ -1,9 +1,9 @@
 // The ranks as a grid: data x tensor x pipeline x context.
 //
 // A rank has one coordinate on each axis. For any set of axes it belongs to one group: the ranks that differ from it on those
-// axes alone. Gradients are summed over the data group, the loss over data and context together, and so on; model code asks the
-// mesh for a group and never names a transport. Tensor is the axis that varies fastest with the rank, then context, data,
-// pipeline: what talks most sits closest. Ranks of a group are in that order too.
+// axes alone. Gradients and the loss are summed over data and context together, and so on; model code asks the mesh for a
+// group and never names a transport. Tensor is the axis that varies fastest with the rank, then context, data, pipeline: what
+// talks most sits closest. Ranks of a group are in that order too.
 #pragma once
 
 #include "parallel/group.h"
@@ -16,6 +16,7 @@ enum {
     OVER_TENSOR = 1 << MESH_TENSOR,
     OVER_PIPELINE = 1 << MESH_PIPELINE,
     OVER_CONTEXT = 1 << MESH_CONTEXT,
+    OVER_TOKENS = OVER_DATA | OVER_CONTEXT,  // ranks that hold the same weights and see other tokens of a step
     OVER_ALL = (1 << MESH_AXES) - 1,
 };
 
@@ -28,7 +29,7 @@ typedef struct Mesh {
 } Mesh;
 
 // Lays the grid over the world; exchanges nothing. size[MESH_DATA] = 0 means: what the others leave. The sizes must multiply to
-// the number of ranks. Axes other than data are not supported by the trainer yet and are refused there.
+// the number of ranks.
 Error *mesh_create(Comm *world, const int size[MESH_AXES], Mesh **out) MUST_CHECK;
 void mesh_destroy(Mesh *mesh);  // after mesh_detach; NULL is fine
 
@@ -44,6 +45,15 @@ Group *mesh_group(const Mesh *mesh, int axes);
 
 // The ranks of that group, for the control plane.
 Comm *mesh_comm(const Mesh *mesh, int axes);
+
+// What this rank's groups have sent and waited so far, by set of axes; and what lies between two of these.
+typedef struct MeshTraffic {
+    int64_t sent[OVER_ALL + 1];  // Group.sent
+    int64_t operations[OVER_ALL + 1];
+    double waited[OVER_ALL + 1];
+} MeshTraffic;
+MeshTraffic mesh_traffic(const Mesh *mesh);
+MeshTraffic mesh_traffic_between(const MeshTraffic *before, const MeshTraffic *after);
 
 // The world's rank at a coordinate, and the coordinate of a rank.
 int mesh_rank(const Mesh *mesh, const int coordinate[MESH_AXES]);

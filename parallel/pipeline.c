@@ -281,16 +281,16 @@ Error *pipeline_create(const PipelineShape *shape, PipelineSchedule **out) {
     *out = NULL;
     int chunks = shape->kind == PIPELINE_INTERLEAVED ? shape->chunks : shape->kind == PIPELINE_ZB_V ? 2 : 1;
     if (shape->ranks < 1 || shape->chunks < 1 || shape->micro_batches < 1) {
-        return usage_error("a pipeline of %d ranks with %d stages each and %d micro-batches: all must be 1 or more",
-                           shape->ranks, shape->chunks, shape->micro_batches);
+        return failure("a pipeline of %d ranks with %d stages each and %d micro-batches: all must be 1 or more", shape->ranks,
+                       shape->chunks, shape->micro_batches);
     }
     if (shape->chunks != chunks) {
-        return usage_error("schedule %s has %d stage%s a rank, not %d", pipeline_kind_names[shape->kind], chunks,
-                           chunks > 1 ? "s" : "", shape->chunks);
+        return failure("schedule %s has %d stage%s a rank, not %d", pipeline_kind_names[shape->kind], chunks,
+                       chunks > 1 ? "s" : "", shape->chunks);
     }
     if (shape->ranks > MOST / shape->chunks / shape->micro_batches) {
-        return usage_error("a pipeline of %d ranks with %d stages each and %d micro-batches is too long: at most %d in all",
-                           shape->ranks, shape->chunks, shape->micro_batches, (int)MOST);
+        return failure("a pipeline of %d ranks with %d stages each and %d micro-batches is too long: at most %d in all",
+                       shape->ranks, shape->chunks, shape->micro_batches, (int)MOST);
     }
     int ranks = shape->ranks, each = shape->micro_batches * shape->chunks;
     ActionList *computed = lists_new(ranks, 3 * each), *scratch = lists_new(2, each);
@@ -343,6 +343,12 @@ static bool send_message(Measure *m, Boundary *boundary, const Action *a, int ra
     return true;
 }
 
+// Whether one more may be under way. The time of waiting for it is not counted.
+static bool has_room(const Measure *m, const Boundary *boundary) {
+    int most = m->costs->gradients_under_way;
+    return most == 0 || boundary->sent - boundary->received < most;
+}
+
 static bool receive_message(Measure *m, Boundary *boundary, const Action *a, int rank) {
     if (boundary->received != a->micro_batch || boundary->sent <= a->micro_batch) {
         return false;
@@ -362,7 +368,7 @@ static bool act(Measure *m, const Action *a, int rank) {
     case ACTION_RECEIVE_GRADIENT:
         return receive_message(m, &m->gradient[a->stage + 1], a, rank);
     case ACTION_SEND_GRADIENT:
-        return send_message(m, &m->gradient[a->stage], a, rank);
+        return has_room(m, &m->gradient[a->stage]) && send_message(m, &m->gradient[a->stage], a, rank);
     case ACTION_FORWARD:
         cost = m->costs->forward;
         m->held[rank]++;

@@ -77,11 +77,13 @@ void pipeline_destroy(PipelineSchedule *schedule);  // NULL is fine
 typedef struct PipelineCosts {
     double forward, input_gradient, weight_gradient;  // of a stage
     double message;                                   // from its sending to its arrival
+    int gradients_under_way;  // that one stage may have sent and the one before not yet received; 0: any number
 } PipelineCosts;
 
-// What walking the lists takes: each rank does its actions in order, sending takes it no time, and a receiver waits until the
-// message is there. False where they wait for each other for ever, or for a message that nobody sends or that comes in another
-// order; then `stuck` is the rank and the action at which the first rank stands.
+// What walking the lists takes: each rank does its actions in order, sending takes it no time (but where too many gradients are
+// under way it waits, which costs no time here, until one is received), and a receiver waits until the message is there. False
+// where they wait for each other for ever, or for a message that nobody sends or that comes in another order; then `stuck` is
+// the rank and the action at which the first rank stands.
 typedef struct PipelineTimes {
     double seconds;       // until the last rank has done its last action
     double idle;          // seconds less a rank's work

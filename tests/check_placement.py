@@ -13,7 +13,7 @@ import sys
 
 FOLDERS = ("core", "kernels", "parallel", "data", "train", "launch", "tests", "bench")
 OWNERS = {"train/model/placement.c", "train/model/placement.h", "tests/test_placement.c"}
-PLACES = re.compile(r"(?:->|\.)(weight_at|scale_at|gradient_at|state_at)\b")
+PLACES = re.compile(r"(?:->|\.)(weight_at|scale_at|gradient_at|state_at|unit_at|sum_at|slot_at)\b")
 # The arrays of ModelWeights, whatever the variable is called; `weights` and `scales` are words that others use too.
 BASES = r"(?:\w+(?:->|\.))+(?:masters|grads|moment1|moment2|scale1|scale2)\b|\bweights(?:->|\.)(?:weights|scales)\b"
 ARITHMETIC = re.compile(rf"(?:{BASES})\s*(?:\[|\+)|\+\s*(?:\([^()]*\)\s*)?(?:\w+(?:->|\.))*(?:{BASES})")

@@ -8,6 +8,7 @@
 //   FAULT_SHORT    1: the first write that fails has written half of its bytes before
 //   FAULT_FSYNC_MS fsync takes so much longer
 //   FAULT_TOTAL    a file that gets the number of calls that counted, at exit
+//   FAULT_HURRY    usleep sleeps so many times shorter: for those who would wait before they try again
 //   FAULT_INIT_MS, FAULT_LOOKUP_MS   MPI_Init_thread, getaddrinfo take so much longer
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -126,6 +127,10 @@ int unlink(const char *path) {
 
 int rmdir(const char *path) {
     return counts(path) && fails() ? -1 : NEXT(rmdir)(path);
+}
+
+int usleep(useconds_t time) {
+    return NEXT(usleep)((useconds_t)(time / setting("FAULT_HURRY", 1)));
 }
 
 int MPI_Init_thread(int *argc, char ***argv, int wanted, int *given);

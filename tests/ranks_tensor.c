@@ -36,63 +36,12 @@ static Model *open_model(const char *yaml, double dropout, Recompute recompute, 
     return model;
 }
 
-// Weights that are not trivially right: each is moved by a function of its row and logical element.
-static void disturb(Model *model) {
-    for (int32_t i = 0; i < model->table.count; i++) {
-        const Param *row = &model->table.rows[i];
-        const Place *place = &model->weights.placement.places[i];
-        float *values = memory_new((size_t)place->count + 1, sizeof *values);
-        weights_read(&model->weights, ARRAY_WEIGHT, i, 0, place->count, values);
-        int64_t at = 0;
-        for (int b = 0; b < place->box_count; b++) {
-            const Box *box = &place->boxes[b];
-            int64_t columns = row->dims == 1 ? 1 : row->shape[1];
-            for (int64_t r = box->begin[0]; r < box->end[0]; r++) {
-                int64_t first = row->dims == 1 ? 0 : box->begin[1], last = row->dims == 1 ? 1 : box->end[1];
-                for (int64_t c = first; c < last; c++, at++) {
-                    values[at] += 0.1F * sinf((float)(i * 37 + (r * columns + c) * 11 % 1013));
-                }
-            }
-        }
-        weights_write(&model->weights, ARRAY_WEIGHT, i, 0, place->count, values);
-        free(values);
-    }
-}
-
-// The largest difference between this rank's part of a row's gradient and the whole one's, and the whole one's largest value.
-static double difference(const Model *part, const Model *whole, int32_t i, double *largest) {
-    const Param *row = &part->table.rows[i];
-    const Place *place = &part->weights.placement.places[i];
-    float *mine = memory_new((size_t)place->count + 1, sizeof *mine), *all = memory_new((size_t)row->count, sizeof *all);
-    weights_read(&part->weights, ARRAY_GRADIENT, i, 0, place->count, mine);
-    weights_read(&whole->weights, ARRAY_GRADIENT, i, 0, row->count, all);
-    double worst = 0;
-    int64_t at = 0, columns = row->dims == 1 ? 1 : row->shape[1];
-    for (int b = 0; b < place->box_count; b++) {
-        const Box *box = &place->boxes[b];
-        for (int64_t r = box->begin[0]; r < box->end[0]; r++) {
-            int64_t first = row->dims == 1 ? 0 : box->begin[1], last = row->dims == 1 ? 1 : box->end[1];
-            for (int64_t c = first; c < last; c++, at++) {
-                worst = fmax(worst, fabs((double)mine[at] - (double)all[r * columns + c]));
-            }
-        }
-    }
-    *largest = 0;
-    for (int64_t j = 0; j < row->count; j++) {
-        *largest = fmax(*largest, fabs((double)all[j]));
-    }
-    CHECK_I64(at, place->count);
-    free(mine);
-    free(all);
-    return worst;
-}
-
 static void compare(const char *yaml, double dropout, Recompute recompute, bool cut_rows, Group *group) {
     TensorShare share = {group->rank, group->size, cut_rows};
     Model *part = open_model(yaml, dropout, recompute, share, group);
     Model *whole = open_model(yaml, dropout, recompute, (TensorShare){0}, NULL);
-    disturb(part);
-    disturb(whole);
+    models_disturb(part);
+    models_disturb(whole);
     StepOptions step = {.grad_scale = 0.03F, .z_loss = 0.01F, .seed = 5};
     StepResult of_part = {0}, of_whole = {0};
     for (uint64_t micro = 0; micro < 2; micro++) {  // gradients add up
@@ -110,11 +59,11 @@ static void compare(const char *yaml, double dropout, Recompute recompute, bool 
     CHECK_NEAR(of_part.loss_sum, of_whole.loss_sum, 1e-5 * fabs(of_whole.loss_sum));
     double most = 0, largest;
     for (int32_t i = 0; i < part->table.count; i++) {
-        difference(part, whole, i, &largest);
+        models_difference(part, whole, i, &largest);
         most = fmax(most, largest);
     }
     for (int32_t i = 0; i < part->table.count; i++) {
-        double worst = difference(part, whole, i, &largest), scale = fmax(largest, 1e-3 * most);
+        double worst = models_difference(part, whole, i, &largest), scale = fmax(largest, 1e-3 * most);
         if (!CHECK(worst <= 1e-5 * scale)) {
             printf("rank %d: %s differs by %g of %g\n", group->rank, part->table.rows[i].name, worst, scale);
         }

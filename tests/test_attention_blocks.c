@@ -201,6 +201,7 @@ static void blocks_run(Device *device, const Numbers *n, int64_t q0, int64_t q1,
         nothing[i] = -INFINITY;
     }
     void *out = upload(device, type, zeros, count), *other = upload(device, type, zeros, count);
+    float *joined = upload(device, TYPE_FP32, zeros, count);
     float *lse = upload(device, TYPE_FP32, nothing, sums), *other_lse = upload(device, TYPE_FP32, nothing, sums);
     float *dout_here = tokens_of(n->dout, c->length, wide, q0, q1);
     void *dout = upload(device, type, dout_here, count);
@@ -211,10 +212,12 @@ static void blocks_run(Device *device, const Numbers *n, int64_t q0, int64_t q1,
         p.forward.out = other;
         p.forward.lse = other_lse;
         device->op->attention_forward(device, &p.forward);
-        device->op->attention_merge(device, &(AttentionMerge){BATCH, queries, c->heads, c->width, other, other_lse, out, lse});
+        device->op->attention_merge(device,
+                                    &(AttentionMerge){BATCH, queries, c->heads, c->width, other, other_lse, joined, lse});
         CHECK_OK(device_finish(device));
         pair_close(&p);
     }
+    device->op->convert(device, &(Convert){count, TYPE_FP32, type, joined, out});
     k0 = 0;
     for (int i = 0; i < MOST_BLOCKS && key_ends[i] > 0; k0 = key_ends[i], i++) {
         int64_t keys = key_ends[i] - k0, key_numbers = key_count(c, keys);
@@ -246,6 +249,7 @@ static void blocks_run(Device *device, const Numbers *n, int64_t q0, int64_t q1,
         r->lse[row / queries * c->length + q0 + row % queries] = sum[row];
     }
     release(device, type, other, count);
+    release(device, TYPE_FP32, joined, count);
     release(device, TYPE_FP32, other_lse, sums);
     release(device, type, dout, count);
     free(merged);

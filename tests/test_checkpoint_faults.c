@@ -734,7 +734,7 @@ static void test_little_memory(void) {
         return;  // the sanitizers' own memory has no limit
     }
     int failed = 0, saved = 0;
-    for (size_t kib = 0; kib <= 16384; kib += kib < 256 ? 16 : kib < 2048 ? 256 : 2048) {
+    for (size_t kib = 0; kib <= 32768; kib += kib < 256 ? 16 : kib < 2048 ? 256 : 4096) {
         const char *run = check_folder(), *folder = check_folder();
         char *said = path_join(folder, "said");
         pid_t child = fork();

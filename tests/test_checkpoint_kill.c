@@ -218,6 +218,7 @@ static void test_file_limit(void) {
 }
 
 int main(void) {
+    checkpoint_pause_us = 1000;
     RUN(test_full_disk);
     RUN(test_file_limit);
     RUN(test_kills);

@@ -23,6 +23,10 @@ MISSING_FILE = {
     "generate": [ABSENT],
     "eval": [ABSENT, "--corpus", ABSENT],
     "inspect": [ABSENT],
+    "checkpoint verify": [ABSENT],
+    "checkpoint list": [ABSENT],
+    "checkpoint prune": [ABSENT],
+    "checkpoint reshard": [ABSENT, "OUT"],
     "report": [ABSENT],
 }
 READS_NO_FILE = {"configs", "doctor"}

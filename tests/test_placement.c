@@ -30,7 +30,7 @@ static void add(ParamTable *table, const char *name, int64_t layer, int64_t rows
 }
 
 static ParamTable make_table(void) {
-    ParamTable table = {.layer_count = LAYERS};
+    ParamTable table = {.layer_count = LAYERS, .token = 0, .position = -1, .final_norm = -1, .final_norm_bias = -1, .head = 8};
     const ParamPart rows = {"", 0, 40, CUT_ROWS, 1, "rows of the vocabulary"};
     const ParamPart fused[] = {{"query", 0, 32, CUT_ROWS, 8, "heads"},
                                {"key", 32, 48, CUT_ROWS, 8, "key/value heads"},
@@ -50,9 +50,9 @@ static ParamTable make_table(void) {
 
 // ---- Ranks
 
-// A way to share the table among ranks: stages x tensor ranks, or optimizer shards.
+// A way to share the table among ranks: stages x tensor ranks x shards, of what `zero` says.
 typedef struct Sharing {
-    int stages, tensor, shards;
+    int stages, tensor, shards, zero;
 } Sharing;
 
 static int ranks_of(Sharing s) {
@@ -65,9 +65,11 @@ static RankShare share_of(Sharing s, int rank) {
     Range layers = s.stages == 1 ? (Range){-1, LAYERS + 1} : stage == 0 ? (Range){-1, 1} : (Range){1, LAYERS + 1};
     return (RankShare){.tensor = rank / s.shards % s.tensor,
                        .tensor_ranks = s.tensor,
-                       .layers = layers,
+                       .stages = {layers},
+                       .stage_count = 1,
                        .shard = rank % s.shards,
-                       .shards = s.shards};
+                       .shards = s.shards,
+                       .zero = s.zero};
 }
 
 typedef struct Rank {
@@ -186,8 +188,10 @@ static void set_gradients(const Ranks *all) {
             }
             boxes_runs(&whole, 1, place->boxes, place->box_count, copy_run, &(Copy){logical, local}, NULL);
             Range extent = weights_extent(w, ARRAY_GRADIENT, row);
-            CHECK(extent.end == (place->box_count > 0 && param->trainable ? place->count : 0));
-            weights_write((ModelWeights *)(uintptr_t)w, ARRAY_GRADIENT, row, extent.begin, extent.end, local);
+            Range all_of_it = {0, place->box_count > 0 && param->trainable ? place->count : 0};
+            Range expected = w->placement.share.zero >= 2 ? place->owned : all_of_it;
+            CHECK(extent.begin == expected.begin && extent.end == expected.end);
+            weights_write((ModelWeights *)(uintptr_t)w, ARRAY_GRADIENT, row, extent.begin, extent.end, local + extent.begin);
         }
     }
 }
@@ -228,7 +232,7 @@ static void step(Ranks *all, int steps) {
 
 // With shards, what a rank does not own has not moved; its owner tells it (an all-gather, when there are ranks).
 static void share_weights(Ranks *all) {
-    if (all->sharing.shards == 1) {
+    if (all->sharing.shards == 1 || all->sharing.zero >= 3) {
         return;
     }
     for (int32_t row = 0; row < all->table->count; row++) {
@@ -270,8 +274,9 @@ static void check_equal(const char *what, const Ranks *ours, const Ranks *theirs
     }
 }
 
-static const Sharing one_rank = {1, 1, 1};
-static const Sharing sharings[] = {{1, 2, 1}, {2, 1, 1}, {2, 2, 1}, {1, 1, 2}, {1, 1, 3}, {1, 2, 2}};
+static const Sharing one_rank = {1, 1, 1, 0};
+static const Sharing sharings[] = {{1, 2, 1, 0}, {2, 1, 1, 0}, {2, 2, 1, 0}, {1, 1, 2, 1}, {1, 1, 3, 1}, {1, 2, 2, 1},
+                                   {1, 1, 3, 2}, {1, 2, 2, 2}, {1, 1, 2, 3}, {1, 1, 3, 3}, {1, 2, 2, 3}, {2, 1, 2, 3}};
 enum { SHARINGS = sizeof sharings / sizeof *sharings };
 
 static Storage storage_for(Device *device) {
@@ -334,10 +339,37 @@ static void test_structure(void) {
     check_segments(&p, &table);
     placement_free(&p);
     // A stage without a row: no boxes, no memory.
-    share.layers = (Range){1, 2};
+    share.stages[0] = (Range){1, 2};
     CHECK_OK(placement_create(&table, &storage, &share, &p));
     CHECK(p.places[0].box_count == 0 && placement_weight(&p, 0, weights) == NULL && p.places[7].count == WIDTH * WIDTH);
     CHECK_I64(p.gradients, WIDTH * WIDTH);
+    placement_free(&p);
+    // The last stage of a model with a tied embedding: a copy, whose gradient lies behind the others, and that nobody updates,
+    // counts, saves or hands on. The first stage has the row itself.
+    table.head = 0;
+    share.stages[0] = (Range){1, LAYERS + 1};
+    CHECK_OK(placement_create(&table, &storage, &share, &p));
+    const Place *copy = &p.places[0];
+    float gradients[1];
+    WeightRun *runs;
+    CHECK(copy->copy && copy->count == 40 * WIDTH && copy->owned.end == 0 && placement_weight(&p, 0, weights) != NULL);
+    CHECK(p.copied >= copy->count && placement_gradient(&p, 0, gradients) == gradients + p.gradients);
+    CHECK_I64(p.gradients, WIDTH * WIDTH + 40 * WIDTH);
+    CHECK(placement_saved(&p, &table, 0, 1, 0).end == 0 && placement_saved(&p, &table, 8, 1, 0).end == 40 * WIDTH);
+    // The matrix and the row behind it, which lie side by side.
+    CHECK_I64(placement_owned(&p, 0, weights, &runs), 1);
+    CHECK(runs[0].begin == placement_weight(&p, 7, weights));
+    free(runs);
+    placement_free(&p);
+    share.stages[0] = (Range){-1, 1};
+    CHECK_OK(placement_create(&table, &storage, &share, &p));
+    CHECK(!p.places[0].copy && p.copied == 0 && p.places[0].owned.end == 40 * WIDTH);
+    placement_free(&p);
+    // A rank with the first and the last stage needs no copy.
+    share.stages[1] = (Range){1, LAYERS + 1};
+    share.stage_count = 2;
+    CHECK_OK(placement_create(&table, &storage, &share, &p));
+    CHECK(!p.places[0].copy && p.places[8].count == 40 * WIDTH && p.elements == table.elements);
     placement_free(&p);
     params_free(&table);
 }
@@ -379,8 +411,8 @@ static void check_steps(Device *device, MomentType moments, bool masters, int fi
     for (int begun = 0; begun < 2; begun++) {
         for (int i = first; i < last; i++) {
             char what[64];
-            snprintf(what, sizeof what, "%d stages, %d tensor, %d shards%s", sharings[i].stages, sharings[i].tensor,
-                     sharings[i].shards, begun ? ", stepped" : "");
+            snprintf(what, sizeof what, "%d stages, %d tensor, %d shards, zero %d%s", sharings[i].stages, sharings[i].tensor,
+                     sharings[i].shards, sharings[i].zero, begun ? ", stepped" : "");
             Ranks other = open_ranks(device, &table, storage, sharings[i]);
             for (int r = 0; r < other.count; r++) {
                 weights_initialise(&other.rank[r].weights, 7);
@@ -422,6 +454,7 @@ static void test_steps(void) {
     check_steps(device, MOMENT_FP32, true, 0, SHARINGS);
     // Blocks of 8-bit moments are a row's own, so optimizer shards and stages change nothing.
     check_steps(device, MOMENT_8BIT, true, 3, 5);
+    check_steps(device, MOMENT_8BIT, true, 8, 10);
     check_steps(device, MOMENT_8BIT, true, 1, 2);
     device_close(device);
 }
@@ -435,6 +468,8 @@ static void test_steps_in_16_bits(void) {
     CHECK_OK(device_open_card(DEVICE_SIMULATED, 0, TYPE_BF16, 1, &device));
     check_steps(device, MOMENT_FP32, true, 4, 5);
     check_steps(device, MOMENT_FP32, false, 3, 4);
+    check_steps(device, MOMENT_FP32, true, 9, 10);
+    check_steps(device, MOMENT_FP32, false, 8, 9);
     check_steps(device, MOMENT_8BIT, false, 1, 2);
     device_close(device);
 }
@@ -573,8 +608,8 @@ static void check_save(Device *device, MomentType moments, Sharing from, Sharing
         CHECK_OK(model_load(checkpoint, &loaded.rank[r].weights, true));
     }
     char what[96];
-    snprintf(what, sizeof what, "saved by %d x %d x %d, loaded by %d x %d x %d", from.stages, from.tensor, from.shards,
-             to.stages, to.tensor, to.shards);
+    snprintf(what, sizeof what, "saved by %d x %d x %d (%d), loaded by %d x %d x %d (%d)", from.stages, from.tensor,
+             from.shards, from.zero, to.stages, to.tensor, to.shards, to.zero);
     check_equal(what, &loaded, &saved);
     check_sums(&loaded, checkpoint);
     checkpoint_close(checkpoint);
@@ -595,6 +630,7 @@ static void test_checkpoints(void) {
     // Codes and their scales go as they are.
     check_save(device, MOMENT_8BIT, sharings[4], sharings[1]);
     check_save(device, MOMENT_8BIT, one_rank, sharings[3]);
+    check_save(device, MOMENT_8BIT, sharings[9], sharings[3]);
     device_close(device);
 }
 

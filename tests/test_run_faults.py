@@ -48,7 +48,7 @@ def test_every_call():
         shutil.rmtree("faulty", ignore_errors=True)
         run("train", *PLAIN, *steps, "folder=whole", ranks=ranks)
         line = faulty(ranks, line_of(ranks, *PLAIN, *steps, "folder=faulty"))
-        env = environment(ranks, FAULT_FOLDER="faulty", FAULT_TOTAL="total")
+        env = environment(ranks, FAULT_FOLDER="faulty", FAULT_TOTAL="total", FAULT_HURRY="50")
         subprocess.run(line, env=env, check=True, capture_output=True)
         calls = int(open("total").read())
         tried = range(1, calls + 1) if ranks == 0 else random.sample(range(1, calls + 1), 20)

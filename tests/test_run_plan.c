@@ -55,10 +55,10 @@ static void test_pure(void) {
     }
     CHECK_I64(sum, plan.total + plan.host);
     // Ranks share what is saved, and bring buckets.
-    RunLayout two = {.ranks = 2, .rank = 1, .data_ranks = 2, .micro_batches = 2};
+    RunLayout two = {.ranks = 2, .rank = 1, .data_ranks = 2, .data_rank = 1, .micro_batches = 2};
     run_plan(&config, &two, &card, &shared);
     RunLayout first = two;
-    first.rank = 0;
+    first.rank = first.data_rank = 0;
     MemoryPlan other;
     run_plan(&config, &first, &card, &other);
     CHECK_I64(line_bytes(&shared, "checkpoint snapshot") + line_bytes(&other, "checkpoint snapshot"), snapshot);
@@ -82,8 +82,8 @@ static void test_settings(void) {
     run_plan(&config, &with_prompt, &machine, &other);
     int64_t keys = 2 * 4 * 100 * 256 * (int64_t)sizeof(float), texts = line_bytes(&other, "sample texts");
     CHECK(texts > keys && texts < 3 * keys);
-    with_prompt.ranks = 2;
-    with_prompt.rank = 1;  // only the first rank writes them
+    with_prompt.ranks = with_prompt.data_ranks = 2;
+    with_prompt.rank = with_prompt.data_rank = 1;  // only the first rank writes them
     run_plan(&config, &with_prompt, &machine, &other);
     CHECK(line_bytes(&other, "sample texts") == 0);
     config.train.recompute = RECOMPUTE_FULL;

@@ -67,6 +67,47 @@ static void test_squares(void) {
     free(x);
 }
 
+// The tree itself: of any number of parts, in both types, the same bits as the tree of halves; and in place.
+static double tree(const double *x, int64_t parts, bool wide) {
+    int64_t left = 1;
+    while (left * 2 < parts) {
+        left *= 2;
+    }
+    double a = parts == 1 ? x[0] : tree(x, left, wide), b = parts == 1 ? 0 : tree(x + left, parts - left, wide);
+    return parts == 1 ? a : wide ? a + b : (double)((float)a + (float)b);
+}
+
+static void test_sum_parts(void) {
+    enum { MOST = 37, COUNT = 3 };
+    for (int d = 0; d < devices.count; d++) {
+        Device *device = devices.twins[d].of[0];
+        for (int parts = 1; parts <= MOST; parts++) {
+            for (int wide = 0; wide < 2; wide++) {
+                double x[MOST * COUNT], one[MOST];
+                float narrow[MOST * COUNT];
+                for (int i = 0; i < MOST * COUNT; i++) {
+                    narrow[i] = (float)philox_unit(philox(4, 2, (uint64_t)i).word[0]) - 0.4F;
+                    x[i] = wide ? (double)narrow[i] / 3 : (double)narrow[i];
+                }
+                void *from = wide ? (void *)x : (void *)narrow;
+                size_t bytes = wide ? sizeof x : sizeof narrow;
+                void *in = put(device, from, bytes);
+                SumParts sum = {wide, COUNT, parts, COUNT, in, in};
+                device->op->sum_parts(device, &sum);
+                double found[MOST * COUNT];
+                take(device, found, in, bytes);
+                for (int i = 0; i < COUNT; i++) {
+                    for (int p = 0; p < parts; p++) {
+                        one[p] = x[p * COUNT + i];
+                    }
+                    double here = wide ? found[i] : (double)((float *)(void *)found)[i];
+                    CHECK(here == tree(one, parts, wide));
+                }
+            }
+        }
+    }
+}
+
 static void test_loss_sums(void) {
     enum { ROWS = 3001 };
     static float weights[ROWS], losses[ROWS], zs[ROWS];
@@ -761,6 +802,7 @@ int main(void) {
     cards_from = devices.count;
     op_devices_cards(&devices);
     RUN(test_squares);
+    RUN(test_sum_parts);
     RUN(test_loss_sums);
     RUN(test_step_decide);
     RUN(test_skip);

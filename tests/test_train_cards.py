@@ -97,22 +97,33 @@ def test_ranks():
 
 
 def test_layouts():
-    """Layers shared by ranks, and the optimizer's state in parts: as one rank within rounding, recorded or not, over NCCL's calls or the host."""
+    """Layers or sequences shared by ranks, and the optimizer's state in parts: as one rank within rounding, recorded or not, over NCCL's calls or the host."""
     if DEVICE == "cuda":
         return
     heads = ["model.heads=4", "model.groups=2"]
     for kind, most in (("fp32", 1e-5), ("bf16", 1e-2)):
         alone = f"alone-{kind}"
         run("train", configure(alone, kind=kind), *heads)
-        for name, *layout in (("tensor", "parallel.tensor=2"), ("whole-rows", "parallel.tensor=2", "parallel.sequence=false"), ("zero", "parallel.zero=1")):
+        for name, *layout in (("tensor", "parallel.tensor=2"), ("whole-rows", "parallel.tensor=2", "parallel.sequence=false"), ("zero", "parallel.zero=1"),
+                              ("gradients", "parallel.zero=2"), ("weights", "parallel.zero=3"), ("context", "parallel.context=2"),
+                              ("pipeline", "parallel.pipeline=2"), ("zero-bubble", "parallel.pipeline=2", "parallel.schedule=zb-h1")):
+            if (name, kind) == ("context", "fp32"):  # every gradient of it: tests/ranks_context.c
+                continue
             run("train", configure(f"{name}-{kind}", kind=kind), *heads, *layout, ranks=2)
             check(worst(alone, f"{name}-{kind}") < most, f"{name} {kind}: losses are off by {worst(alone, f'{name}-{kind}'):.2e}")
-    run("train", configure("unrecorded", kind="bf16"), *heads, "parallel.tensor=2", "train.graph=false", ranks=2)
-    check(course("unrecorded") == course("tensor-bf16"), "a recorded step computes the same bits")
+    for name, layout in (("tensor", "parallel.tensor=2"), ("context", "parallel.context=2"), ("weights", "parallel.zero=3"), ("pipeline", "parallel.pipeline=2")):
+        run("train", configure(f"unrecorded-{name}", kind="bf16"), *heads, layout, "train.graph=false", ranks=2)
+        check(course(f"unrecorded-{name}") == course(f"{name}-bf16"), f"{name}: a recorded step computes the same bits")
+    same = ["train.reproducible=true", "train.micro_batch=1", "train.reproducible_parts=4"]
+    run("train", configure("same", kind="bf16"), *heads, *same)
+    for name, layout in (("same-data", "parallel.data=2"), ("same-weights", "parallel.zero=3")):
+        run("train", configure(name, kind="bf16"), *heads, *same, layout, ranks=2)
+        check(course(name) == course("same"), f"{name}: sums in order are the same bits")
     test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"] = "1"
-    run("train", configure("one-card", kind="bf16"), *heads, "parallel.tensor=2", ranks=2)
+    for axis in ("tensor", "context"):
+        run("train", configure(f"one-card-{axis}", kind="bf16"), *heads, f"parallel.{axis}=2", ranks=2)
+        check(worst(f"{axis}-bf16", f"one-card-{axis}") < 1e-3, f"{axis} on one card: losses are off by {worst(f'{axis}-bf16', f'one-card-{axis}'):.2e}")
     del test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"]
-    check(worst("tensor-bf16", "one-card") < 1e-3, f"on one card: losses are off by {worst('tensor-bf16', 'one-card'):.2e}")
 
 
 def test_other_types():

@@ -62,17 +62,3 @@ Error *trainer_compare_prepared(const Trainer *t) {
     buffer_free(&facts);
     return error;
 }
-
-Error *trainer_compare_checkpoint(const Trainer *t, const char *path, const Checkpoint *checkpoint) {
-    const CheckpointInfo *info = checkpoint_info(checkpoint);
-    Buffer facts = {0};
-    char *state = json_dumps(info->state, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    uint64_t fingerprint = 0;
-    checkpoint_fingerprint(checkpoint, &fingerprint);
-    same_add(&facts, "the checkpoint", "%s of run %016" PRIx64 ", step %" PRId64 ", weights %016" PRIx64 ", state %s", path,
-             info->run, info->step, fingerprint, state != NULL ? state : "");
-    Error *error = same_on_all(t->world, &facts);
-    free(state);
-    buffer_free(&facts);
-    return error;
-}

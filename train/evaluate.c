@@ -89,34 +89,60 @@ typedef struct Evaluation {
     Progress *progress;  // NULL: not shown
     Batch batch;
     float *losses, *bytes;
+    Error *error;  // the first one of this rank
 } Evaluation;
 
-// This rank's part of a set: it scores every comm->size-th group of sequences.
-static Error *score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
+// The group of sequences from the scored sequence `j` on, as far as there are any.
+static Error *fill_group(Evaluation *e, const CorpusSet *set, int64_t j) {
     Batch *batch = &e->batch;
-    int64_t sequences = batch->sequences, length = batch->length, vocabulary = e->model->config.vocabulary;
-    int64_t samples = scored_of(set, length, e->most), stride = (int64_t)e->comm->size * sequences;
-    for (int64_t j = (int64_t)e->comm->rank * sequences; j < samples; j += stride) {
-        for (int64_t b = 0; b < sequences; b++) {
-            if (j + b < samples) {
-                TRY(batch_fill(batch, b, &set->file, place_of(set, length, e->most, j + b), e->corpus->end_of_text,
-                               e->documents_apart));
-            } else {
-                batch_fill_empty(batch, b);
-            }
+    int64_t length = batch->length, samples = scored_of(set, length, e->most);
+    for (int64_t b = 0; b < batch->sequences; b++) {
+        if (j + b < samples) {
+            TRY(batch_fill(batch, b, &set->file, place_of(set, length, e->most, j + b), e->corpus->end_of_text,
+                           e->documents_apart));
+        } else {
+            batch_fill_empty(batch, b);
         }
-        TRY(check_batch(batch, vocabulary, e->corpus, set->name));
-        model_evaluate(e->model, batch, e->losses);
-        int64_t lost = add_scores(batch, e->losses, e->bytes, vocabulary, score);
+    }
+    return check_batch(batch, e->model->config.vocabulary, e->corpus, set->name);
+}
+
+// This rank's part of a set: it scores every comm->size-th group of sequences. Ranks that exchange anything on the way through
+// the model go together: one that has no group left, or has failed, goes with an empty one. False where they cannot go on.
+static bool score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
+    Batch *batch = &e->batch;
+    const ModelOptions *options = &e->model->options;
+    bool together = e->model->weights.slot_weights != NULL || options->tensor.ranks > 1 || options->context.ranks > 1 ||
+                    options->stages.shape.ranks > 1;
+    int64_t length = batch->length, samples = scored_of(set, length, e->most);
+    int64_t own = (int64_t)e->comm->rank * batch->sequences, stride = (int64_t)e->comm->size * batch->sequences;
+    for (int64_t first = 0; first < samples && (together || (e->error == NULL && first + own < samples)); first += stride) {
+        int64_t j = first + own;
+        if (e->error == NULL) {
+            e->error = fill_group(e, set, j);
+        }
+        for (int64_t b = 0; e->error != NULL && b < batch->sequences; b++) {
+            batch_fill_empty(batch, b);
+        }
+        if (e->error == NULL || together) {
+            model_evaluate(e->model, batch, e->losses);
+        }
+        Error *exchange = model_tensor_error(e->model);
+        if (exchange != NULL) {
+            error_keep(&e->error, exchange);
+            return false;
+        }
+        int64_t lost = e->error == NULL ? add_scores(batch, e->losses, e->bytes, e->model->config.vocabulary, score) : -1;
         if (lost >= 0) {
             int64_t b = lost / length;
-            return not_finite(e->model, batch, b, lost % length, e->corpus, set->name, place_of(set, length, e->most, j + b));
+            e->error =
+                not_finite(e->model, batch, b, lost % length, e->corpus, set->name, place_of(set, length, e->most, j + b));
         }
         if (e->progress != NULL) {
             progress_add(e->progress, stride);
         }
     }
-    return NULL;
+    return e->error == NULL || together;
 }
 
 static Error *add_ranks(const Corpus *corpus, Comm *comm, SetScore *scores) {
@@ -156,15 +182,13 @@ Error *evaluate_corpus(Model *model, const Corpus *corpus, const Tokenizer *toke
                     .losses = memory_new((size_t)(sequences * length), sizeof *e.losses),
                     .bytes = token_bytes(tokenizer, model->config.vocabulary)};
     batch_allocate(&e.batch, sequences, length);
-    Error *error = NULL;
-    for (int d = 0; d < corpus->set_count && error == NULL; d++) {
-        error = score_set(&e, &corpus->sets[d], &scores[d]);
+    for (int d = 0; d < corpus->set_count && score_set(&e, &corpus->sets[d], &scores[d]); d++) {
     }
     progress_end(&progress);
     batch_free(&e.batch);
     free(e.losses);
     free(e.bytes);
-    TRY(comm_agree(comm, error));
+    TRY(comm_agree(comm, e.error));
     return add_ranks(corpus, comm, scores);
 }
 

@@ -17,6 +17,7 @@ static Error *validate(Trainer *t) {
     SetScore *scores = memory_zeroed((size_t)t->validation.set_count, sizeof *scores);
     Error *error = evaluate_corpus(t->model, &t->validation, t->tokenizer, t->config->data.documents_apart,
                                    t->config->validation.samples, mesh_comm(t->mesh, OVER_DATA), false, scores);
+    error = comm_agree(t->world, error);  // those that scored other texts, or have other layers, know nothing of it
     if (error == NULL && t->world->rank == 0) {
         SetScore total = score_total(scores, t->validation.set_count);
         char bits[48] = "", perplexity[PERPLEXITY_TEXT];
@@ -49,10 +50,11 @@ static Error *tolerate(const Trainer *t, bool edge, Error *error) {
     return NULL;
 }
 
-// Rank 0, with those that share its layers, writes sample texts; the others meet it at the next collective.
+// Rank 0, with those that share its layers or weights, writes sample texts; the others meet it at the next collective.
 static Error *write_samples(Trainer *t, bool edge) {
     const RunConfig *config = t->config;
-    if (config->samples.every == 0 || t->tokenizer == NULL || t->mesh->coordinate[MESH_DATA] != 0) {
+    bool first = t->mesh->coordinate[MESH_DATA] == 0 && t->mesh->coordinate[MESH_CONTEXT] == 0;
+    if (config->samples.every == 0 || t->tokenizer == NULL || (!first && config->parallel.zero < 3)) {
         return NULL;
     }
     GenerateOptions options = {.tokens = config->samples.tokens,

@@ -134,13 +134,32 @@ void metrics_close(Metrics *metrics) {
     }
 }
 
+static json_t *groups_of(const TrainRecord *r) {
+    json_t *groups = json_object();
+    for (int axes = 0; axes <= OVER_ALL && r->mesh != NULL; axes++) {
+        const Group *group = r->mesh->group[axes];
+        if (group != NULL && r->traffic.sent[axes] > 0) {
+            json_object_set_new(groups, group->name,
+                                json_pack("{s:I, s:I, s:o}", "sent", (json_int_t)r->traffic.sent[axes], "operations",
+                                          (json_int_t)r->traffic.operations[axes], "wait",
+                                          number(r->traffic.waited[axes] / r->step_seconds)));
+        }
+    }
+    return groups;
+}
+
 void metrics_train(Metrics *metrics, const TrainRecord *r) {
-    journal_add(&metrics->records,
-                json_pack("{s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "kind", "train", "step",
-                          (json_int_t)r->step, "tokens", (json_int_t)r->tokens, "loss", number(r->loss), "lr",
-                          number(r->learning_rate), "grad_norm", number(r->grad_norm), "tokens_per_second",
-                          number(r->tokens_per_second), "step_seconds", number(r->step_seconds), "data_wait",
-                          number(r->data_wait), "comm_wait", number(r->comm_wait), "skipped", (json_int_t)r->skipped));
+    json_t *record = json_pack("{s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "kind", "train", "step",
+                               (json_int_t)r->step, "tokens", (json_int_t)r->tokens, "loss", number(r->loss), "lr",
+                               number(r->learning_rate), "grad_norm", number(r->grad_norm), "tokens_per_second",
+                               number(r->tokens_per_second), "step_seconds", number(r->step_seconds), "data_wait",
+                               number(r->data_wait), "comm_wait", number(r->comm_wait), "skipped", (json_int_t)r->skipped);
+    json_t *groups = groups_of(r);
+    if (json_object_size(groups) > 0) {
+        json_object_set(record, "groups", groups);
+    }
+    json_decref(groups);
+    journal_add(&metrics->records, record);
 }
 
 void metrics_valid(Metrics *metrics, int64_t step, const char *set, double loss, double bits_per_byte) {

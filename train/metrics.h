@@ -4,12 +4,15 @@
 // checkpoint, and the steps that were lost leave no trace. Once a run has begun, a line that cannot be written ends nothing: a
 // warning says so, and the file gets what it lacks as soon as it can be written again. Records:
 //   {"kind":"train","step":..,"tokens":..,"loss":..,"lr":..,"grad_norm":..,"tokens_per_second":..,"step_seconds":..,"data_wait":..,
-//    "comm_wait":..,"skipped":..}          step: steps done; data_wait, comm_wait: shares of the step's time
+//    "comm_wait":..,"skipped":..,"groups":{"data":{"sent":..,"operations":..,"wait":..}}}   step: steps done; data_wait,
+//    comm_wait: shares of the
+//                                          step's time; groups: of several ranks, what rank 0 sent (bytes, see Group.sent), in
+//                                          how many operations, and waited (a share) over each set of axes
 //   {"kind":"valid","step":..,"set":"..","loss":..,"perplexity":..,"bits_per_byte":..}   set "all": over all sets
 //   {"kind":"resume","step":..}
 #pragma once
 
-#include "core/memory.h"
+#include "parallel/mesh.h"
 
 #include <jansson.h>
 
@@ -18,6 +21,8 @@ typedef struct Metrics Metrics;
 typedef struct TrainRecord {
     int64_t step, tokens, skipped;
     double loss, learning_rate, grad_norm, tokens_per_second, step_seconds, data_wait, comm_wait;
+    const Mesh *mesh;  // whose traffic it is; NULL: none
+    MeshTraffic traffic;
 } TrainRecord;
 
 // Histories that begin with these bytes (a checkpoint's), or empty where NULL. Nothing is written before metrics_begin.

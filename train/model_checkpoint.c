@@ -3,7 +3,7 @@
 
 #include "core/digest.h"
 
-enum { PIECE = 1 << 24 };  // elements read at a time, whole blocks of quantised values
+enum { PIECE = 1 << 22 };  // elements read at a time, whole blocks of quantised values
 
 // ---- Saving
 

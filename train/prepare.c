@@ -1,7 +1,9 @@
 // Preparing a run: corpora, order, model, memory plan (trainer_state.h).
 #include "train/trainer_state.h"
 
+#include "core/log.h"
 #include "core/text.h"
+#include "train/layout_search.h"
 #include "train/run_device.h"
 
 // ---- Prepare: what each rank can do alone
@@ -38,9 +40,11 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .sequences = config->train.micro_batch,
                            .length = config->data.sequence_length,
                            .micro_batches = t->micro_batches,
+                           .step_samples = config->train.batch_tokens / config->data.sequence_length,
                            .rank = t->mesh->coordinate[MESH_DATA],
                            .ranks = t->mesh->size[MESH_DATA],
                            .first_step = t->step,
+                           .side_by_side = config->train.reproducible,
                            .prefetch = (int)config->data.prefetch,
                            .documents_apart = config->data.documents_apart};
 }
@@ -61,10 +65,10 @@ static int64_t prompt_tokens(const Trainer *t) {
     return (int64_t)longest + 1;
 }
 
-// On a card all micro-batches of a step lie there before it begins.
+// On a card all micro-batches of a step lie there before it begins; in a pipeline several are under way.
 static Error *make_batches(Trainer *t) {
     int64_t sequences = t->config->train.micro_batch, length = t->config->data.sequence_length;
-    size_t each = batch_bytes(sequences, length);
+    size_t each = batch_cut_bytes(sequences, length, t->mesh->size[MESH_CONTEXT]);
     t->batch_bytes = (size_t)t->micro_batches * each;
     TRY(device_allocate(t->device, t->batch_bytes, &t->batch_memory));
     t->batches = memory_zeroed((size_t)t->micro_batches, sizeof *t->batches);
@@ -74,65 +78,45 @@ static Error *make_batches(Trainer *t) {
     return NULL;
 }
 
-static TensorShare tensor_share(const Trainer *t) {
-    int ranks = t->mesh->size[MESH_TENSOR];
-    return (TensorShare){t->mesh->coordinate[MESH_TENSOR], ranks, ranks > 1 && t->config->parallel.sequence};
-}
-
 static RunLayout layout_of(const Trainer *t) {
-    return (RunLayout){.ranks = t->world->size,
-                       .rank = t->world->rank,
-                       .data_ranks = t->mesh->size[MESH_DATA],
-                       .tensor = tensor_share(t),
-                       .data_rank = t->mesh->coordinate[MESH_DATA],
-                       .micro_batches = t->micro_batches};
-}
-
-// Whether the tensor-parallel ranks can share the model and the rows of a micro-batch.
-static Error *check_tensor(const Trainer *t) {
-    const RunConfig *config = t->config;
-    TensorShare share = tensor_share(t);
-    ModelConfig here;
-    TRY(error_wrap(tensor_config(&config->model, &share, &here), "parallel.tensor"));
-    int64_t rows = config->train.micro_batch * config->data.sequence_length;
-    if (share.cut_rows && rows % share.ranks != 0) {
-        return failure("the %lld tokens of a micro-batch cannot be divided among parallel.tensor %d ranks; change "
-                       "train.micro_batch or data.sequence_length, or give parallel.sequence=false",
-                       (long long)rows, share.ranks);
-    }
-    return NULL;
+    return run_layout_of(t->config, t->mesh->size, t->world->rank);
 }
 
 Error *trainer_make_model(Trainer *t) {
     RunLayout layout = layout_of(t);
     ModelOptions options = run_rank_options(t->config, &layout);
     TRY(model_create(t->device, &t->config->model, &options, &t->model));
-    t->parts = model_parts(&t->model->weights, t->mesh->size[MESH_DATA], t->mesh->coordinate[MESH_DATA]);
-    return t->late ? make_batches(t) : NULL;
+    t->parts = model_parts(&t->model->weights, layout.data_ranks, layout.data_rank);
+    return t->late || t->model->stages != NULL ? make_batches(t) : NULL;
+}
+
+// The device and what it has. Once.
+static Error *open_device(Trainer *t) {
+    if (t->device == NULL) {
+        TRY(run_device_open(t->config, t->world->host_rank, t->world->host_size, &t->device));
+        t->late = t->device->kind != DEVICE_CPU;
+        t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
+    }
+    return NULL;
 }
 
 Error *trainer_prepare(Trainer *t) {
     RunConfig *config = t->config;
-    TRY(open_corpora(t));
     TRY(run_config_resolve(config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->mesh->size[MESH_DATA],
                            t->config_path));
-    TRY(check_tensor(t));
     if (t->world->rank == 0) {
         run_config_remark(config);
     }
     TRY(order_create(&t->corpus, config->data.sequence_length, &config->data.mixture, &config->data.epochs,
                      (uint64_t)config->seed, &t->order));
-    t->micro_batches =
-        config->train.batch_tokens / (config->train.micro_batch * config->data.sequence_length * t->mesh->size[MESH_DATA]);
+    t->micro_batches = layout_of(t).micro_batches;
     t->schedule = (Schedule){.kind = (ScheduleKind)config->schedule.kind,
                              .peak = config->optimizer.learning_rate,
                              .floor = config->schedule.floor,
                              .warmup_steps = config->schedule.warmup_steps,
                              .decay_steps = config->schedule.decay_steps,
                              .steps = config->train.steps};
-    TRY(run_device_open(config, t->world->host_rank, t->world->host_size, &t->device));
-    t->late = t->device->kind != DEVICE_CPU;
-    t->machine = machine_of(t->device, t->world->host_size, run_device_sharers(t->device, t->world->host_size));
+    TRY(open_device(t));
     RunLayout layout = layout_of(t);
     layout.prompt_tokens = prompt_tokens(t);
     ModelOptions options = run_rank_options(config, &layout);
@@ -141,16 +125,43 @@ Error *trainer_prepare(Trainer *t) {
     return run_plan_check(config, &layout, &t->machine);
 }
 
-Error *trainer_make_mesh(Trainer *t) {
-    const RunConfig *config = t->config;
-    if (config->parallel.pipeline != 1 || config->parallel.context != 1) {
-        return failure(
-            "%s: parallel.pipeline and parallel.context must be 1: this version has data and tensor parallelism only",
-            t->config_path);
+Error *trainer_open(Trainer *t) {
+    TRY(open_corpora(t));
+    TRY(run_config_resolve_model(t->config, t->corpus.vocabulary > 0 ? t->corpus.vocabulary : 0, t->config_path));
+    return t->config->parallel.layout == 1 ? open_device(t) : NULL;
+}
+
+// The layout that the search finds best, put into the configuration. All ranks ask it the same: of the least memory that any of
+// them has.
+static Error *choose_layout(Trainer *t) {
+    RunConfig *config = t->config;
+    Machine machine = t->machine;
+    double least[2] = {-(double)machine.memory, -(double)machine.host_memory};
+    TRY(comm_all_reduce_doubles(t->world, least, 2, COMM_MAX));
+    machine.memory = -(int64_t)least[0];
+    machine.host_memory = -(int64_t)least[1];
+    LayoutCosts costs = layout_costs(&machine);
+    LayoutScore *scores;
+    int count = layout_search(config, &machine, t->world->size, &costs, &scores);
+    if (count > 0) {
+        char *why = layout_why(scores, count, &machine);
+        log_info("layout    %s", why);
+        free(why);
+        config->parallel.data = scores[0].size[MESH_DATA];
+        config->parallel.tensor = scores[0].size[MESH_TENSOR];
+        config->parallel.pipeline = scores[0].size[MESH_PIPELINE];
+        config->parallel.context = scores[0].size[MESH_CONTEXT];
+        config->parallel.zero = scores[0].zero;
     }
-    int sizes[MESH_AXES] = {[MESH_DATA] = (int)config->parallel.data,
-                            [MESH_TENSOR] = (int)config->parallel.tensor,
-                            [MESH_PIPELINE] = 1,
-                            [MESH_CONTEXT] = 1};
+    free(scores);
+    return NULL;
+}
+
+Error *trainer_make_mesh(Trainer *t) {
+    int sizes[MESH_AXES];
+    if (t->config->parallel.layout == 1) {
+        TRY(choose_layout(t));
+    }
+    TRY(run_layout_resolve(t->config, t->world->size, t->config_path, sizes));
     return mesh_create(t->world, sizes, &t->mesh);
 }

@@ -27,37 +27,50 @@ static Error *read_choices(const Trainer *t, const char *path, Buffer *text) {
                      path);
 }
 
-// The lines of `known`, which keep their times, and those of `chosen` for what is not among them. A line names its product up
-// to its colon.
-static void join_choices(const Buffer *known, const Buffer *chosen, Buffer *out) {
-    buffer_append(out, known->data, known->size);
-    if (known->size > 0 && known->data[known->size - 1] != '\n') {
-        buffer_text(out, "\n");
+// Appends to `joined` those lines of `chosen` whose product is not in it yet. A line names its product up to its colon.
+static void join_choices(Buffer *joined, const char *chosen, const char *chosen_end) {
+    if (joined->size > 0 && joined->data[joined->size - 1] != '\n') {
+        buffer_text(joined, "\n");
     }
-    for (const char *line = chosen->data, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
-        size_t name = (size_t)(strstr(line, " : ") + 3 - line);
+    for (const char *line = chosen, *end; line < chosen_end; line = end + 1) {
+        end = memchr(line, '\n', (size_t)(chosen_end - line));
+        const char *colon = end != NULL ? memmem(line, (size_t)(end - line), " : ", 3) : NULL;
+        ensure(colon != NULL, "a choice of kernels is no line with a colon");
+        size_t name = (size_t)(colon + 3 - line);
         bool there = false;
-        for (const char *old = known->size > 0 ? known->data : NULL; old != NULL && !there;) {
+        for (const char *old = joined->size > 0 ? joined->data : NULL; old != NULL && !there;) {
             there = strncmp(old, line, name) == 0;
             old = strchr(old, '\n');
             old = old != NULL ? old + 1 : NULL;
         }
         if (!there) {
-            buffer_append(out, line, (size_t)(end + 1 - line));
+            buffer_append(joined, line, (size_t)(end + 1 - line));
         }
     }
 }
 
-// Rank 0's choices after the pass, told to all and kept where they are more than the record holds.
+// Those known, which keep their times, and behind them on rank 0 the choices of all ranks in their order: stages and uneven
+// shares have products that rank 0 has not. Collective.
+static Error *gather_choices(Trainer *t, const Buffer *known, Buffer *joined) {
+    Buffer chosen = {0}, all = {0};
+    int64_t *ends = memory_zeroed((size_t)t->world->size, sizeof *ends);
+    device_describe_choices(t->device, &chosen);
+    Error *error = comm_gather(t->world, chosen.data, (int64_t)chosen.size, &all, ends);
+    buffer_append(joined, known->data, known->size);
+    if (error == NULL && t->world->rank == 0 && all.size > 0) {
+        join_choices(joined, all.data, all.data + all.size);
+    }
+    free(ends);
+    buffer_free(&all);
+    buffer_free(&chosen);
+    return error;
+}
+
+// They are told to all, and kept where they are more than the record holds.
 static Error *keep_choices(Trainer *t, const char *path, const Buffer *known, Buffer *all) {
     Error *error = NULL;
+    TRY(gather_choices(t, known, all));
     if (t->world->rank == 0) {
-        Buffer chosen = {0};
-        device_describe_choices(t->device, &chosen);
-        if (chosen.size > 0) {
-            join_choices(known, &chosen, all);
-        }
-        buffer_free(&chosen);
         bool same = all->size == known->size && (all->size == 0 || memcmp(all->data, known->data, all->size) == 0);
         error = same ? NULL : file_write(path, all->data, all->size);
     }
@@ -67,18 +80,33 @@ static Error *keep_choices(Trainer *t, const char *path, const Buffer *known, Bu
     return comm_agree(t->world, error_wrap(error, "rank 0 of this run has another kind of card (products=sm80 suits all)"));
 }
 
+// A step's pass: in a pipeline all its micro-batches.
+static void run_padding(Trainer *t, const Batch *batch, const StepOptions *options) {
+    if (t->model->stages == NULL) {
+        model_forward_backward(t->model, batch, options, NULL);
+        return;
+    }
+    for (int64_t m = 0; m < t->micro_batches; m++) {
+        t->batches[m] = model_bring_batch(t->model, batch, t->batches[m].tokens);
+    }
+    stages_run(t->model, t->batches, options);
+}
+
 static Error *pass_of_padding(Trainer *t) {
     Batch batch;
     batch_allocate(&batch, t->config->train.micro_batch, t->config->data.sequence_length);
     for (int64_t b = 0; b < batch.sequences; b++) {
         batch_fill_empty(&batch, b);
     }
-    // One target that counts, so that the head's gradient is computed too.
-    batch.targets[0] = 0;
-    batch.loss_weights[0] = 1;
+    // Targets that count, so that the head's gradient is computed too, whichever tokens this rank has.
+    for (int64_t i = 0; i < batch.sequences * batch.length; i++) {
+        batch.targets[i] = 0;
+        batch.loss_weights[i] = 1;
+    }
     StepControl control = model_control(t->model);
     StepOptions options = {.grad_scale = 1, .seed = (uint64_t)t->config->seed};
-    model_forward_backward(t->model, &batch, &options, NULL);
+    run_padding(t, &batch, &options);
+    model_finish_gradients(t->model);
     t->device->op->squares(t->device, t->model->weights.placement.gradients, t->model->weights.grads,
                            &t->model->control->grad_squares);
     weights_zero_gradients(&t->model->weights);

@@ -6,17 +6,13 @@
 #include "core/hash.h"
 #include "core/log.h"
 #include "train/checkpoint/steps.h"
+#include "train/saved_run.h"
 
 #include <float.h>
 #include <unistd.h>
 
 // ---- The run folder and resuming
 // --------------------------------------------------------------------------------------------------------
-
-// A checkpoint within a streak of steps without a finite gradient proves no model.
-static bool learned(const json_t *state) {
-    return json_integer_value(json_object_get(state, "skipped_in_a_row")) == 0;
-}
 
 // A run in a checkpoint, a corpus or a run's folder of checkpoints would write over what belongs to others.
 static Error *refuse_folder(const char *folder) {
@@ -52,7 +48,7 @@ static Error *make_writer(Trainer *t, int64_t total_bytes) {
                            .ranks = t->world->size,
                            .keep_last = (int)config->checkpoint.keep_last,
                            .keep_every = config->checkpoint.keep_every,
-                           .learned = learned,
+                           .learned = saved_run_learned,
                            .total_bytes = total_bytes,
                            .layout = mesh_layout(t->mesh, layout),
                            .model = model_config_hash(&config->model),
@@ -276,9 +272,8 @@ static Error *open_metrics(Trainer *t, Checkpoint *checkpoint) {
 static Error *try_checkpoint(Trainer *t, const char *path, bool *may_be_damage) {
     Checkpoint *checkpoint = NULL;
     Error *error;
-    TRY(comm_agree(t->world, checkpoint_open(path, false, &checkpoint)));
+    TRY(checkpoint_open_shared(t->world, path, &checkpoint));
     const CheckpointInfo *info = checkpoint_info(checkpoint);
-    TRY_GOTO(error, out, trainer_compare_checkpoint(t, path, checkpoint));
     TRY_GOTO(error, out, comm_agree(t->world, take_state(t, info, path)));
     *may_be_damage = info->run == 0;
     TRY_GOTO(error, out, comm_agree(t->world, check_course(t, info, path)));

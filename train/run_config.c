@@ -14,6 +14,8 @@ const char *const run_type_names[] = {"auto", "fp32", "bf16", "fp16", NULL};
 const char *const run_products_names[] = {"auto", "ours", "cublas", "sm80", NULL};
 static const char *const moment_names[] = {"fp32", "8bit", NULL};
 static const char *const optimizer_names[] = {"adamw", "lion", "sgd", NULL};
+static const char *const layout_names[] = {"given", "auto", NULL};
+static const char *const pipeline_names[] = {"1f1b", "interleaved", "zb-h1", "zb-v", NULL};  // of PipelineKind
 static const char *const schedule_names[] = {"cosine", "linear", "constant", "wsd", NULL};
 
 #define AT(member) offsetof(RunConfig, member)
@@ -91,6 +93,10 @@ static const Key own_keys[] = {
      .help = "Steps in a row without a finite gradient after which the model counts as lost: the run ends with an error. Those "
              "with which fp16's loss scale falls do not count."},
 
+    {"train.check_replicas", KEY_INT, AT(train.check_replicas), "1000", 0, 9e15, .unit = "steps",
+     .help = "How often to compare the weights that several ranks hold alike, which must be the same to the bit: a search for "
+             "memory and links that err in silence. It takes about a second for each GB of a rank's weights; 0: never."},
+
     {"train.type", KEY_CHOICE, AT(train.type), "auto", .choices = run_type_names,
      .help = "Type of weights and activations; sums and gradients are fp32 in any case. auto: bf16 on a card, fp32 on the CPU. "
              "fp16 adapts a loss scale.",
@@ -105,6 +111,13 @@ static const Key own_keys[] = {
     {"train.deterministic", KEY_BOOL, AT(train.deterministic), "true",
      .help = "Same bits each time. false: attention's backward pass on Hopper adds in any order, and a resumed run is not the "
              "same to the bit."},
+    {"train.reproducible", KEY_BOOL, AT(train.reproducible), "false",
+     .help =
+         "The same bits with any number of data-parallel ranks, any parallel.zero and any pipeline: sums are added along one "
+         "tree. Gradients are then whole on every rank, and as large again for each doubling of the parts that a rank has."},
+    {"train.reproducible_parts", KEY_INT, AT(train.reproducible_parts), "0", 0, 1 << 16,
+     .help = "The leaves of that tree, a power of two that divides the micro-batches of a step: as many data-parallel ranks, "
+             "and any number that divides it, give the same bits. 0: the largest up to 8."},
 
     {"optimizer.kind", KEY_CHOICE, AT(optimizer.kind), "adamw", .choices = optimizer_names, .help = "The optimizer.",
      .also = "optimizer optim optimizer_type optimizer_name"},
@@ -170,6 +183,10 @@ static const Key own_keys[] = {
      .help = "How often to print a line; every step is written to metrics.jsonl.",
      .also = "log_interval log_freq logging_steps logging_interval log_steps print_every print_interval interval"},
 
+    {"parallel.layout", KEY_CHOICE, AT(parallel.layout), "given", .choices = layout_names,
+     .help = "given: the sizes below are the layout. auto: of all layouts of the ranks with the sizes that are given, the one "
+             "that fits memory and communicates least, found before the run and told in its log.",
+     .also = "auto_parallel strategy parallel_strategy"},
     {"parallel.data", KEY_INT, AT(parallel.data), "0", 0, 1 << 20, .unit = "ranks",
      .help = "Data-parallel copies of the model; 0: all ranks that the other axes leave.",
      .also = "dp dp_size data_parallel data_parallel_size dp_degree dp_replicate_degree"},
@@ -177,19 +194,29 @@ static const Key own_keys[] = {
      .help = "Ranks that share each layer: its heads, feed-forward channels and the vocabulary are cut over them.",
      .also = "tp tp_size tensor_parallel tensor_parallel_size tensor_model_parallel_size tp_degree"},
     {"parallel.pipeline", KEY_INT, AT(parallel.pipeline), "1", 1, 1 << 20, .unit = "ranks",
-     .help = "Ranks that share the stack of layers. Must be 1: not yet supported.",
+     .help = "Ranks that share the stack of layers, each with a part of it; micro-batches go through them one behind another.",
      .also = "pp pp_size pipeline_parallel pipeline_parallel_size pipeline_model_parallel_size pp_degree"},
+    {"parallel.schedule", KEY_CHOICE, AT(parallel.schedule), "1f1b", .choices = pipeline_names,
+     .help = "In which order the ranks of a pipeline work: 1f1b, the least memory; interleaved, several stages a rank, so that "
+             "they wait less; zb-h1 and zb-v, zero-bubble: gradients of weights fill the waiting.",
+     .also = "pipeline_schedule pp_schedule pipeline_parallel_schedule"},
+    {"parallel.chunks", KEY_INT, AT(parallel.chunks), "0", 0, 8, .unit = "stages",
+     .help = "Stages of each rank of a pipeline; 0: one, of interleaved and zb-v two.",
+     .also = "virtual_pipeline_model_parallel_size num_layers_per_virtual_pipeline_stage vpp vpp_size"},
     {"parallel.context", KEY_INT, AT(parallel.context), "1", 1, 1 << 20, .unit = "ranks",
-     .help = "Ranks that share each sequence. Must be 1: not yet supported.",
+     .help = "Ranks that share each sequence, cut into two equal parts for each: keys and values go around a ring of them.",
      .also = "cp cp_size context_parallel context_parallel_size cp_degree"},
     {"parallel.sequence", KEY_BOOL, AT(parallel.sequence), "true",
      .help = "Ranks that share each layer also cut the rows of the residual stream: less memory, and as much to exchange.",
      .also = "sequence_parallel sp enable_sequence_parallel"},
-    {"parallel.zero", KEY_INT, AT(parallel.zero), "0", 0, 1,
-     .help = "What data-parallel ranks keep a part of instead of all: 0 nothing, 1 the optimizer's state (ZeRO).",
-     .also = "zero zero_stage zero_optimization zero1 use_distributed_optimizer distributed_optimizer"},
+    {"parallel.zero", KEY_INT, AT(parallel.zero), "0", 0, 3,
+     .help =
+         "What data-parallel ranks keep a part of instead of all (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too, "
+         "3 weights too. From 2 on gradients are reduced after each micro-batch.",
+     .also = "zero zero_stage zero_optimization zero1 zero2 zero3 use_distributed_optimizer distributed_optimizer"},
     {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
-     .help = "Size of the gradient buckets that are reduced while the backward pass still runs.",
+     .help = "Size of the gradient buckets that are reduced while the backward pass still runs; with parallel.zero 2 and 3 a "
+             "bucket is a layer.",
      .also = "bucket_size bucket_cap_mb bucket_mb ddp_bucket_size"},
 };
 
@@ -286,6 +313,11 @@ Error *run_config_read(RunConfig *config, const char *path, char *const *overrid
     return blame(config, check(config, path));
 }
 
+int64_t run_config_micro_batches(const RunConfig *config, int ranks, int rank) {
+    int64_t all = config->train.batch_tokens / (config->train.micro_batch * config->data.sequence_length);
+    return all / ranks + (rank < all % ranks);
+}
+
 int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks) {
     if (batch_tokens % length != 0) {
         return 0;
@@ -324,6 +356,33 @@ static Error *uneven_batch(const RunConfig *config, int64_t round, int ranks, co
                    same[0] == 0 ? " would do" : "");
 }
 
+int64_t run_config_parts(const RunConfig *config, int64_t micro_batches) {
+    int64_t most = micro_batches & -micro_batches, given = config->train.reproducible_parts;
+    return given > 0 ? given : most < 8 ? most : 8;
+}
+
+// The parts of a step's sums, and whether the ranks can share them.
+static Error *resolve_reproducible(RunConfig *config, int data_ranks, const char *where) {
+    int64_t micro_batches = config->train.batch_tokens / (config->train.micro_batch * config->data.sequence_length);
+    int64_t parts = run_config_parts(config, micro_batches);
+    if (!config->train.reproducible) {
+        return NULL;
+    }
+    config->train.reproducible_parts = parts;
+    if ((parts & (parts - 1)) != 0 || micro_batches % parts != 0) {
+        return failure(
+            "%s: train.reproducible_parts %lld must be a power of two that divides the %lld micro-batches of a step: "
+            "%lld at most",
+            where, (long long)parts, (long long)micro_batches, (long long)(micro_batches & -micro_batches));
+    }
+    if (parts % data_ranks != 0) {
+        return failure(
+            "%s: train.reproducible_parts %lld cannot be shared by %d data-parallel ranks: a power of two up to it can", where,
+            (long long)parts, data_ranks);
+    }
+    return NULL;
+}
+
 static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) {
     TRY(model_config_resolve(&config->model, config->model_seen, corpus_vocabulary, where));
     int64_t *length = &config->data.sequence_length, context = config->model.context;
@@ -337,9 +396,11 @@ static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ran
         return failure("%s: train.micro_batch times data.sequence_length is absurd", where);
     }
     *batch = *batch > 0 ? *batch : round;
-    if (*batch % round != 0) {
+    // Ranks may have unequal numbers of micro-batches, each at least one.
+    if (*batch % (round / data_ranks) != 0 || *batch < round) {
         return uneven_batch(config, round, data_ranks, where);
     }
+    TRY(resolve_reproducible(config, data_ranks, where));
     if (config->train.steps == 0) {
         config->train.steps = (config->train.tokens + *batch - 1) / *batch;
         config->train.tokens = 0;  // the saved configuration says it in steps
@@ -348,6 +409,10 @@ static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ran
         config->schedule.decay_steps = config->train.steps / 5;
     }
     return NULL;
+}
+
+Error *run_config_resolve_model(RunConfig *config, int64_t corpus_vocabulary, const char *where) {
+    return blame(config, model_config_resolve(&config->model, config->model_seen, corpus_vocabulary, where));
 }
 
 Error *run_config_resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) {

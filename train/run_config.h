@@ -43,9 +43,10 @@ typedef struct RunConfig {
         int recompute;
         int64_t head_rows;
         double z_loss;
-        int64_t most_skipped;
+        int64_t most_skipped, check_replicas;
         int type;  // RunType
-        bool masters, graph, deterministic;
+        bool masters, graph, deterministic, reproducible;
+        int64_t reproducible_parts;
     } train;
 
     struct {
@@ -79,7 +80,10 @@ typedef struct RunConfig {
     } log;
 
     struct {
+        int layout;                               // 0: as the sizes say, 1: searched (layout_search.h)
         int64_t data, tensor, pipeline, context;  // data 0: all ranks that the others leave
+        int schedule;                             // PipelineKind
+        int64_t chunks;                           // 0: as few as the schedule has
         bool sequence;
         int64_t zero;
         double bucket_mib;
@@ -90,12 +94,23 @@ typedef struct RunConfig {
 // *ranks of them, or else for the largest smaller number, which *ranks is set to. 0 where one rank cannot take it either.
 int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks);
 
+// The leaves of sums in order (train.reproducible_parts) of a step of so many micro-batches: what is given, or as many as can
+// be up to 8.
+int64_t run_config_parts(const RunConfig *config, int64_t micro_batches);
+
+// The micro-batches of a step that fall to a data-parallel rank. Where they do not divide, the first ranks have one more: the
+// step's samples are the same on any number of ranks. Of a resolved configuration.
+int64_t run_config_micro_batches(const RunConfig *config, int ranks, int rank);
+
 // The whole table, the model's keys under "model." included.
 const Key *run_config_keys(int *count);
 
 // Reads a configuration with overrides "key.path=value" and checks what can be checked without the corpus. `config` must be
 // zeroed; free it in any case. What is wrong because of an override is ERROR_USAGE, here and in run_config_resolve.
 Error *run_config_read(RunConfig *config, const char *path, char *const *overrides, int override_count) MUST_CHECK;
+
+// The model alone, for what depends on nothing else; run_config_resolve does it too.
+Error *run_config_resolve_model(RunConfig *config, int64_t corpus_vocabulary, const char *where) MUST_CHECK;
 
 // Fills in what follows from the rest: the model's family defaults and vocabulary (corpus_vocabulary: 0 if unknown), the
 // sequence length, batch_tokens, steps. Sizes that do not divide are errors that name sizes that do.

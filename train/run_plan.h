@@ -11,12 +11,17 @@
 // What a rank's share of the run is, besides the configuration.
 typedef struct RunLayout {
     int ranks, rank;        // of the world
-    int data_ranks;         // that sum gradients
+    int data_ranks;         // that sum gradients: data x context
     TensorShare tensor;     // ranks that share each layer stand side by side in the world
-    int data_rank;          // of this rank, where the state is in shards (parallel.zero)
+    ContextShare context;   // so do, of these sets, those that share sequences
+    StageShare stages;      // of a pipeline
+    int data_rank;          // of this rank among data_ranks, where the state is in shards (parallel.zero)
     int64_t micro_batches;  // of this rank and step
     int64_t prompt_tokens;  // of the longest prompt of the samples
 } RunLayout;
+
+// That of a rank in a world laid out by these sizes (mesh.h); prompt_tokens stays the caller's. The configuration is resolved.
+RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank);
 
 // The size of a bucket of gradients.
 int64_t run_bucket_bytes(const RunConfig *config);

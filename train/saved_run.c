@@ -142,3 +142,7 @@ void saved_run_close(SavedRun *run) {
     free(run->checkpoint);
     *run = (SavedRun){0};
 }
+
+bool saved_run_learned(const json_t *state) {
+    return json_integer_value(json_object_get(state, "skipped_in_a_row")) == 0;
+}

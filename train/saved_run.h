@@ -21,3 +21,7 @@ typedef struct SavedRun {
 // `sequences` of the run's sequence length fit the model. `threads` 0: all cores.
 Error *saved_run_open(const char *path, int64_t sequences, int threads, SavedRun *out) MUST_CHECK;
 void saved_run_close(SavedRun *run);
+
+// Whether a checkpoint of that state was made by steps that learned: one within a streak of steps without a finite gradient
+// proves no model.
+bool saved_run_learned(const json_t *state);

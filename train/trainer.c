@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "train/replicas.h"
 
 #include <signal.h>
 #include <time.h>
@@ -20,42 +21,90 @@ void train_request_stop(int signal_number) {
 // -----------------------------------------------------------------------------------------------------------------------------
 
 typedef struct BackwardContext {
-    Buckets *buckets;
+    Trainer *trainer;
+    int leaf;      // that is final
+    int64_t from;  // so far
     Error *error;  // of the callback
 } BackwardContext;
 
 static void gradients_final(void *context, int64_t offset) {
     BackwardContext *c = context;
+    Trainer *t = c->trainer;
+    if (t->config->train.reproducible) {
+        leaves_merge(t->model, c->leaf, offset, c->from);
+        c->from = offset;
+    }
     if (c->error == NULL) {
-        c->error = buckets_final_from(c->buckets, offset);
+        c->error = buckets_final_from(t->buckets, offset);
     }
 }
 
 // The next micro-batch, as it lies on the device in place `m`.
 static Batch load_batch(Trainer *t, int64_t m) {
-    return batch_to_device(t->device, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
+    return model_bring_batch(t->model, trainer_next_batch(t), t->batches != NULL ? t->batches[m].tokens : NULL);
 }
 
-// Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass.
-// `loaded`: the batches are on the device already.
-static Error *compute_gradients(Trainer *t, bool loaded) {
+// A step's micro-batches, before any of them is computed on.
+static void load_batches(Trainer *t) {
+    for (int64_t m = 0; m < t->micro_batches; m++) {
+        t->batches[m] = load_batch(t, m);
+    }
+}
+
+static StepOptions step_options(const Trainer *t) {
     const RunConfig *config = t->config;
-    BackwardContext context = {t->buckets, NULL};
-    weights_zero_gradients(&t->model->weights);
-    for (int64_t m = 0; m < t->micro_batches && context.error == NULL && t->model->tensor->failed == NULL; m++) {
-        bool last = m + 1 == t->micro_batches;
+    // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right by
+    // step_decide.
+    return (StepOptions){.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
+                         .z_loss = (float)config->train.z_loss,
+                         .seed = (uint64_t)config->seed};
+}
+
+// Forward and backward over micro-batches [begin, end) of this rank. `loaded`: they are on the device already; `last`:
+// gradients are final, and `options` says who wants to know.
+static void run_batches(Trainer *t, int64_t begin, int64_t end, bool loaded, bool last, StepOptions options) {
+    void (*told)(void *, int64_t) = last && weights_gradients_whole(&t->model->weights) ? options.gradients_final : NULL;
+    if (t->model->stages != NULL) {
+        options.gradients_final = told;
+        stages_run(t->model, t->batches + begin, &options);
+        return;
+    }
+    for (int64_t m = begin; m < end && t->model->tensor->failed == NULL; m++) {
         Batch batch = loaded ? t->batches[m] : load_batch(t, m);
+        options.gradients_final = m + 1 == end ? told : NULL;
+        model_run_batch(t->model, &batch, &options);
+    }
+}
+
+// Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass. Leaves
+// of sums in order are run one by one. `loaded`: the batches are on the device already.
+static Error *compute_gradients(Trainer *t, bool loaded) {
+    int leaves = leaves_here(&t->model->options.leaves);
+    bool in_order = t->config->train.reproducible;
+    BackwardContext context = {.trainer = t, .leaf = leaves - 1, .from = t->model->weights.placement.gradients};
+    StepOptions options = step_options(t);
+    options.gradients_final = gradients_final;
+    options.context = &context;
+    weights_zero_gradients(&t->model->weights);
+    if (in_order) {
+        leaves_begin(t->model);
+    }
+    if (t->model->stages != NULL && !loaded) {
+        load_batches(t);
+    }
+    for (int leaf = 0; leaf < leaves && context.error == NULL && t->model->tensor->failed == NULL; leaf++) {
+        bool last = leaf + 1 == leaves;
         if (last) {
             buckets_begin(t->buckets);
         }
-        // Scaled by the step's nominal number of targets, so that sums stay near means; the exact weight sum is put right by
-        // step_decide.
-        StepOptions options = {.grad_scale = (float)(1.0 / (double)config->train.batch_tokens),
-                               .z_loss = (float)config->train.z_loss,
-                               .seed = (uint64_t)config->seed,
-                               .gradients_final = last ? gradients_final : NULL,
-                               .context = &context};
-        model_run_batch(t->model, &batch, &options);
+        run_batches(t, t->micro_batches * leaf / leaves, t->micro_batches * (leaf + 1) / leaves, loaded, last, options);
+        if (in_order) {
+            leaves_put_losses(t->model, leaf);
+        }
+        if (!last) {
+            leaves_merge(t->model, leaf, 0, t->model->weights.placement.gradients);
+            leaves_keep(t->model, leaf);
+        }
     }
     error_keep(&context.error, model_tensor_error(t->model));
     return context.error;
@@ -65,8 +114,14 @@ static Error *compute_gradients(Trainer *t, bool loaded) {
 static Error *finish_operations(Trainer *t) {
     const RunConfig *config = t->config;
     TRY(buckets_finish(t->buckets));
+    model_finish_gradients(t->model);
     model_sum_tensor_gradients(t->model);
-    TRY(group_all_reduce(mesh_group(t->mesh, OVER_DATA), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
+    if (t->watch != NULL && t->record.loop_start > 0) {
+        t->watch->gradients(t->watch->context, t);
+    }
+    Group *sharing = mesh_group(t->mesh, OVER_TOKENS | OVER_PIPELINE);
+    TRY(config->train.reproducible ? leaves_sum_losses(t->model, sharing)
+                                   : group_all_reduce(sharing, ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
                                                  .beta1 = (float)config->optimizer.beta1,
@@ -74,13 +129,33 @@ static Error *finish_operations(Trainer *t) {
                                                  .epsilon = (float)config->optimizer.epsilon,
                                                  .seed = (uint64_t)config->seed});
     TRY(model_tensor_error(t->model));
-    return config->parallel.zero > 0 ? model_share_weights(t->model, mesh_group(t->mesh, OVER_DATA)) : NULL;
+    return model_share_weights(t->model, config->parallel.zero > 0 ? mesh_group(t->mesh, OVER_TOKENS) : NULL);
+}
+
+// The sets of axes that training exchanges over.
+enum { SETS = 7 };
+typedef struct Sets {
+    int axes[SETS];
+} Sets;
+
+// Those over whose ranks a step's gradients lie in parts.
+static int over_parts(const Trainer *t) {
+    return (t->config->parallel.zero > 0 ? OVER_TOKENS : 0) | OVER_TENSOR | OVER_PIPELINE;
+}
+
+static Sets sets_of(const Trainer *t) {
+    // Data alone: who validates, each with texts of its own.
+    return (Sets){
+        {OVER_DATA, OVER_CONTEXT, OVER_TOKENS, OVER_TENSOR, OVER_PIPELINE, OVER_TOKENS | OVER_PIPELINE, over_parts(t)}};
 }
 
 // What went wrong between ranks since it was last asked.
 static Error *check_groups(Trainer *t) {
-    TRY(group_check(mesh_group(t->mesh, OVER_DATA)));
-    return group_check(mesh_group(t->mesh, OVER_TENSOR));
+    Sets sets = sets_of(t);
+    for (int i = 0; i < SETS; i++) {
+        TRY(group_check(mesh_group(t->mesh, sets.axes[i])));
+    }
+    return t->links != NULL ? pipeline_links_check(t->links) : NULL;
 }
 
 // The operations of a step, from the batches to new parameters. On a card all of them are only called here, not waited for.
@@ -109,6 +184,10 @@ static Error *rehearse_exchange(Trainer *t) {
     }
     StepControl control = model_control(t->model);
     model_begin_step(t->model, 0);
+    if (t->config->train.reproducible) {
+        leaves_begin(t->model);
+        leaves_merge(t->model, leaves_here(&t->model->options.leaves) - 1, 0, t->model->weights.placement.gradients);
+    }
     weights_zero_gradients(&t->model->weights);
     buckets_begin(t->buckets);
     TRY(finish_operations(t));
@@ -121,16 +200,18 @@ static Error *rehearse_exchange(Trainer *t) {
 
 // A step on a card: recorded the first time, where that is possible, and then repeated as a whole.
 static Error *card_operations(Trainer *t) {
-    for (int64_t m = 0; m < t->micro_batches; m++) {
-        t->batches[m] = load_batch(t, m);
-    }
+    load_batches(t);
     if (t->graph != NULL) {
         device_graph_run(t->device, t->graph);
         return NULL;
     }
     // Dropout's bits depend on the number of the sample, which a record would repeat.
-    bool can = t->config->train.graph && t->config->model.dropout == 0 && mesh_group(t->mesh, OVER_DATA)->recordable &&
-               mesh_group(t->mesh, OVER_TENSOR)->recordable;
+    bool can =
+        t->config->train.graph && t->config->model.dropout == 0 && (t->links == NULL || pipeline_links_recordable(t->links));
+    Sets sets = sets_of(t);
+    for (int i = 0; i < SETS; i++) {
+        can &= mesh_group(t->mesh, sets.axes[i])->recordable;
+    }
     bool recording = can && device_record(t->device);
     Error *error = operations(t, true);
     if (recording) {
@@ -163,10 +244,20 @@ static Error *share_flags(Trainer *t, Shared *shared) {
 static void print_step(const Trainer *t, const TrainRecord *r, double start, int64_t start_step) {
     char rate[32], left[32];
     double per_step = (clock_seconds() - start) / (double)(r->step - start_step);
-    log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%  %s left",
+    Buffer axes = {0};  // the wait for other ranks, by set of axes
+    for (int set = 0; set <= OVER_ALL; set++) {
+        const Group *group = t->mesh->group[set];
+        if (group != NULL && r->traffic.sent[set] > 0) {
+            buffer_printf(&axes, "%s%s %.1f%%", axes.size > 0 ? ", " : " (", group->name,
+                          100 * r->traffic.waited[set] / r->step_seconds);
+        }
+    }
+    buffer_text(&axes, axes.size > 0 ? ")" : "");
+    log_info("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.2f  %s tokens/s  data wait %.1f%%  comm wait %.1f%%%s  %s left",
              (long long)r->step, (long long)t->config->train.steps, r->loss, r->learning_rate, r->grad_norm,
-             text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait,
+             text_count(rate, r->tokens_per_second), 100 * r->data_wait, 100 * r->comm_wait, axes.data,
              text_duration(left, per_step * (double)(t->config->train.steps - r->step)));
+    buffer_free(&axes);
 }
 
 // A streak of steps without a finite gradient: the model has gone where no step leads out of. What was saved before the streak
@@ -199,6 +290,9 @@ static Error *tell_step(Trainer *t) {
     t->told++;
     t->told_at = now;
     run_record_step(&t->record, seconds);
+    if (t->watch != NULL) {
+        t->watch->told(t->watch->context, t);
+    }
     if (control->skip != 0) {
         TRY(check_streak(t, t->config->train.most_skipped));
         log_info("step %lld is skipped: its gradient is not finite", (long long)t->told);
@@ -215,7 +309,9 @@ static Error *tell_step(Trainer *t) {
                           .tokens_per_second = (double)t->config->train.batch_tokens / seconds,
                           .step_seconds = seconds,
                           .data_wait = t->pending[t->told % 2].data_waited / seconds,
-                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds};
+                          .comm_wait = t->pending[t->told % 2].comm_waited / seconds,
+                          .mesh = t->mesh,
+                          .traffic = t->pending[t->told % 2].traffic};
     if (trainer_due(t->config->log.every, t->told) || t->told == t->config->train.steps) {
         print_step(t, &record, t->record.loop_start, t->record.first_step);
     }
@@ -243,14 +339,29 @@ static Error *undo_step(Trainer *t) {
     return NULL;
 }
 
+// Between the ranks of a pipeline, messages count too.
+static MeshTraffic traffic_so_far(const Trainer *t) {
+    MeshTraffic traffic = mesh_traffic(t->mesh);
+    if (t->links != NULL) {
+        pipeline_links_count(t->links, &traffic.sent[OVER_PIPELINE], &traffic.waited[OVER_PIPELINE]);
+    }
+    return traffic;
+}
+
 static Error *train_step(Trainer *t, Shared *shared) {
     double data_before = loader_waited(t->loader), learning_rate = schedule_rate(&t->schedule, t->step);
+    MeshTraffic traffic_before = traffic_so_far(t), traffic_after, traffic;
     model_begin_step(t->model, learning_rate);
     TRY(t->late ? card_operations(t) : operations(t, false));
     model_send_control(t->model);
-    double comm_waited = buckets_time(t->buckets).waited, before = clock_seconds();
+    double before = clock_seconds();
     TRY(share_flags(t, shared));
-    comm_waited += clock_seconds() - before;
+    double comm_waited = clock_seconds() - before;
+    traffic_after = traffic_so_far(t);
+    traffic = mesh_traffic_between(&traffic_before, &traffic_after);
+    for (int axes = 0; axes <= OVER_ALL; axes++) {
+        comm_waited += traffic.waited[axes];
+    }
     if (shared->lost) {
         return undo_step(t);
     }
@@ -258,6 +369,7 @@ static Error *train_step(Trainer *t, Shared *shared) {
     t->pending[t->step % 2].learning_rate = learning_rate;
     t->pending[t->step % 2].data_waited = loader_waited(t->loader) - data_before;
     t->pending[t->step % 2].comm_waited = comm_waited;
+    t->pending[t->step % 2].traffic = traffic;
     return tell_steps(t, t->late ? 1 : 0);
 }
 
@@ -298,12 +410,33 @@ static Error *save(Trainer *t, bool needed) {
     return NULL;
 }
 
+// Where it is due, that ranks still hold alike what they should.
+static Error *check_replicas(Trainer *t) {
+    int64_t every = t->config->train.check_replicas;
+    if (t->world->size == 1 || !trainer_due(every, t->step)) {
+        return NULL;
+    }
+    double before = clock_seconds();
+    Error *error = replicas_check(&t->model->weights, t->world);
+    double seconds = clock_seconds() - before;
+    t->told_at += seconds;
+    if (error == NULL && t->step == every) {
+        log_info("step %lld: what ranks hold alike is the same to the bit, which took %.2f s to find (train.check_replicas)",
+                 (long long)t->step, seconds);
+    }
+    // Rank 0 tells it for all.
+    return error != NULL && *error->message != 0 ? error_wrap(error, "step %lld", (long long)t->step) : error;
+}
+
 static Error *train_loop(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     if (t->step == 0) {
         TRY(look(t, true));
     }
     t->control = model_control(t->model);
+    if (t->watch != NULL) {
+        t->watch->begun(t->watch->context, t);
+    }
     run_record_loop(&t->record, t->step);
     t->told_at = clock_seconds();
     while (t->step < config->train.steps && !*stopped) {
@@ -321,6 +454,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         if (due || *stopped || trainer_looks(t)) {
             TRY(tell_steps(t, 0));
         }
+        TRY(check_replicas(t));
         TRY(look(t, last));
         if (due || *stopped) {
             TRY(save(t, last || *stopped));
@@ -333,10 +467,23 @@ static Error *train_loop(Trainer *t, bool *stopped) {
 // ---- The whole
 // --------------------------------------------------------------------------------------------------------------------------
 
+static Buckets *make_buckets(const Trainer *t) {
+    const ModelWeights *weights = &t->model->weights;
+    Group *group = mesh_group(t->mesh, OVER_TOKENS);
+    // Gradients in shards are summed layer by layer, whatever the size of a bucket.
+    int64_t count = weights_gradients_whole(weights) ? weights->placement.gradients : 0;
+    if (t->config->train.reproducible) {
+        return buckets_create_in_order(group, t->device, weights->grads, count, t->model->options.leaves.bucket,
+                                       t->model->leaves.exchange);
+    }
+    return buckets_create(group, weights->grads, count, run_bucket_bytes(t->config), t->config->parallel.zero > 0);
+}
+
 static Error *run(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     // In this order, so that a mistake in the configuration is one line of rank 0 and nothing was created yet.
     TRY(trainer_compare_given(config, t->world));
+    TRY(comm_agree(t->world, trainer_open(t)));
     TRY(comm_agree(t->world, trainer_make_mesh(t)));
     TRY(comm_agree(t->world, trainer_prepare(t)));
     TRY(trainer_compare_prepared(t));
@@ -357,14 +504,18 @@ static Error *run(Trainer *t, bool *stopped) {
     TRY(comm_agree(t->world, run_record_create(&t->record, config, t->model, &t->plan, t->run, t->resumed, t->world)));
     LoaderOptions loader = trainer_loader_options(t);
     t->loader = loader_create(&loader);
-    // All sets of axes that training exchanges over.
-    int over_parts = config->parallel.zero > 0 ? OVER_DATA | OVER_TENSOR : OVER_TENSOR;
-    TRY(mesh_attach(t->mesh, t->device, (const int[]){OVER_DATA, OVER_TENSOR, over_parts}, 3));
+    Sets sets = sets_of(t);
+    TRY(mesh_attach(t->mesh, t->device, sets.axes, SETS));
     t->model->tensor->group = mesh_group(t->mesh, OVER_TENSOR);
-    t->model->tensor->norm = mesh_group(t->mesh, over_parts)->size > 1 ? mesh_group(t->mesh, over_parts) : NULL;
+    t->model->tensor->context = mesh_group(t->mesh, OVER_CONTEXT);
+    t->model->tensor->owners = mesh_group(t->mesh, OVER_TOKENS);
+    t->model->tensor->norm = mesh_group(t->mesh, over_parts(t))->size > 1 ? mesh_group(t->mesh, over_parts(t)) : NULL;
+    if (t->model->stages != NULL) {
+        TRY(pipeline_links_create(mesh_group(t->mesh, OVER_PIPELINE), &t->model->options.stages.shape, t->device, &t->links));
+        t->model->tensor->links = t->links;
+    }
     TRY(trainer_rehearse(t));
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_DATA), t->model->weights.grads, t->model->weights.placement.gradients,
-                                run_bucket_bytes(config), config->parallel.zero > 0);
+    t->buckets = make_buckets(t);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);
@@ -379,6 +530,7 @@ static void trainer_free(Trainer *t, bool failed) {
     if (t->graph != NULL) {
         device_graph_destroy(t->device, t->graph);
     }
+    pipeline_links_close(t->links, failed);
     if (t->mesh != NULL) {
         mesh_detach(t->mesh, failed);
     }
@@ -409,7 +561,11 @@ static void trainer_free(Trainer *t, bool failed) {
 }
 
 Error *train_run(RunConfig *config, const char *config_path, Comm *world, bool *stopped) {
-    Trainer trainer = {.config = config, .config_path = config_path, .world = world};
+    return train_run_watched(config, config_path, world, NULL, stopped);
+}
+
+Error *train_run_watched(RunConfig *config, const char *config_path, Comm *world, const TrainerWatch *watch, bool *stopped) {
+    Trainer trainer = {.watch = watch, .config = config, .config_path = config_path, .world = world};
     *stopped = false;
     Error *error = run(&trainer, stopped);
     trainer_free(&trainer, error != NULL);

@@ -5,6 +5,7 @@
 #include "data/tokens/kept_sums.h"
 #include "data/tokens/loader.h"
 #include "parallel/buckets.h"
+#include "parallel/links.h"
 #include "parallel/mesh.h"
 #include "train/metrics.h"
 #include "train/model_checkpoint.h"
@@ -15,6 +16,16 @@
 
 #include <sys/stat.h>
 
+typedef struct Trainer Trainer;
+
+// Who looks into a run from within, for tests: called on every rank.
+typedef struct TrainerWatch {
+    void (*begun)(void *context, Trainer *t);            // before the first step; may still change the weights
+    void (*gradients)(void *context, const Trainer *t);  // those of step t->step + 1, summed over the ranks
+    void (*told)(void *context, const Trainer *t);       // t->control is that of step t->told
+    void *context;
+} TrainerWatch;
+
 // See ending.c.
 typedef struct Ending {
     Error *lost;       // this rank had no data for the step under way
@@ -24,11 +35,13 @@ typedef struct Ending {
     bool warned;       // of the launcher's limit
 } Ending;
 
-typedef struct Trainer {
+struct Trainer {
+    const TrainerWatch *watch;  // NULL: nobody
     RunConfig *config;
     const char *config_path;
     Comm *world;
     Mesh *mesh;
+    PipelineLinks *links;  // NULL without a pipeline
     Device *device;
     Corpus corpus, validation;
     bool has_validation;
@@ -39,7 +52,7 @@ typedef struct Trainer {
     Machine machine;
     MemoryPlan plan;
     Model *model;
-    Batch *batches;  // on a card: where the micro-batches of a step lie; else NULL
+    Batch *batches;  // on a card and of a pipeline: where the micro-batches of a step lie; else NULL
     void *batch_memory;
     size_t batch_bytes;
     Buckets *buckets;
@@ -60,23 +73,28 @@ typedef struct Trainer {
     StepControl control;  // of the last of these
     struct {
         double learning_rate, data_waited, comm_waited;
+        MeshTraffic traffic;
     } pending[2];        // of step s at s % 2
     double told_at;      // when
     DeviceGraph *graph;  // the operations of a step, once they were recorded
-} Trainer;
+};
+
+// train_run with somebody who watches.
+Error *train_run_watched(RunConfig *config, const char *config_path, Comm *world, const TrainerWatch *watch,
+                         bool *stopped) MUST_CHECK;
 
 // prepare.c: what comes before the first step. Each rank does it alone, and creates nothing on disk; all ranks have looked at
 // the machine and planned before any of them allocates.
-Error *trainer_make_mesh(Trainer *t) MUST_CHECK;
+Error *trainer_open(Trainer *t) MUST_CHECK;
+Error *trainer_make_mesh(Trainer *t) MUST_CHECK;  // collective where the layout is searched
 Error *trainer_prepare(Trainer *t) MUST_CHECK;
 Error *trainer_make_model(Trainer *t) MUST_CHECK;
 LoaderOptions trainer_loader_options(const Trainer *t);
 
 // compare.c: what is not the same on all ranks is told before it counts: how the ranks were started (before they exchange
-// anything else), what they then found (corpora, devices), and the checkpoint that they go on from. Collective.
+// anything else), and what they then found (corpora, devices). Collective.
 Error *trainer_compare_given(const RunConfig *config, Comm *world) MUST_CHECK;
 Error *trainer_compare_prepared(const Trainer *t) MUST_CHECK;
-Error *trainer_compare_checkpoint(const Trainer *t, const char *path, const Checkpoint *checkpoint) MUST_CHECK;
 
 // resume.c: the run folder, and going on from a checkpoint. trainer_make_writer and trainer_resume are collective; the latter
 // starts afresh where there is none.

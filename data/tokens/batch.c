@@ -10,17 +10,69 @@ void batch_place(Batch *batch, int32_t *memory, int64_t sequences, int64_t lengt
     *batch = (Batch){.sequences = sequences, .length = length, .tokens = memory};
     batch->targets = batch->tokens + count;
     batch->loss_weights = (float *)(void *)(batch->targets + count);
-    batch->first = (int32_t *)(void *)(batch->loss_weights + count);
-    batch->positions = batch->first + count;
+    batch->positions = (int32_t *)(void *)(batch->loss_weights + count);
+    batch->first = batch->positions + count;
+}
+
+Batch batch_at(const Batch *batch, int32_t *memory) {
+    Batch at;
+    batch_place(&at, memory, batch->sequences, batch->length);
+    at.first_sample = batch->first_sample;
+    at.ranks = batch->ranks;
+    return at;
 }
 
 void batch_free(Batch *batch) {
-    memory_tensor_free(batch->tokens, batch_bytes(batch->sequences, batch->length));
+    memory_tensor_free(batch->tokens, batch_block_bytes(batch));
     *batch = (Batch){0};
 }
 
 size_t batch_bytes(int64_t sequences, int64_t length) {
     return (size_t)(sequences * length) * BATCH_ARRAYS * sizeof(int32_t);
+}
+
+size_t batch_cut_bytes(int64_t sequences, int64_t length, int ranks) {
+    if (ranks <= 1) {
+        return batch_bytes(sequences, length);
+    }
+    int64_t part = sequences * (length / (2 * ranks));
+    return (size_t)((BATCH_ARRAYS - 1) * 2 * part + (2 * ranks + 1) * part) * sizeof(int32_t);
+}
+
+size_t batch_block_bytes(const Batch *batch) {
+    return batch->ranks == 0 ? batch_bytes(batch->sequences, batch->length)
+                             : batch_cut_bytes(batch->sequences / 2, batch->length * 2 * batch->ranks, batch->ranks);
+}
+
+// The half of what a rank has: parts `part` of all sequences.
+static void cut_half(const Batch *whole, int rank, int ranks, int half, Batch *out) {
+    int64_t length = out->length, part = batch_part(rank, ranks, half);
+    size_t bytes = (size_t)length * sizeof(int32_t);
+    for (int64_t b = 0; b < whole->sequences; b++) {
+        int64_t from = b * whole->length + part * length, to = (half * whole->sequences + b) * length;
+        memcpy(out->tokens + to, whole->tokens + from, bytes);
+        memcpy(out->targets + to, whole->targets + from, bytes);
+        memcpy(out->loss_weights + to, whole->loss_weights + from, bytes);
+        memcpy(out->positions + to, whole->positions + from, bytes);
+        for (int64_t keys = 0; keys <= part; keys++) {
+            int32_t *first = out->first + (batch_pair(rank, half, keys) * whole->sequences + b) * length;
+            for (int64_t t = 0; t < length; t++) {
+                first[t] = whole->first[from + t] - (int32_t)(keys * length);
+            }
+        }
+    }
+}
+
+Batch batch_cut(const Batch *whole, int rank, int ranks, int32_t *memory) {
+    ensure(whole->ranks == 0 && rank >= 0 && rank < ranks && whole->length % (2 * ranks) == 0,
+           "sequences of %lld tokens among %d ranks", (long long)whole->length, ranks);
+    Batch out;
+    batch_place(&out, memory, 2 * whole->sequences, whole->length / (2 * ranks));
+    out.first_sample = whole->first_sample;
+    out.ranks = ranks;
+    cut_half(whole, rank, ranks, 0, &out);
+    cut_half(whole, rank, ranks, 1, &out);
+    return out;
 }
 
 const void *batch_block(const Batch *batch) {

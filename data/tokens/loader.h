@@ -1,8 +1,9 @@
 // The loader: a thread that fills the next micro-batches while the model computes.
 //
-// Step s of a run uses samples [s * batch, (s + 1) * batch), batch = micro_batches * ranks * sequences. Micro-batch k of rank r
-// holds the `sequences` samples from s * batch + (k * ranks + r) * sequences on. So the samples of a step do not depend on how
-// many ranks share them, and the loader's state is the step.
+// Step s of a run uses samples [s * batch, (s + 1) * batch), batch = step_samples. Micro-batch k of rank r holds the
+// `sequences` samples from s * batch + (k * ranks + r) * sequences on; of micro-batches that the ranks cannot share evenly, the
+// first ranks have one more. So the samples of a step do not depend on how many ranks share them, and the loader's state is the
+// step.
 #pragma once
 
 #include "data/tokens/batch.h"
@@ -16,8 +17,11 @@ typedef struct LoaderOptions {
     int64_t micro_batches;      // per rank and step
     int rank, ranks;
     int64_t first_step;
-    int prefetch;  // micro-batches held ready, at least 1
+    bool side_by_side;  // a rank's micro-batches of a step follow each other: micro-batch k of rank r is number
+                        // r * micro_batches + k of the step, not k * ranks + r
+    int prefetch;       // micro-batches held ready, at least 1
     bool documents_apart;
+    int64_t step_samples;  // of all ranks; 0: micro_batches * ranks * sequences
 } LoaderOptions;
 
 typedef struct Loader Loader;

@@ -198,7 +198,7 @@ static void merge_row(void *context, int64_t row, int thread) {
     for (int64_t h = 0; h < a->heads; h++) {
         int64_t at = (b * a->heads + h) * a->queries + t;
         const float *other = (const float *)a->other + (row * a->heads + h) * width;
-        float *out = (float *)a->out + (row * a->heads + h) * width, mine = a->lse[at], its = a->other_lse[at];
+        float *out = a->out + (row * a->heads + h) * width, mine = a->lse[at], its = a->other_lse[at];
         float most = mine > its ? mine : its;
         if (most == -INFINITY) {
             continue;  // out is 0 and stays

@@ -1,10 +1,12 @@
 // Sums, fills, scales, conversions and copies of flat arrays and strided rows.
 //
 //   add             y[i] += x[i]
+//   accumulate      the same: the compute type is fp32 here
 //   zero            x = 0
 //   scale           x[i] *= scale
 //   convert         to[i] = from[i] in another type, rounded to nearest even
 //   copy_rows       rows with strides
+//   sum_parts       a binary tree over the parts, for some elements at a time
 //   squares         sum of x[i]^2 in double precision: the array is cut into blocks whose length depends on the count alone,
 //                   each block is summed in a fixed order, and the blocks are added in order. Not finite where an element is
 //                   not: the square of the largest float is far below the largest double, so nothing else overflows.
@@ -33,6 +35,10 @@ static void add_part(void *context, int64_t task, int thread) {
 void CPU_NAME(cpu_add)(Device *device, int64_t count, const void *x, void *y) {
     Add a = {count, part_count(device, count, 1), x, y};
     threads_run(device->pool, a.parts, add_part, &a);
+}
+
+void CPU_NAME(cpu_accumulate)(Device *device, int64_t count, const void *x, float *y) {
+    CPU_NAME(cpu_add)(device, count, x, y);
 }
 
 typedef struct Zero {
@@ -156,6 +162,51 @@ static void copy_rows_part(void *context, int64_t task, int thread) {
 void CPU_NAME(cpu_copy_rows)(Device *device, const CopyRows *a) {
     CopyRowsWork w = {a, part_count(device, a->rows, a->row_bytes / 4)};
     threads_run(device->pool, w.parts, copy_rows_part, &w);
+}
+
+// ---- Sums of parts: what a run of 2^k parts adds up to is kept at level k until the run beside it is there
+
+enum { SUM_BLOCK = 64 };
+
+#define SUM_BLOCK_OF(REAL)                                                                                                     \
+    static void sum_block_##REAL(const SumParts *a, int64_t begin, int64_t count) {                                            \
+        REAL kept[SUM_PARTS_LEVELS][SUM_BLOCK], sum[SUM_BLOCK];                                                                \
+        for (int64_t p = 0; p < a->parts; p++) {                                                                               \
+            bool last = p + 1 == a->parts;                                                                                     \
+            int level = 0;                                                                                                     \
+            memcpy(sum, (const REAL *)a->x + p * a->stride + begin, (size_t)count * sizeof *sum);                              \
+            for (; p >> level != 0 && (last || (p >> level) % 2 == 1); level++) {                                              \
+                for (int64_t i = 0; i < count && (p >> level) % 2 == 1; i++) {                                                 \
+                    sum[i] = kept[level][i] + sum[i];                                                                          \
+                }                                                                                                              \
+            }                                                                                                                  \
+            if (!last) {                                                                                                       \
+                memcpy(kept[level], sum, (size_t)count * sizeof *sum);                                                         \
+            }                                                                                                                  \
+        }                                                                                                                      \
+        memcpy((REAL *)a->y + begin, sum, (size_t)count * sizeof *sum);                                                        \
+    }
+SUM_BLOCK_OF(float)
+SUM_BLOCK_OF(double)
+
+typedef struct SumPartsWork {
+    const SumParts *a;
+    int64_t parts;
+} SumPartsWork;
+
+static void sum_parts_part(void *context, int64_t task, int thread) {
+    const SumPartsWork *w = context;
+    Range range = range_part(w->a->count, SUM_BLOCK, w->parts, task);
+    for (int64_t begin = range.begin; begin < range.end; begin += SUM_BLOCK) {
+        int64_t count = range.end - begin < SUM_BLOCK ? range.end - begin : SUM_BLOCK;
+        (w->a->wide ? sum_block_double : sum_block_float)(w->a, begin, count);
+    }
+}
+
+void CPU_NAME(cpu_sum_parts)(Device *device, const SumParts *a) {
+    ensure(a->parts >= 1 && a->parts <= 1 << SUM_PARTS_LEVELS, "%lld parts", (long long)a->parts);
+    SumPartsWork w = {a, part_count(device, a->count, a->parts)};
+    threads_run(device->pool, w.parts, sum_parts_part, &w);
 }
 
 // ---- Sums of squares

@@ -113,7 +113,7 @@ void attention_backward(Device *device, const AttentionBackward *a) {
 // Eight lanes a row of `width` elements.
 template <typename T>
 __global__ void attention_merge_kernel(int64_t rows, int heads, int64_t queries, int width, const T *other,
-                                       const float *other_lse, T *out, float *lse) {
+                                       const float *other_lse, float *out, float *lse) {
     int64_t row = (int64_t)blockIdx.x * (blockDim.x / 8) + threadIdx.x / 8;  // [B,Tq,H]
     bool valid = row < rows;
     int64_t token = row / heads, at = valid ? (token / queries * heads + row % heads) * queries + token % queries : 0;
@@ -126,7 +126,7 @@ __global__ void attention_merge_kernel(int64_t rows, int heads, int64_t queries,
     own /= sum;
     others /= sum;
     for (int64_t i = row * width + threadIdx.x % 8; i < (row + 1) * width; i += 8) {
-        out[i] = from_float<T>(own * to_float(out[i]) + others * to_float(other[i]));
+        out[i] = own * out[i] + others * to_float(other[i]);
     }
     if (threadIdx.x % 8 == 0) {
         lse[at] = most + logf(sum);
@@ -142,7 +142,7 @@ void attention_merge(Device *device, const AttentionMerge *a) {
     }
     WITH_TYPE(device->type, T,
               launch(card, "attention_merge", attention_merge_kernel<T>, dim3((unsigned)divide_up(rows, THREADS / 8)), THREADS,
-                     0, rows, a->heads, a->queries, a->head_width, (const T *)a->other, a->other_lse, (T *)a->out, a->lse))
+                     0, rows, a->heads, a->queries, a->head_width, (const T *)a->other, a->other_lse, a->out, a->lse))
 }
 
 }  // namespace BACKEND

@@ -1,9 +1,11 @@
 // Sums, fills, scales, conversions and copies of flat arrays and strided rows.
 //
 //   add        y += x               reads x and y once, writes y once: 3 elements a pair
+//   accumulate y += x, y fp32       reads x and y once, writes y once
 //   zero       x = 0                writes x once (the driver's memset)
 //   scale      x *= factor          fp32; reads and writes x once
 //   convert    to = (type) from     reads once, writes once; nearest even; may be in place between types of one size
+//   sum_parts  trees over parts     reads each part once, writes once, 4 or 8 bytes at a time: coalesced
 //   copy_rows  rows with strides    reads once, writes once, 16, 4 or 1 bytes at a time, as strides and addresses allow
 //
 // All are limited by memory: what moves is the sizes above. Elements do not depend on each other.
@@ -46,6 +48,43 @@ void add(Device *device, int64_t count, const void *x, void *y) {
         int64_t packs = flat_packs(count, Pack<T>::COUNT, aligned_16(x) && aligned_16(y));
         launch(card_of(device), "add", add_kernel<T>, flat_grid(divide_up(count, Pack<T>::COUNT)), FLAT_THREADS, 0, count,
                packs, (const T *)x, (T *)y);
+    })
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(FLAT_THREADS) accumulate_kernel(int64_t count, int64_t packs, const T *x, float *y) {
+    const int N = Pack<T>::COUNT;
+    Pack<T> some[FLAT_UNITS];
+    float sum[FLAT_UNITS][N];
+#pragma unroll
+    for (int u = 0; u < FLAT_UNITS; u++) {
+        int64_t i = flat_unit(u);
+        if (i < packs) {
+            some[u] = load_pack_once(x + i * N);
+            load_floats<N>(y + i * N, sum[u]);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < FLAT_UNITS; u++) {
+        int64_t i = flat_unit(u);
+        if (i < packs) {
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                sum[u][j] += to_float(some[u].at[j]);
+            }
+            store_floats<N>(y + i * N, sum[u]);
+        }
+    }
+    for (int64_t i = flat_rest(packs * N); i < count; i += flat_rest_step()) {
+        y[i] += to_float(x[i]);
+    }
+}
+
+void accumulate(Device *device, int64_t count, const void *x, float *y) {
+    WITH_TYPE(device->type, T, {
+        int64_t packs = flat_packs(count, Pack<T>::COUNT, aligned_16(x) && aligned_16(y));
+        launch(card_of(device), "accumulate", accumulate_kernel<T>, flat_grid(divide_up(count, Pack<T>::COUNT)), FLAT_THREADS,
+               0, count, packs, (const T *)x, y);
     })
 }
 
@@ -172,6 +211,37 @@ void copy_rows(Device *device, const CopyRows *a) {
         copy_rows_by<uint32_t>(card, a);
     } else {
         copy_rows_by<uint8_t>(card, a);
+    }
+}
+
+// The tree of kernels.h, an element a thread: what a run of 2^k parts adds up to is kept at level k.
+template <typename T> static __global__ void __launch_bounds__(FLAT_THREADS) sum_parts_kernel(SumParts a) {
+    int64_t i = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    T kept[SUM_PARTS_LEVELS], sum = 0;
+    if (i >= a.count) {
+        return;
+    }
+    for (int64_t p = 0; p < a.parts; p++) {
+        bool last = p + 1 == a.parts;
+        int level = 0;
+        sum = ((const T *)a.x)[p * a.stride + i];
+        for (; p >> level != 0 && (last || (p >> level) % 2 == 1); level++) {
+            sum = (p >> level) % 2 == 1 ? kept[level] + sum : sum;
+        }
+        if (!last) {
+            kept[level] = sum;
+        }
+    }
+    ((T *)a.y)[i] = sum;
+}
+
+void sum_parts(Device *device, const SumParts *a) {
+    ensure(a->parts >= 1 && a->parts <= 1 << SUM_PARTS_LEVELS, "%lld parts", (long long)a->parts);
+    dim3 grid((unsigned)divide_up(a->count, FLAT_THREADS));
+    if (a->wide) {
+        launch(card_of(device), "sum_parts", sum_parts_kernel<double>, grid, FLAT_THREADS, 0, *a);
+    } else {
+        launch(card_of(device), "sum_parts", sum_parts_kernel<float>, grid, FLAT_THREADS, 0, *a);
     }
 }
 

@@ -3,6 +3,9 @@
 
 #include "core/config.h"
 #include "core/philox.h"
+#include "tests/support/check.h"
+
+#include <math.h>
 
 static void must(Error *error) {
     ensure(error == NULL, "%s", error->message);
@@ -64,6 +67,55 @@ void models_write(Model *model, WeightsArray array, const float *values) {
 
 float *models_weight(const Model *model, int32_t row) {
     return placement_weight(&model->weights.placement, row, model->weights.weights);
+}
+
+void models_disturb(Model *model) {
+    for (int32_t i = 0; i < model->table.count; i++) {
+        const Param *row = &model->table.rows[i];
+        const Place *place = &model->weights.placement.places[i];
+        float *values = memory_new((size_t)place->count + 1, sizeof *values);
+        weights_read(&model->weights, ARRAY_WEIGHT, i, 0, place->count, values);
+        int64_t at = 0;
+        for (int b = 0; b < place->box_count; b++) {
+            const Box *box = &place->boxes[b];
+            int64_t columns = row->dims == 1 ? 1 : row->shape[1];
+            for (int64_t r = box->begin[0]; r < box->end[0]; r++) {
+                int64_t first = row->dims == 1 ? 0 : box->begin[1], last = row->dims == 1 ? 1 : box->end[1];
+                for (int64_t c = first; c < last; c++, at++) {
+                    values[at] += 0.1F * sinf((float)(i * 37 + (r * columns + c) * 11 % 1013));
+                }
+            }
+        }
+        weights_write(&model->weights, ARRAY_WEIGHT, i, 0, place->count, values);
+        free(values);
+    }
+}
+
+double models_difference(const Model *part, const Model *whole, int32_t i, double *largest) {
+    const Param *row = &part->table.rows[i];
+    const Place *place = &part->weights.placement.places[i];
+    float *mine = memory_new((size_t)place->count + 1, sizeof *mine), *all = memory_new((size_t)row->count, sizeof *all);
+    weights_read(&part->weights, ARRAY_GRADIENT, i, 0, place->count, mine);
+    weights_read(&whole->weights, ARRAY_GRADIENT, i, 0, row->count, all);
+    double worst = 0;
+    int64_t at = 0, columns = row->dims == 1 ? 1 : row->shape[1];
+    for (int b = 0; b < place->box_count; b++) {
+        const Box *box = &place->boxes[b];
+        for (int64_t r = box->begin[0]; r < box->end[0]; r++) {
+            int64_t first = row->dims == 1 ? 0 : box->begin[1], last = row->dims == 1 ? 1 : box->end[1];
+            for (int64_t c = first; c < last; c++, at++) {
+                worst = fmax(worst, fabs((double)mine[at] - (double)all[r * columns + c]));
+            }
+        }
+    }
+    *largest = 0;
+    for (int64_t j = 0; j < row->count; j++) {
+        *largest = fmax(*largest, fabs((double)all[j]));
+    }
+    CHECK_I64(at, place->count);
+    free(mine);
+    free(all);
+    return worst;
 }
 
 void models_close(Model *model) {

@@ -20,6 +20,12 @@ void models_write(Model *model, WeightsArray array, const float *values);
 // A row's weight, on the CPU where it lies.
 float *models_weight(const Model *model, int32_t row);
 
+// Moves each weight by a function of its row and logical element, so that ranks that have parts of a model have the same.
+void models_disturb(Model *model);
+// The largest difference between a rank's part of a row's gradient and that of a model that is whole, and the whole one's
+// largest value.
+double models_difference(const Model *part, const Model *whole, int32_t row, double *largest);
+
 // A batch with random tokens, targets, weights (some 0, their targets -1) and, where `documents`, several documents in a row.
 // Free with batch_free.
 Batch models_batch(int64_t sequences, int64_t length, int64_t vocabulary, bool documents, uint64_t seed);

@@ -116,7 +116,7 @@ static int attention_merge_tensors(const OpCase *c, OpTensor *t) {
     int64_t rows = a->batch * a->queries * a->heads;
     t[0] = (OpTensor){.name = "other", OP_INPUT, OP_COMPUTE, rows * a->head_width};
     t[1] = (OpTensor){.name = "other_lse", OP_INPUT, OP_FLOAT, rows, .deviation = 4};
-    t[2] = (OpTensor){.name = "out", OP_UPDATE, OP_COMPUTE, rows * a->head_width};
+    t[2] = (OpTensor){.name = "out", OP_UPDATE, OP_FLOAT, rows * a->head_width};
     t[3] = (OpTensor){.name = "lse", OP_UPDATE, OP_FLOAT, rows, .deviation = 4};
     return 4;
 }
@@ -387,6 +387,15 @@ static void add_run(Device *device, const OpCase *c, void **t) {
     device->op->add(device, c->add, t[0], t[1]);
 }
 
+static int accumulate_tensors(const OpCase *c, OpTensor *t) {
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_COMPUTE, c->accumulate};
+    t[1] = (OpTensor){.name = "y", OP_UPDATE, OP_FLOAT, c->accumulate};
+    return 2;
+}
+static void accumulate_run(Device *device, const OpCase *c, void **t) {
+    device->op->accumulate(device, c->accumulate, t[0], t[1]);
+}
+
 static int scale_tensors(const OpCase *c, OpTensor *t) {
     t[0] = (OpTensor){.name = "x", OP_UPDATE, OP_FLOAT, c->scale};
     return 1;
@@ -422,6 +431,18 @@ static void copy_rows_run(Device *device, const OpCase *c, void **t) {
     device->op->copy_rows(device, &a);
 }
 
+static int sum_parts_tensors(const OpCase *c, OpTensor *t) {
+    const SumParts *a = &c->sum_parts;
+    t[0] = (OpTensor){.name = "x", OP_INPUT, OP_FLOAT, (a->parts - 1) * a->stride + a->count};
+    t[1] = (OpTensor){.name = "y", OP_OUTPUT, OP_FLOAT, a->count};
+    return 2;
+}
+static void sum_parts_run(Device *device, const OpCase *c, void **t) {
+    SumParts a = c->sum_parts;
+    a.x = t[0], a.y = t[1];
+    device->op->sum_parts(device, &a);
+}
+
 // ---- Kinds and rows
 
 #define KIND(operation, ...)                                                                                                   \
@@ -447,9 +468,11 @@ KIND(embedding_backward, .objective = embedding_objective, .gradients = {{3, 3},
 KIND(dropout);
 KIND(optimizer_update);
 KIND(add);
+KIND(accumulate);
 KIND(scale);
 KIND(convert, .alias = {0, 1});
 KIND(copy_rows);
+KIND(sum_parts);
 
 // Forward and backward of a shape, with the case's switches in parentheses.
 #define ATTENTION_CASE(SWITCHES, ...)                                                                                          \
@@ -675,6 +698,14 @@ const OpCase op_cases[] = {
     {.kind = &add, .add = 1},
     {.kind = &add, .add = 17},
     {.kind = &add, .add = 40003},
+    {.kind = &accumulate, .accumulate = 0},
+    {.kind = &accumulate, .accumulate = 3},
+    {.kind = &accumulate, .accumulate = 17},
+    {.kind = &accumulate, .accumulate = 40003},
+    {.kind = &sum_parts, .sum_parts = {false, 1, 1, 1}},
+    {.kind = &sum_parts, .sum_parts = {false, 17, 2, 19}},
+    {.kind = &sum_parts, .sum_parts = {false, 3001, 8, 3001}},
+    {.kind = &sum_parts, .sum_parts = {false, 70, 7, 100}},
     {.kind = &scale, .scale = 0},
     {.kind = &scale, .scale = 1},
     {.kind = &scale, .scale = 2049},

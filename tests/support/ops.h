@@ -56,7 +56,8 @@ typedef struct OpCase {
         OptimizerUpdate optimizer_update;
         Convert convert;
         CopyRows copy_rows;
-        int64_t add, scale;  // the count
+        SumParts sum_parts;
+        int64_t add, accumulate, scale;  // the count
     };
 } OpCase;
 

@@ -25,8 +25,10 @@ extern DataType reference32_type;
     void reference##suffix##_dropout(const OpCase *c, real **t);                                                               \
     void reference##suffix##_optimizer_update(const OpCase *c, real **t);                                                      \
     void reference##suffix##_add(const OpCase *c, real **t);                                                                   \
+    void reference##suffix##_accumulate(const OpCase *c, real **t);                                                            \
     void reference##suffix##_scale(const OpCase *c, real **t);                                                                 \
     void reference##suffix##_convert(const OpCase *c, real **t);                                                               \
+    void reference##suffix##_sum_parts(const OpCase *c, real **t);                                                             \
     void reference##suffix##_copy_rows(const OpCase *c, real **t);
 
 REFERENCES(64, double)

@@ -392,6 +392,12 @@ void REFERENCE(add)(const OpCase *c, REAL **t) {
     }
 }
 
+void REFERENCE(accumulate)(const OpCase *c, REAL **t) {
+    for (int64_t i = 0; i < c->accumulate; i++) {
+        t[1][i] += t[0][i];
+    }
+}
+
 void REFERENCE(scale)(const OpCase *c, REAL **t) {
     for (int64_t i = 0; i < c->scale; i++) {
         t[0][i] *= R(op_scale);
@@ -401,6 +407,16 @@ void REFERENCE(scale)(const OpCase *c, REAL **t) {
 void REFERENCE(convert)(const OpCase *c, REAL **t) {
     for (int64_t i = 0; i < c->convert.count; i++) {
         t[1][i] = t[0][i];
+    }
+}
+
+void REFERENCE(sum_parts)(const OpCase *c, REAL **t) {
+    const SumParts *a = &c->sum_parts;
+    for (int64_t i = 0; i < a->count; i++) {
+        t[1][i] = 0;
+        for (int64_t p = 0; p < a->parts; p++) {
+            t[1][i] += t[0][p * a->stride + i];
+        }
     }
 }
 

@@ -10,8 +10,9 @@
 // owns, together they are all of it. A reader asks for any other boxes, so any layout reads any checkpoint. Every content has a
 // digest of its logical values (core/digest.h), which no layout changes: a reader compares it with what it holds in the end.
 //
-// A save is a snapshot (the only time that training stands still), files written, fsynced and checksummed by a background
-// thread of each rank in step-N.partial, and a commit by rank 0: manifest, rename, fsync. What did not commit does not exist.
+// A save is a snapshot (the only time that training stands still), files written and fsynced by a background thread of each
+// rank in step-N.partial, read back and compared by another rank's, and a commit by rank 0: manifest, rename, fsync. What did
+// not commit does not exist. A save that fails for a reason that may pass is tried again from the same snapshot.
 //
 // The trainer drives a save without waiting, on every rank, with the scalars it all-reduces each step anyway:
 //
@@ -97,7 +98,7 @@ typedef struct CheckpointPlan {
 typedef enum CheckpointEvent {
     CHECKPOINT_NOTHING,
     CHECKPOINT_COMMITTED,  // the save is durable and will be found
-    CHECKPOINT_FAILED,     // it is not; a warning was logged, the next save tries again
+    CHECKPOINT_FAILED,     // it is not, after several attempts where that could help; warnings were logged
 } CheckpointEvent;
 
 // The snapshot's size in bytes on this rank, for the memory plan.
@@ -124,16 +125,17 @@ void checkpoint_writer_begin(CheckpointWriter *writer, uint64_t run, int64_t ste
                              const CheckpointBlob *blobs, int count);
 
 // This rank's state as numbers for an all-reduce by maximum, and what follows from the reduced numbers: rank 0 commits in
-// the background once all have written; after a failure anywhere it removes the partial folder. Never blocks.
+// the background once all have written and read back; after a failure anywhere it removes the partial folder. Never blocks.
 void checkpoint_writer_flags(CheckpointWriter *writer, double flags[CHECKPOINT_FLAGS]);
 CheckpointEvent checkpoint_writer_advance(CheckpointWriter *writer, const double flags[CHECKPOINT_FLAGS]);
 
 // Waits, with the other ranks of `world`, until no save is under way. *event (may be NULL) tells how the last one ended.
 Error *checkpoint_writer_wait(CheckpointWriter *writer, Comm *world, CheckpointEvent *event) MUST_CHECK;
 
-// Seconds: of the last snapshot (training stood still), and of the last committed save from begin to commit on this rank.
+// Seconds: of the last snapshot (training stood still), of the last committed save from begin to commit, and within it until
+// this rank's file was durable and while it read another's back.
 typedef struct CheckpointTime {
-    double snapshot, save;
+    double snapshot, save, write, check;
     int64_t bytes;  // this rank's file
 } CheckpointTime;
 CheckpointTime checkpoint_writer_time(const CheckpointWriter *writer);
@@ -161,6 +163,9 @@ Error *checkpoint_run_of(const char *folder, uint64_t *run) MUST_CHECK;
 // Opens a checkpoint folder: reads and checks its manifest and the sizes of its files; with `verify` also their checksums.
 // ERROR_MISSING: the whole folder is not there; a file that is missing in it is ERROR_DAMAGED.
 Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) MUST_CHECK;
+// The same for all ranks of `world` together: rank 0 alone reads the manifest and looks at the files, for thousands that ask a
+// file system for one record at once are what it is slowest at. All have the same one, or all the same error.
+Error *checkpoint_open_shared(Comm *world, const char *path, Checkpoint **out) MUST_CHECK;
 void checkpoint_close(Checkpoint *checkpoint);
 
 // Looks at all checksums, unless this process has found them right before, here or with `verify`, under the same manifest.
@@ -175,11 +180,16 @@ void checkpoint_known_damaged(const Checkpoint *checkpoint);
 // version 1 have none; of them all datasets must be there.
 Error *checkpoint_check_contents(Checkpoint *checkpoint) MUST_CHECK;
 
+// Reads every byte of a checkpoint and adds to `wrong` what is not as its manifest says, a line each: the file, and after it
+// the tensors in it that differ; none where all is whole. An error is what says nothing of the checkpoint: it is not there, or
+// cannot be read now.
+Error *checkpoint_verify(const char *path, Strings *wrong) MUST_CHECK;
+
 typedef struct CheckpointInfo {
     uint64_t run;  // 0: written before runs had an identity
     int64_t step;
     int ranks;
-    const char *layout;
+    const char *layout, *created;  // "2026-01-31T12:34:56Z"
     uint64_t model, seed;
     const json_t *state;
     const CheckpointBase *base;  // NULL where it is complete in itself

@@ -94,6 +94,12 @@ Error *manifest_parse(const char *where, const char *bytes, size_t size, Manifes
 Error *manifest_from_json(const char *where, json_t *document, Manifest *out) MUST_CHECK;
 void manifest_free(Manifest *manifest);
 
+// The manifest of an open checkpoint. Its boxes of a content as they are stored, where all parts of that are of one type: into
+// elements[0 ..] and, of a type that has scales, whole blocks' scales[0 ..].
+const Manifest *checkpoint_manifest(const Checkpoint *checkpoint);
+Error *checkpoint_read_stored(Checkpoint *checkpoint, const ManifestContent *content, const Box *boxes, int count,
+                              void *elements, float *scales) MUST_CHECK;
+
 // Gives a document its checksum.
 void manifest_seal(json_t *document);
 

@@ -223,35 +223,38 @@ static Error *create_file(const char *file, H5Dataset *datasets, int count) {
     return error;
 }
 
-static int compare_gaps(const void *left, const void *right) {
-    const H5Gap *a = left, *b = right;
+static int compare_pieces(const void *left, const void *right) {
+    const H5Piece *a = left, *b = right;
     return (a->offset > b->offset) - (a->offset < b->offset);
 }
 
-// The gaps between the datasets of a file of `size` bytes, in rising order.
-static void find_gaps(H5Layout *layout, int64_t size) {
-    H5Gap *taken = memory_new((size_t)layout->count, sizeof *taken);
+// The pieces of a file of `size` bytes.
+static void find_pieces(H5Layout *layout, int64_t size) {
+    H5Piece *taken = memory_new((size_t)layout->count, sizeof *taken);
     for (int i = 0; i < layout->count; i++) {
-        taken[i] = (H5Gap){layout->datasets[i].offset, bytes_of(&layout->datasets[i])};
+        taken[i] = (H5Piece){layout->datasets[i].offset, bytes_of(&layout->datasets[i]), i, 0};
     }
-    qsort(taken, (size_t)layout->count, sizeof *taken, compare_gaps);
-    layout->gaps = memory_new((size_t)layout->count + 1, sizeof *layout->gaps);
+    qsort(taken, (size_t)layout->count, sizeof *taken, compare_pieces);
+    layout->pieces = memory_new(2 * (size_t)layout->count + 1, sizeof *layout->pieces);
     int64_t at = 0;
-    for (int i = 0; i < layout->count; i++) {
-        if (taken[i].offset > at) {
-            layout->gaps[layout->gap_count++] = (H5Gap){at, taken[i].offset - at};
+    size_t structure = 0;
+    for (int i = 0; i <= layout->count; i++) {
+        int64_t next = i < layout->count ? taken[i].offset : size;
+        ensure(i == layout->count || next >= at, "datasets overlap at %lld", (long long)at);
+        if (next > at) {
+            layout->pieces[layout->piece_count++] = (H5Piece){at, next - at, -1, structure};
+            structure += (size_t)(next - at);
         }
-        ensure(taken[i].offset >= at, "datasets overlap at %lld", (long long)at);
-        at = taken[i].offset + taken[i].bytes;
-    }
-    if (size > at) {
-        layout->gaps[layout->gap_count++] = (H5Gap){at, size - at};
+        if (i < layout->count) {
+            layout->pieces[layout->piece_count++] = taken[i];
+            at = next + taken[i].bytes;
+        }
     }
     layout->bytes = size > at ? size : at;
     free(taken);
 }
 
-static Error *read_gaps(const char *file, H5Layout *layout) {
+static Error *read_structure(const char *file, H5Layout *layout) {
     int descriptor = open(file, O_RDONLY | O_CLOEXEC);
     struct stat info;
     if (descriptor < 0 || fstat(descriptor, &info) != 0) {
@@ -261,16 +264,19 @@ static Error *read_gaps(const char *file, H5Layout *layout) {
         }
         return error;
     }
-    find_gaps(layout, info.st_size);
+    find_pieces(layout, info.st_size);
     Error *error = NULL;
-    for (int i = 0; i < layout->gap_count && error == NULL; i++) {
-        const H5Gap *gap = &layout->gaps[i];
-        buffer_reserve(&layout->structure, (size_t)gap->bytes);
-        ssize_t got = pread(descriptor, layout->structure.data + layout->structure.size, (size_t)gap->bytes, gap->offset);
-        if (got != gap->bytes) {
+    for (int i = 0; i < layout->piece_count && error == NULL; i++) {
+        const H5Piece *piece = &layout->pieces[i];
+        if (piece->dataset >= 0) {
+            continue;
+        }
+        buffer_reserve(&layout->structure, (size_t)piece->bytes);
+        ssize_t got = pread(descriptor, layout->structure.data + layout->structure.size, (size_t)piece->bytes, piece->offset);
+        if (got != piece->bytes) {
             error = error_system(got < 0 ? errno : EIO, "%s cannot be read back", file);
         }
-        layout->structure.size += (size_t)gap->bytes;
+        layout->structure.size += (size_t)piece->bytes;
     }
     close(descriptor);
     return error;
@@ -283,7 +289,7 @@ Error *h5_lay_out(const char *scratch, H5Dataset *datasets, int count, H5Layout 
         error = h5_locate(scratch, datasets, count);  // a reader will find everything
     }
     if (error == NULL) {
-        error = read_gaps(scratch, out);
+        error = read_structure(scratch, out);
     }
     unlink(scratch);
     if (error != NULL) {
@@ -296,7 +302,7 @@ Error *h5_lay_out(const char *scratch, H5Dataset *datasets, int count, H5Layout 
 
 void h5_layout_free(H5Layout *layout) {
     h5_free(layout->datasets, layout->count);
-    free(layout->gaps);
+    free(layout->pieces);
     buffer_free(&layout->structure);
     *layout = (H5Layout){0};
 }

@@ -32,16 +32,18 @@ typedef struct H5Dataset {
 int h5_part(const CheckpointTensor *tensor, const CheckpointPart *part, H5Dataset out[2]);
 void h5_free(H5Dataset *datasets, int count);  // the paths and the array
 
-// What a file of some datasets has beside their numbers: `structure` holds the bytes of the gaps, one after the other, which
-// together with the datasets are the whole file.
-typedef struct H5Gap {
+// A file of some datasets from its first byte to its last: pieces in rising order without a gap. What is no dataset's numbers
+// is of the structure, at `at` in its bytes.
+typedef struct H5Piece {
     int64_t offset, bytes;
-} H5Gap;
+    int dataset;  // -1: of the structure
+    size_t at;
+} H5Piece;
 typedef struct H5Layout {
     H5Dataset *datasets;
     int count;
-    H5Gap *gaps;
-    int gap_count;
+    H5Piece *pieces;
+    int piece_count;
     Buffer structure;
     int64_t bytes;  // of the file
 } H5Layout;

@@ -9,6 +9,7 @@
 #include "train/checkpoint/part.h"
 #include "train/checkpoint/parts_h5.h"
 #include "train/checkpoint/steps.h"
+#include "train/checkpoint/stream_file.h"
 
 #include "core/digest.h"
 #include "core/durable.h"
@@ -115,7 +116,7 @@ static Error *verify_file(const char *folder, const ManifestFile *file, bool che
     } else if (info.st_size != file->bytes) {
         error = damaged("%s has %lld bytes, not %" PRId64, path, (long long)info.st_size, file->bytes);
     } else if (checksum) {
-        error = judge(folder, file_hash(path, &bytes, &hash));
+        error = judge(folder, stream_file_hash(path, -1, &bytes, &hash));
         if (error == NULL && (bytes != file->bytes || hash != file->hash)) {
             error = damaged("%s: its checksum is not the one in the manifest", path);
         }
@@ -131,41 +132,48 @@ static Error *verify_files(const char *folder, const Manifest *manifest, bool ch
     return NULL;
 }
 
-// `key` tells this manifest in this folder from any other.
-static Error *read_manifest(const char *folder, Manifest *out, uint64_t *key) {
+static Error *read_text(const char *folder, Buffer *text) {
     char *path = path_join(folder, MANIFEST_NAME);
-    Buffer text = {0};
-    Error *error = file_read(path, MANIFEST_MOST_BYTES, &text);
-    if (error == NULL) {
-        *key = hash64_seeded(text.data, text.size, hash64(folder, strlen(folder)));
-        error = manifest_parse(path, text.data, text.size, out);
-    }
+    Error *error = file_read(path, MANIFEST_MOST_BYTES, text);
+    free(path);
+    return judge(folder, error);
+}
+
+// `key` tells this manifest in this folder from any other.
+static Error *parse_text(const char *folder, const Buffer *text, Manifest *out, uint64_t *key) {
+    char *path = path_join(folder, MANIFEST_NAME);
+    *key = hash64_seeded(text->data, text->size, hash64(folder, strlen(folder)));
+    Error *error = manifest_parse(path, text->data, text->size, out);
     // Which one is the newest is told by the folders' names.
     int64_t named = steps_named(path_name(folder));
     if (error == NULL && named >= 0 && named != out->step) {
         error = damaged("%s: it is of step %" PRId64 ", its folder of another", path, out->step);
         manifest_free(out);
     }
-    buffer_free(&text);
     free(path);
-    return judge(folder, error);
+    return error;
 }
 
-Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
+static Error *read_manifest(const char *folder, Manifest *out, uint64_t *key) {
+    Buffer text = {0};
+    Error *error = read_text(folder, &text);
+    error = error == NULL ? parse_text(folder, &text, out, key) : error;
+    buffer_free(&text);
+    return error;
+}
+
+// What its manifest alone tells; its files were not looked at.
+static Error *open_text(const char *path, const Buffer *text, Checkpoint **out) {
     *out = NULL;
     Manifest manifest = {0};
     uint64_t key = 0;
-    TRY(read_manifest(path, &manifest, &key));
-    Error *error = verify_files(path, &manifest, verify);
     int64_t total = 0;
-    for (int i = 0; i < manifest.file_count && error == NULL; i++) {
+    TRY(parse_text(path, text, &manifest, &key));
+    for (int i = 0; i < manifest.file_count; i++) {
         if (__builtin_add_overflow(total, manifest.files[i].bytes, &total)) {
-            error = damaged("%s: its files are too large together", path);
+            manifest_free(&manifest);
+            return damaged("%s: its files are too large together", path);
         }
-    }
-    if (error != NULL) {
-        manifest_free(&manifest);
-        return error;
     }
     Checkpoint *c = memory_zeroed(1, sizeof *c);
     c->path = memory_string(path);
@@ -176,6 +184,7 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
                                .step = manifest.step,
                                .ranks = manifest.ranks,
                                .layout = manifest.layout,
+                               .created = manifest.created,
                                .model = manifest.model,
                                .seed = manifest.seed,
                                .state = manifest.state,
@@ -185,11 +194,51 @@ Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
                                .bytes = total};
     pthread_mutex_init(&c->mutex, NULL);
     c->key = key;
-    if (verify) {
-        checkpoint_known_whole(c);
-    }
     *out = c;
     return NULL;
+}
+
+static Error *open_manifest(const char *path, Checkpoint **out) {
+    Buffer text = {0};
+    *out = NULL;
+    Error *error = read_text(path, &text);
+    error = error == NULL ? open_text(path, &text, out) : error;
+    buffer_free(&text);
+    return error;
+}
+
+Error *checkpoint_open_shared(Comm *world, const char *path, Checkpoint **out) {
+    Buffer text = {0};
+    *out = NULL;
+    Error *error = comm_agree(world, world->rank == 0 ? read_text(path, &text) : NULL);
+    error = error == NULL ? comm_broadcast_buffer(world, &text, 0) : error;
+    if (error == NULL) {
+        error = open_text(path, &text, out);
+        error = error == NULL && world->rank == 0 ? verify_files(path, &(*out)->manifest, false) : error;
+        error = comm_agree(world, error);
+    }
+    if (error != NULL) {
+        checkpoint_close(*out);
+        *out = NULL;
+    }
+    buffer_free(&text);
+    return error;
+}
+
+Error *checkpoint_open(const char *path, bool verify, Checkpoint **out) {
+    TRY(open_manifest(path, out));
+    Error *error = verify_files(path, &(*out)->manifest, verify);
+    if (error != NULL) {
+        checkpoint_close(*out);
+        *out = NULL;
+    } else if (verify) {
+        checkpoint_known_whole(*out);
+    }
+    return error;
+}
+
+const Manifest *checkpoint_manifest(const Checkpoint *c) {
+    return &c->manifest;
 }
 
 Error *checkpoint_whole(Checkpoint *c) {
@@ -548,7 +597,9 @@ typedef struct Span {
     int descriptor;
     DataType type;
     StoredAt place;
-    float *out;
+    float *out;  // values, or as they are stored:
+    char *stored;
+    float *stored_scales;
     BoxRun runs[SPAN_RUNS];  // whose `from` rise
     int count;
     int64_t begin, end;
@@ -559,8 +610,11 @@ typedef struct Span {
 
 static Error *read_span(Span *s) {
     int64_t at = s->place.elements + part_bytes(s->type, s->begin), count = s->end - s->begin;
-    if (s->type == TYPE_FP32 && s->count == 1) {
+    if (s->stored == NULL && s->type == TYPE_FP32 && s->count == 1) {
         return read_at(s->path, s->descriptor, at, s->out + s->runs[0].to, part_bytes(s->type, count));
+    }
+    if (s->stored != NULL && s->count == 1 && !data_type_has_scales(s->type)) {
+        return read_at(s->path, s->descriptor, at, s->stored + part_bytes(s->type, s->runs[0].to), part_bytes(s->type, count));
     }
     TRY(read_at(s->path, s->descriptor, at, s->elements, part_bytes(s->type, count)));
     int64_t block = s->begin / DATA_TYPE_BLOCK, before = s->begin - block * DATA_TYPE_BLOCK;
@@ -568,8 +622,17 @@ static Error *read_span(Span *s) {
                 part_scale_bytes(s->type, before + count)));
     for (int i = 0; i < s->count; i++) {
         const BoxRun *run = &s->runs[i];
-        values_widen(s->type, (const char *)s->elements + part_bytes(s->type, run->from - s->begin),
-                     s->scales + (run->from / DATA_TYPE_BLOCK - block), run->from, run->count, s->out + run->to);
+        const char *elements = (const char *)s->elements + part_bytes(s->type, run->from - s->begin);
+        const float *scales = s->scales + (run->from / DATA_TYPE_BLOCK - block);
+        if (s->stored == NULL) {
+            values_widen(s->type, elements, scales, run->from, run->count, s->out + run->to);
+            continue;
+        }
+        memcpy(s->stored + part_bytes(s->type, run->to), elements, (size_t)part_bytes(s->type, run->count));
+        if (data_type_has_scales(s->type)) {  // both lists hold whole blocks, so a block begins at the same place of a run
+            int64_t blocks = (run->to + run->count - 1) / DATA_TYPE_BLOCK - run->to / DATA_TYPE_BLOCK + 1;
+            memcpy(s->stored_scales + run->to / DATA_TYPE_BLOCK, scales, (size_t)blocks * sizeof *scales);
+        }
     }
     return NULL;
 }
@@ -658,6 +721,30 @@ static Error *check_boxes(const Checkpoint *c, const char *name, const Box *boxe
     return NULL;
 }
 
+// Reads the boxes of the parts of a content, as the span wants them.
+static Error *read_content_parts(Checkpoint *c, const ManifestContent *content, const Box *boxes, int count, Span *span) {
+    Error *error = NULL;
+    span->elements = memory_new(SPAN_ELEMENTS, sizeof(float));
+    span->scales = memory_new(SPAN_ELEMENTS / DATA_TYPE_BLOCK + 1, sizeof(float));
+    pthread_mutex_lock(&c->mutex);
+    for (int i = content->first; i < content->first + content->count && error == NULL; i++) {
+        error = read_part(c, i, boxes, count, span);
+    }
+    pthread_mutex_unlock(&c->mutex);
+    free(span->elements);
+    free(span->scales);
+    free(span);
+    return error;
+}
+
+Error *checkpoint_read_stored(Checkpoint *c, const ManifestContent *content, const Box *boxes, int count, void *elements,
+                              float *scales) {
+    Span *span = memory_zeroed(1, sizeof *span);
+    span->stored = elements;
+    span->stored_scales = scales;
+    return read_content_parts(c, content, boxes, count, span);
+}
+
 Error *checkpoint_read(Checkpoint *c, const char *name, const char *kind, const Box *boxes, int count, float *out) {
     if (manifest_tensor(&c->manifest, name) < 0) {
         return damaged("%s has no tensor %s", c->path, name);
@@ -677,18 +764,7 @@ Error *checkpoint_read(Checkpoint *c, const char *name, const char *kind, const 
     }
     Span *span = memory_zeroed(1, sizeof *span);
     span->out = out;
-    span->elements = memory_new(SPAN_ELEMENTS, sizeof(float));
-    span->scales = memory_new(SPAN_ELEMENTS / DATA_TYPE_BLOCK + 1, sizeof(float));
-    Error *error = NULL;
-    pthread_mutex_lock(&c->mutex);
-    for (int i = content->first; i < content->first + content->count && error == NULL; i++) {
-        error = read_part(c, i, boxes, count, span);
-    }
-    pthread_mutex_unlock(&c->mutex);
-    free(span->elements);
-    free(span->scales);
-    free(span);
-    return error;
+    return read_content_parts(c, content, boxes, count, span);
 }
 
 Error *checkpoint_compare_digest(const Checkpoint *c, const char *name, const char *kind, uint64_t digest) {
@@ -750,6 +826,70 @@ Error *checkpoint_check_contents(Checkpoint *c) {
         error = reader.error;
         error_keep(&error, compared);
     }
+    return error;
+}
+
+// What of a tensor lies in a file: adds a line for each kind that is not what it was, of many the first few.
+static Error *name_tensors(Checkpoint *c, int file, Strings *wrong) {
+    enum { MOST_NAMED = 8 };
+    const Manifest *m = &c->manifest;
+    int named = 0;
+    for (int i = 0; i < m->part_count; i++) {
+        const CheckpointPart *part = &m->parts[i].part;
+        const char *name = m->tensors[part->tensor].name;
+        if (m->parts[i].file != file) {
+            continue;
+        }
+        ContentReader reader = {c, name, part->kind, NULL};
+        Error *compared = checkpoint_compare(c, name, part->kind, read_content, &reader);
+        if (reader.error != NULL && reader.error->kind == ERROR_UNREADABLE) {
+            error_free(compared);
+            return reader.error;
+        }
+        if ((reader.error != NULL || compared != NULL) && named++ < MOST_NAMED) {
+            char *line = memory_format("  %s %s %s", part->kind, name, reader.error != NULL ? "cannot be read" : "differs");
+            strings_add(wrong, line);
+            free(line);
+        }
+        error_free(reader.error);
+        error_free(compared);
+    }
+    char *rest = named > MOST_NAMED ? memory_format("  and %d more of its tensors", named - MOST_NAMED)
+                 : named == 0       ? memory_string("  no tensor's numbers differ: it is in what lies between them")
+                                    : NULL;
+    if (rest != NULL && m->files[file].has_parts && m->version > 1) {
+        strings_add(wrong, rest);
+    }
+    free(rest);
+    return NULL;
+}
+
+// Takes an error that says what is wrong with the checkpoint into the list; any other is returned.
+static Error *into_list(Error *error, Strings *wrong) {
+    if (error == NULL || error->kind != ERROR_DAMAGED) {
+        return error;
+    }
+    strings_add(wrong, error->message);
+    error_free(error);
+    return NULL;
+}
+
+Error *checkpoint_verify(const char *path, Strings *wrong) {
+    Checkpoint *c = NULL;
+    TRY(into_list(open_manifest(path, &c), wrong));
+    Error *error = NULL;
+    for (int i = 0; c != NULL && i < c->manifest.file_count && error == NULL; i++) {
+        size_t before = wrong->count;
+        error = into_list(verify_file(path, &c->manifest.files[i], true), wrong);
+        if (error == NULL && wrong->count > before) {
+            error = name_tensors(c, i, wrong);
+        }
+    }
+    // All files as they were listed: whether what they hold is what was saved.
+    if (c != NULL && error == NULL && wrong->count == 0) {
+        error = into_list(checkpoint_check_contents(c), wrong);
+    }
+    checkpoint_close(c);
     return error;
 }
 

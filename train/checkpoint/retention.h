@@ -7,7 +7,7 @@
 //                                    fewer than keep_last newer good ones      enough of them
 //     the newest                     stays                                     -
 //     good                           stays                                     goes
-//     whole, but learned nothing     goes: a newer one is there                goes
+//     whole, but learned nothing     goes where a newer whole one is there     goes
 //     damaged                        stays: it may be mended                   goes
 //     unreadable now, of another run stays                                     stays
 //     step a multiple of keep_every  stays                                     stays
@@ -24,6 +24,21 @@ typedef struct Retention {
     uint64_t run;
     bool (*learned)(const json_t *state);  // NULL: all did
 } Retention;
+
+// Removes folders that an earlier removal moved aside and did not finish with.
+Error *retention_sweep(const char *folder) MUST_CHECK;
+
+// What becomes of each committed step, ascending; *out is the caller's. `newest` as in retention_apply; -1: nobody knows what
+// was committed last, so the checksums of the newest are looked at too, and the newest whole one stays whatever it learned.
+typedef struct RetentionChoice {
+    int64_t step;
+    bool goes;
+    const char *why;
+} RetentionChoice;
+Error *retention_choose(const char *folder, const Retention *rule, int64_t newest, RetentionChoice **out,
+                        int *count) MUST_CHECK;
+// Removes those that go. The first failure is returned; the others are removed nevertheless.
+Error *retention_remove(const char *folder, const RetentionChoice *choices, int count) MUST_CHECK;
 
 // Removes what the rule lets go, and what an earlier removal left. `folder` is RUN/checkpoints. The first failure is returned;
 // what could not be removed stays and counts for nothing.

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 void (*checkpoint_stage)(const char *name);
+int checkpoint_pause_us = 1000000;
 
 static const char prefix[] = "step-";
 
@@ -164,6 +165,22 @@ static Error *clean_folder(const char *folder, bool files_alone) {
 Error *steps_clean(const char *folder, const char *run_folder) {
     TRY(clean_folder(folder, false));
     return clean_folder(run_folder, true);
+}
+
+bool steps_try_again(const char *folder, Error **error, int *tries) {
+    enum { MOST_TRIES = 20, FIRST_SLEEP_US = 50000, LONGEST_SLEEP_US = 5000000 };
+    bool missing = *error != NULL && (*error)->kind == ERROR_MISSING && path_is_folder(folder);  // else all of it is gone
+    if (*error == NULL || (!(*error)->passes && !missing) || *tries == MOST_TRIES) {
+        return false;
+    }
+    error_free(*error);
+    *error = NULL;
+    int64_t sleep = (int64_t)FIRST_SLEEP_US << (*tries)++;
+    usleep((useconds_t)(sleep < LONGEST_SLEEP_US ? sleep : LONGEST_SLEEP_US));
+    Strings names = {0};
+    error_free(folder_list(folder, &names));
+    strings_free(&names);
+    return true;
 }
 
 Error *steps_probe(const char *folder) {

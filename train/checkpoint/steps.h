@@ -28,6 +28,11 @@ Error *steps_lock(const char *folder, int *descriptor) MUST_CHECK;
 // (core/durable.h). Needs the lock.
 Error *steps_clean(const char *folder, const char *run_folder) MUST_CHECK;
 
+// As file_try_again, of a file in `folder` that another host has just closed: it may be missing yet, because a network file
+// system keeps what it knew of the folder for up to a minute. Opens the folder anew, which is when it looks again
+// (close-to-open), and waits for a little more than that minute.
+bool steps_try_again(const char *folder, Error **error, int *tries);
+
 // Whether a file can be made durable here, tried with a small one. The error says that no checkpoint could be saved.
 Error *steps_probe(const char *folder) MUST_CHECK;
 
@@ -43,6 +48,8 @@ Error *steps_remove(const char *folder, int64_t step) MUST_CHECK;
 
 // For tests: called with the name of each stage of a save, in the thread that does it. NULL in the product.
 extern void (*checkpoint_stage)(const char *name);
+// For tests: what a save that is tried again waits at first, in microseconds.
+extern int checkpoint_pause_us;
 static inline void checkpoint_reached(const char *name) {
     if (checkpoint_stage != NULL) {
         checkpoint_stage(name);

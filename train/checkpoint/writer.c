@@ -2,10 +2,22 @@
 //
 // Phases, the same on all ranks after the same calls of begin and advance:
 //
-//     idle --begin--> writing --all ranks have written--> committing (rank 0's thread) --> idle: committed or failed
-//                        \------a rank failed-----------> removing   (rank 0's thread) --> idle: failed
+//     idle --begin--> writing --> checking --> committing (rank 0's thread) --> idle: committed
+//                        ^           |             |
+//                        |           a rank failed in any of them
+//                        |           v
+//                        +------ removing   (rank 0's thread) --> idle: failed
 //
-// Each rank's thread does one job at a time: prepare (touch the snapshot's memory), write, commit, remove. A rank's side file
+// Each goes to the next when all ranks are done. From removing a save goes back to writing, of the same snapshot and after a
+// pause, where all that failed it may pass (EIO, a stale handle, a full disk) and attempts are left; so a failed write costs no
+// checkpoint and no step.
+//
+// The thread is as important as any: it mostly waits for the disk, and what it computes (a copy, a hash and a digest of each
+// byte) is computed some time in any case. A nicer one next to threads that never rest is kept from asking the disk for more,
+// and a save takes many times as long.
+//
+// Each rank's thread does one job at a time: prepare (touch the snapshot's memory), write, check (read back what another rank
+// wrote), commit, remove. A rank's side file
 // rank-R.json, written last and durably, says that its data is complete: size, checksum, parts with their digests. The commit
 // trusts nothing else: it reads all of them, builds the manifest, checks that every tensor's weights are whole, and only then
 // renames.
@@ -14,6 +26,7 @@
 #include "train/checkpoint/parts_h5.h"
 #include "train/checkpoint/retention.h"
 #include "train/checkpoint/steps.h"
+#include "train/checkpoint/stream_file.h"
 
 #include "core/clock.h"
 #include "core/durable.h"
@@ -26,15 +39,14 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-typedef enum Phase { PHASE_IDLE, PHASE_WRITING, PHASE_COMMITTING, PHASE_REMOVING } Phase;
-typedef enum Job { JOB_NONE, JOB_PREPARE, JOB_WRITE, JOB_COMMIT, JOB_REMOVE, JOB_QUIT } Job;
+typedef enum Phase { PHASE_IDLE, PHASE_WRITING, PHASE_CHECKING, PHASE_COMMITTING, PHASE_REMOVING } Phase;
+typedef enum Job { JOB_NONE, JOB_PREPARE, JOB_WRITE, JOB_CHECK, JOB_COMMIT, JOB_REMOVE, JOB_QUIT } Job;
 
-enum { THREAD_NICE = 10, WAIT_US = 1000 };
+enum { WAIT_US = 1000, MOST_ATTEMPTS = 5 };
 
 typedef struct OwnBlob {
     char *name;
@@ -62,7 +74,8 @@ struct CheckpointWriter {
     void *fetch_context;
     int lock;  // descriptor, rank 0
 
-    H5Layout file;  // what the rank's file has beside the snapshot's numbers
+    H5Layout file;       // what the rank's file has beside the snapshot's numbers
+    size_t *numbers_at;  // of each of its datasets: where they lie in the snapshot
 
     // The snapshot: written by begin, read by the thread while it writes.
     char *snapshot;
@@ -74,6 +87,8 @@ struct CheckpointWriter {
     int blob_count;
 
     Phase phase;
+    int attempt;  // of this save, from 0
+    bool again;   // what failed may pass: another attempt follows
     double begun;
     CheckpointTime time;
 
@@ -83,6 +98,7 @@ struct CheckpointWriter {
     pthread_cond_t changed;
     Job job;
     Error *error;  // of the last job
+    _Atomic bool leaving;
 };
 
 // Bytes of a piece of the snapshot: whole cache lines.
@@ -105,80 +121,38 @@ static float *scales_of(const CheckpointWriter *w, const OwnPart *own) {
 
 // ---- the thread: writing ----
 
-static Error *write_at(int descriptor, const char *path, int64_t offset, const void *bytes, int64_t size) {
-    if (lseek(descriptor, offset, SEEK_SET) < 0) {
-        return error_system(errno, "%s cannot be written", path);
-    }
-    return file_write_all(descriptor, path, bytes, (size_t)size);
-}
-
-// The structure, and the snapshot's numbers at the places that it gives them.
-static Error *write_bytes(const CheckpointWriter *w, int descriptor, const char *path) {
-    const char *structure = w->file.structure.data;
-    for (int i = 0; i < w->file.gap_count; structure += w->file.gaps[i++].bytes) {
-        TRY(write_at(descriptor, path, w->file.gaps[i].offset, structure, w->file.gaps[i].bytes));
-    }
-    checkpoint_reached("structure written");
-    const H5Dataset *dataset = w->file.datasets;
-    for (int i = 0; i < w->part_count; i++) {
-        const OwnPart *own = &w->parts[i];
-        TRY(write_at(descriptor, path, dataset++->offset, w->snapshot + own->elements_at,
-                     part_bytes(own->part.type, own->count)));
-        if (data_type_has_scales(own->part.type)) {
-            TRY(write_at(descriptor, path, dataset++->offset, w->snapshot + own->scales_at,
-                         part_scale_bytes(own->part.type, own->count)));
-        }
-        checkpoint_reached("part written");
-    }
-    return NULL;
-}
-
-// The HDF5 file of this rank, durable.
-static Error *write_file(const CheckpointWriter *w, const char *path) {
-    int descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (descriptor < 0) {
-        return error_system(errno, "%s cannot be created", path);
-    }
+// The HDF5 file of this rank, durable, from its first byte to its last: the structure, and between it the snapshot's numbers.
+static Error *write_file(CheckpointWriter *w, const char *path, uint64_t *hash) {
+    StreamFile *file;
+    TRY(stream_file_create(path, w->file.bytes, &file));
     Error *error = NULL;
-    // All space is taken before the first byte, so that a full disk is found at once. Some file systems cannot.
-    if (fallocate(descriptor, 0, 0, w->file.bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
-        error = error_system(errno, "%s cannot be written", path);
+    for (int i = 0; i < w->file.piece_count && error == NULL; i++) {
+        const H5Piece *piece = &w->file.pieces[i];
+        const char *from =
+            piece->dataset < 0 ? w->file.structure.data + piece->at : w->snapshot + w->numbers_at[piece->dataset];
+        error = stream_file_add(file, from, (size_t)piece->bytes);
+        checkpoint_reached("piece written");
     }
-    checkpoint_reached("space taken");
-    if (error == NULL) {
-        error = write_bytes(w, descriptor, path);
-    }
-    if (error == NULL && fsync(descriptor) != 0) {
-        error = error_system(errno, "%s cannot be made durable", path);
-    }
-    if (close(descriptor) != 0 && error == NULL) {
-        error = error_system(errno, "%s cannot be closed", path);
-    }
+    error = error == NULL ? stream_file_finish(file, hash) : error;
+    stream_file_destroy(file);
     checkpoint_reached("file durable");
     return error;
 }
 
-// Its size and checksum as they are read back.
-static Error *list_file(CheckpointWriter *w, const char *path, const char *name, json_t *files) {
-    int64_t bytes;
-    uint64_t hash;
-    TRY(file_hash(path, &bytes, &hash));
-    if (bytes != w->file.bytes) {
-        return failure("%s has %" PRId64 " bytes after writing %" PRId64, path, bytes, w->file.bytes);
-    }
-    w->time.bytes = bytes;
-    json_array_append_new(files, manifest_file_json(name, bytes, hash));
-    return NULL;
-}
-
-// The file, and this rank's parts of the manifest, each with what it adds to its digest: of the snapshot, not of the file.
+// The file, and this rank's parts of the manifest, each with what it adds to its digest.
 static Error *write_parts(CheckpointWriter *w, const char *partial, json_t *files, json_t *parts) {
     char name[32];
+    uint64_t hash;
+    double start = clock_seconds();
     steps_rank_file(name, w->rank, "h5");
     char *path = path_join(partial, name);
-    Error *error = write_file(w, path);
-    error = error == NULL ? list_file(w, path, name, files) : error;
-    for (int i = 0; i < w->part_count && error == NULL; i++) {
+    Error *error = write_file(w, path, &hash);
+    free(path);
+    TRY(error);
+    w->time.bytes = w->file.bytes;
+    w->time.write = clock_seconds() - start;
+    json_array_append_new(files, manifest_file_json(name, w->file.bytes, hash));
+    for (int i = 0; i < w->part_count; i++) {
         const OwnPart *own = &w->parts[i];
         const CheckpointTensor *tensor = &w->tensors[own->part.tensor];
         json_t *part = manifest_part_json(tensor, &own->part, name);
@@ -186,8 +160,7 @@ static Error *write_parts(CheckpointWriter *w, const char *partial, json_t *file
         json_object_set_new(part, "digest", json_hex64(digest));
         json_array_append_new(parts, part);
     }
-    free(path);
-    return error;
+    return NULL;
 }
 
 static Error *write_blobs(CheckpointWriter *w, const char *partial, json_t *files) {
@@ -207,7 +180,7 @@ static Error *write_blobs(CheckpointWriter *w, const char *partial, json_t *file
 // What a save allocates beside its snapshot, in small pieces, each of which would end the program if it could not be had, must
 // be there before it begins: training goes on without a save, and the next one may have it.
 static Error *spare_memory(const CheckpointWriter *w) {
-    enum { BASE_BYTES = 8 << 20, PART_BYTES = 4096 };
+    enum { BASE_BYTES = 16 << 20, PART_BYTES = 4096 };
     size_t parts = (size_t)w->part_count * (w->rank == 0 ? (size_t)w->ranks : 1), blobs = 0;
     for (int i = 0; i < w->blob_count; i++) {
         blobs += w->blobs[i].bytes.size;
@@ -218,13 +191,25 @@ static Error *spare_memory(const CheckpointWriter *w) {
     return NULL;
 }
 
+// Before a save is tried again: what failed it may pass. In naps, for the run may end meanwhile.
+static void back_off(const CheckpointWriter *w) {
+    enum { NAPS = 20 };
+    for (int i = 0; w->attempt > 0 && i < NAPS << (w->attempt - 1) && !w->leaving; i++) {
+        usleep((useconds_t)(checkpoint_pause_us / NAPS));
+    }
+}
+
 static Error *write_job(CheckpointWriter *w) {
+    back_off(w);
     char *partial = steps_partial(w->folder, w->step), side_name[32];
     steps_rank_file(side_name, w->rank, "json");
     char *side_path = path_join(partial, side_name);
     json_t *files = json_array(), *parts = json_array();
     Error *error = spare_memory(w);
-    error = error == NULL ? folder_create(partial) : error;
+    int tries = 0;
+    do {
+        error = error == NULL ? folder_create(partial) : error;
+    } while (file_try_again(&error, &tries));
     checkpoint_reached("folder made");
     if (error == NULL) {
         error = write_parts(w, partial, files, parts);
@@ -242,6 +227,66 @@ static Error *write_job(CheckpointWriter *w) {
     json_decref(files);
     json_decref(parts);
     free(side_path);
+    free(partial);
+    return error;
+}
+
+// ---- the thread: reading back ----
+
+// A rank's side file, once it is to be seen here.
+static Error *read_side(const CheckpointWriter *w, const char *partial, int rank, char **path, json_t **side) {
+    char name[32];
+    steps_rank_file(name, rank, "json");
+    *path = path_join(partial, name);
+    *side = NULL;
+    int tries = 0;
+    int64_t value;
+    Error *error;
+    do {
+        error = json_read_file(*path, MANIFEST_MOST_BYTES, side);
+    } while (steps_try_again(partial, &error, &tries));
+    TRY(error);
+    TRY(json_field_i64(*side, *path, "step", w->step, w->step, &value));
+    TRY(json_field_i64(*side, *path, "rank", rank, rank, &value));
+    return json_field_i64(*side, *path, "ranks", w->ranks, w->ranks, &value);
+}
+
+static Error *check_file(const char *partial, const char *side_path, const json_t *item) {
+    const char *name = NULL;
+    int64_t wanted, bytes = 0;
+    uint64_t hash, found = 0;
+    TRY(json_field_string(item, side_path, "name", &name));
+    TRY(json_field_i64(item, side_path, "bytes", 0, INT64_MAX, &wanted));
+    TRY(json_field_hex64(item, side_path, "xxh3", &hash));
+    if (!manifest_plain_name(name)) {
+        return damaged("%s: \"name\" is no plain name", side_path);
+    }
+    char *path = path_join(partial, name);
+    Error *error = stream_file_hash(path, wanted, &bytes, &found);
+    if (error == NULL && (bytes != wanted || hash != found)) {
+        error = error_system(
+            EIO, "%s was read back with %" PRId64 " bytes and the checksum %016" PRIx64 ", not %" PRId64 " and %016" PRIx64,
+            path, bytes, found, wanted, hash);
+    }
+    free(path);
+    return error;
+}
+
+// Reads what another rank wrote, one as far away as can be: most likely of another host, which sees what the file system has
+// and not what its writer remembers.
+static Error *check_job(CheckpointWriter *w) {
+    double start = clock_seconds();
+    char *partial = steps_partial(w->folder, w->step), *path = NULL;
+    json_t *side = NULL, *files = NULL;
+    Error *error = read_side(w, partial, (w->rank + (w->ranks + 1) / 2) % w->ranks, &path, &side);
+    error = error == NULL ? json_field_array(side, path, "files", &files) : error;
+    for (size_t i = 0; error == NULL && i < json_array_size(files); i++) {
+        error = check_file(partial, path, json_array_get(files, i));
+    }
+    checkpoint_reached("read back");
+    w->time.check = clock_seconds() - start;
+    json_decref(side);
+    free(path);
     free(partial);
     return error;
 }
@@ -265,24 +310,12 @@ static Error *collect_part(const char *path, json_t *part, const json_t *tensors
     return NULL;
 }
 
-// Reads a rank's side file and moves its lists to the manifest's.
+// Moves the lists of a rank's side file to the manifest's.
 static Error *collect_rank(CheckpointWriter *w, const char *partial, int rank, json_t *files, const json_t *tensors,
                            json_t *parts) {
-    char name[32];
-    steps_rank_file(name, rank, "json");
-    char *path = path_join(partial, name);
+    char *path = NULL;
     json_t *side = NULL, *list = NULL;
-    int64_t value;
-    Error *error = json_read_file(path, MANIFEST_MOST_BYTES, &side);
-    if (error == NULL) {
-        error = json_field_i64(side, path, "step", w->step, w->step, &value);
-    }
-    if (error == NULL) {
-        error = json_field_i64(side, path, "rank", rank, rank, &value);
-    }
-    if (error == NULL) {
-        error = json_field_i64(side, path, "ranks", w->ranks, w->ranks, &value);
-    }
+    Error *error = read_side(w, partial, rank, &path, &side);
     if (error == NULL && (error = json_field_array(side, path, "files", &list)) == NULL) {
         json_array_extend(files, list);
     }
@@ -297,19 +330,30 @@ static Error *collect_rank(CheckpointWriter *w, const char *partial, int rank, j
     return error;
 }
 
-// Every file there with its size.
-static Error *check_files(const Manifest *m, const char *partial) {
+// Every file there with its size, as one who opens it now sees it.
+static Error *check_size(const char *partial, const ManifestFile *file) {
+    struct stat info = {0};
+    char *path = path_join(partial, file->name);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    Error *error = descriptor < 0 || fstat(descriptor, &info) != 0 ? error_system(errno, "%s cannot be read", path) : NULL;
+    if (error == NULL && info.st_size != file->bytes) {
+        error = error_system(ESTALE, "%s has %lld bytes, not the %" PRId64 " that were written", path, (long long)info.st_size,
+                             file->bytes);
+    }
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
+    free(path);
+    return error;
+}
+
+static Error *check_sizes(const Manifest *m, const char *partial) {
     for (int i = 0; i < m->file_count; i++) {
-        struct stat info;
-        char *path = path_join(partial, m->files[i].name);
-        Error *error = NULL;
-        if (stat(path, &info) != 0) {
-            error = error_system(errno, "%s cannot be read", path);
-        } else if (info.st_size != m->files[i].bytes) {
-            error = failure("%s has %lld bytes, not the %" PRId64 " that were written", path, (long long)info.st_size,
-                            m->files[i].bytes);
-        }
-        free(path);
+        int tries = 0;
+        Error *error;
+        do {
+            error = check_size(partial, &m->files[i]);
+        } while (steps_try_again(partial, &error, &tries));
         TRY(error);
     }
     return NULL;
@@ -364,7 +408,7 @@ static Error *commit_manifest(CheckpointWriter *w, const char *partial) {
         error = manifest_from_json(path, document, &manifest);  // what a reader would refuse is refused here
     }
     if (error == NULL) {
-        error = check_files(&manifest, partial);
+        error = check_sizes(&manifest, partial);
     }
     if (error == NULL) {
         error = json_write_file(path, document);
@@ -419,9 +463,11 @@ static Error *commit_job(CheckpointWriter *w) {
     return error;
 }
 
+// Takes away what a failed save left, and what it could not remove of older ones, which may have been the room that it lacked.
 static Error *remove_job(CheckpointWriter *w) {
     char *partial = steps_partial(w->folder, w->step);
-    Error *error = folder_remove(partial);
+    Error *error = folder_remove(partial), *old = retention_sweep(w->folder);
+    error_keep(&error, old);
     free(partial);
     return error;
 }
@@ -434,7 +480,6 @@ static Error *prepare_job(CheckpointWriter *w) {
 
 static void *thread_main(void *context) {
     CheckpointWriter *w = context;
-    setpriority(PRIO_PROCESS, (id_t)gettid(), THREAD_NICE);  // the step in front matters more
     for (;;) {
         pthread_mutex_lock(&w->mutex);
         while (w->job == JOB_NONE) {
@@ -447,6 +492,7 @@ static void *thread_main(void *context) {
         }
         Error *error = job == JOB_PREPARE  ? prepare_job(w)
                        : job == JOB_WRITE  ? write_job(w)
+                       : job == JOB_CHECK  ? check_job(w)
                        : job == JOB_COMMIT ? commit_job(w)
                                            : remove_job(w);
         pthread_mutex_lock(&w->mutex);
@@ -560,6 +606,13 @@ static Error *lay_out(CheckpointWriter *w) {
     for (int i = 0; i < w->part_count; i++) {
         count += h5_part(&w->tensors[w->parts[i].part.tensor], &w->parts[i].part, datasets + count);
     }
+    w->numbers_at = memory_new((size_t)count, sizeof *w->numbers_at);
+    for (int i = 0, at = 0; i < w->part_count; i++) {
+        w->numbers_at[at++] = w->parts[i].elements_at;
+        if (data_type_has_scales(w->parts[i].part.type)) {
+            w->numbers_at[at++] = w->parts[i].scales_at;
+        }
+    }
     char name[32];
     steps_rank_file(name, w->rank, "layout" PARTIAL_SUFFIX);
     char *scratch = path_join(w->folder, name);
@@ -649,6 +702,7 @@ void checkpoint_writer_destroy(CheckpointWriter *w) {
     if (w == NULL) {
         return;
     }
+    w->leaving = true;
     if (w->job != JOB_QUIT) {
         post(w, JOB_QUIT);
         pthread_join(w->thread, NULL);
@@ -659,6 +713,7 @@ void checkpoint_writer_destroy(CheckpointWriter *w) {
     }
     drop_step(w);
     h5_layout_free(&w->file);
+    free(w->numbers_at);
     for (int t = 0; t < w->tensor_count; t++) {
         free((char *)(uintptr_t)w->tensors[t].name);
     }
@@ -713,23 +768,41 @@ void checkpoint_writer_begin(CheckpointWriter *w, uint64_t run, int64_t step, co
         }
     }
     w->time.snapshot = clock_seconds() - w->begun;
+    w->attempt = 0;
     w->phase = PHASE_WRITING;
     post(w, JOB_WRITE);
 }
 
+// What the second flag says, the worst of all ranks.
+enum { NOTHING_FAILED, MAY_PASS, FAILED };
+
 void checkpoint_writer_flags(CheckpointWriter *w, double flags[CHECKPOINT_FLAGS]) {
     pthread_mutex_lock(&w->mutex);
     flags[0] = w->phase != PHASE_IDLE && w->job != JOB_NONE;
-    flags[1] = w->job == JOB_NONE && w->error != NULL;
+    flags[1] = w->job != JOB_NONE || w->error == NULL ? NOTHING_FAILED : w->error->passes ? MAY_PASS : FAILED;
     pthread_mutex_unlock(&w->mutex);
 }
 
 // Says why this rank's part of the save failed, once.
 static void report_failure(CheckpointWriter *w) {
     if (w->error != NULL) {
-        log_warning("the checkpoint of step %" PRId64 " was not saved: %s", w->step, w->error->message);
+        if (w->again) {
+            log_warning("the checkpoint of step %" PRId64 " is tried again in %g s, for attempt %d of %d failed: %s", w->step,
+                        (double)(checkpoint_pause_us << w->attempt) * 1e-6, w->attempt + 1, MOST_ATTEMPTS, w->error->message);
+        } else {
+            log_warning("the checkpoint of step %" PRId64 " was not saved: %s", w->step, w->error->message);
+        }
         error_free(w->error);
         w->error = NULL;
+    }
+}
+
+static void enter_phase(CheckpointWriter *w, Phase phase) {
+    w->phase = phase;
+    if (phase == PHASE_WRITING || phase == PHASE_CHECKING) {
+        post(w, phase == PHASE_WRITING ? JOB_WRITE : JOB_CHECK);
+    } else if (w->rank == 0) {
+        post(w, phase == PHASE_COMMITTING ? JOB_COMMIT : JOB_REMOVE);
     }
 }
 
@@ -737,21 +810,26 @@ CheckpointEvent checkpoint_writer_advance(CheckpointWriter *w, const double flag
     if (w->phase == PHASE_IDLE || flags[0] > 0) {
         return CHECKPOINT_NOTHING;
     }
-    bool failed = flags[1] > 0;
-    report_failure(w);
-    if (w->phase == PHASE_WRITING) {
-        w->phase = failed ? PHASE_REMOVING : PHASE_COMMITTING;
-        if (w->rank == 0) {
-            post(w, failed ? JOB_REMOVE : JOB_COMMIT);
-        }
-        return CHECKPOINT_NOTHING;
+    bool failed = flags[1] > NOTHING_FAILED, committed = w->phase == PHASE_COMMITTING && !failed;
+    if (failed && w->phase != PHASE_REMOVING) {
+        w->again = flags[1] == MAY_PASS && w->attempt + 1 < MOST_ATTEMPTS;
     }
-    bool committed = w->phase == PHASE_COMMITTING && !failed;
-    w->phase = PHASE_IDLE;
+    report_failure(w);
     if (committed) {
         w->time.save = clock_seconds() - w->begun;
     }
-    return committed ? CHECKPOINT_COMMITTED : CHECKPOINT_FAILED;
+    if (w->phase == PHASE_REMOVING && w->again) {
+        w->attempt++;
+        enter_phase(w, PHASE_WRITING);
+    } else if (failed && w->phase != PHASE_REMOVING) {
+        enter_phase(w, PHASE_REMOVING);
+    } else if (w->phase == PHASE_WRITING || w->phase == PHASE_CHECKING) {
+        enter_phase(w, w->phase + 1);
+    } else {
+        w->phase = PHASE_IDLE;
+        return committed ? CHECKPOINT_COMMITTED : CHECKPOINT_FAILED;
+    }
+    return CHECKPOINT_NOTHING;
 }
 
 Error *checkpoint_writer_wait(CheckpointWriter *w, Comm *world, CheckpointEvent *event) {

@@ -23,19 +23,20 @@ void block_copy(const Pass *pass, const void *from, void *to) {
 void block_drop(const Pass *pass, int64_t layer, DropoutSite site, void *x) {
     const ModelConfig *config = &pass->model->here;
     Device *device = pass->model->device;
-    uint64_t which = (uint64_t)layer * SITE_COUNT + site;
-    uint64_t first = pass->batch.first_sample * (uint64_t)pass->batch.length + (uint64_t)pass->own_first;
-    if (pass->dropout == 0) {
-        return;
+    uint64_t which = (uint64_t)layer * SITE_COUNT + site, width = (uint64_t)config->width,
+             bytes = (uint64_t)data_type_bytes(device->type);
+    for (int64_t row = 0, count; row < pass->own_rows && pass->dropout > 0; row += count) {
+        uint64_t first = context_row(pass, pass->own_first + row, &count);  // in the order of one rank that has everything
+        count = count < pass->own_rows - row ? count : pass->own_rows - row;
+        device->op->dropout(device, &(Dropout){
+                                        .count = count * config->width,
+                                        .probability = pass->dropout,
+                                        .seed = pass->seed,
+                                        .stream = philox_stream(RANDOM_DROPOUT, which),
+                                        .first = first * width,
+                                        .x = (char *)x + (uint64_t)row * width * bytes,
+                                    });
     }
-    device->op->dropout(device, &(Dropout){
-                                    .count = pass->own_rows * config->width,
-                                    .probability = pass->dropout,
-                                    .seed = pass->seed,
-                                    .stream = philox_stream(RANDOM_DROPOUT, which),
-                                    .first = first * (uint64_t)config->width,
-                                    .x = x,
-                                });
 }
 
 void block_norm(const Model *model, int64_t rows, int32_t weight, int32_t bias, const void *x, void *y, float *mean,
@@ -144,7 +145,7 @@ static void rotate(const Pass *pass, void *qkv, bool inverse) {
 
 // ---- Attention
 
-static AttentionShape attention_shape(const Pass *pass, int64_t layer) {
+AttentionShape block_attention_shape(const Pass *pass, int64_t layer) {
     const ModelConfig *config = &pass->model->here;
     return (AttentionShape){
         .batch = pass->batch.sequences,
@@ -169,7 +170,8 @@ static int64_t cache_at(const Pass *pass, int64_t layer, int64_t sequence) {
     const KeyCache *cache = pass->cache;
     int64_t row = pass->model->here.groups * pass->model->here.head_width;
     int64_t each = (cache->batch * cache->capacity * row + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
-    return layer * each + sequence * cache->capacity * row;
+    int64_t here = stages_layer_here(&pass->model->options.stages, pass->model->config.layers, layer);
+    return here * each + sequence * cache->capacity * row;
 }
 
 // Appends the keys and values of this pass to the cache. True where they are all that it holds.
@@ -192,11 +194,16 @@ static bool remember(const Pass *pass, int64_t layer, const char *qkv) {
     return fresh;
 }
 
-// Over the keys of this pass, or where a cache holds earlier ones, over all that it holds.
+// Over the keys of this pass, or where a cache holds earlier ones, over all that it holds, or over those of all ranks that
+// share the sequences.
 static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) {
     Device *device = pass->model->device;
     const KeyCache *cache = pass->cache;
-    AttentionShape shape = attention_shape(pass, layer);
+    AttentionShape shape = block_attention_shape(pass, layer);
+    if (context_is_cut(pass)) {
+        context_attend(pass, &shape, at);
+        return;
+    }
     AttentionRows rows = attention_packed(&shape, device->type, at->qkv);
     if (cache != NULL && !remember(pass, layer, at->qkv)) {
         int64_t start = cache_at(pass, layer, pass->first_cached) * data_type_bytes(device->type);
@@ -351,22 +358,29 @@ static void mlp_weights(const Pass *pass, const LayerParams *p, const LayerActiv
     project_weights(pass, p->up, p->up_bias, pass_gather(pass, at->norm2, pass->workspace->whole), at->dpre);
 }
 
-// From the gradient of the attention branch to that of its norm's output, in parts_to.
-static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams *p, const LayerActivations *at,
-                             const void *dbranch) {
+static void attend_backward(const Pass *pass, int64_t layer, const LayerActivations *at) {
     Device *device = pass->model->device;
-    const Workspace *w = pass->workspace;
-    project_inputs(pass, p->out, dbranch, ACTIVATION_NONE, false, NULL, w->dnarrow);
-    AttentionShape shape = attention_shape(pass, layer);
+    AttentionShape shape = block_attention_shape(pass, layer);
+    if (context_is_cut(pass)) {
+        context_attend_backward(pass, &shape, at);
+        return;
+    }
     device->op->attention_backward(device, &(AttentionBackward){
                                                .shape = shape,
                                                .in = attention_packed(&shape, device->type, at->qkv),
                                                .out = at->attention,
-                                               .dout = w->dnarrow,
+                                               .dout = pass->workspace->dnarrow,
                                                .lse = at->lse,
                                                .gradients = attention_packed(&shape, device->type, at->dqkv),
                                                .any_order = !pass->model->options.deterministic,
                                            });
+}
+
+// From the gradient of the attention branch to that of its norm's output, in parts_to.
+static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams *p, const LayerActivations *at,
+                             const void *dbranch) {
+    project_inputs(pass, p->out, dbranch, ACTIVATION_NONE, false, NULL, pass->workspace->dnarrow);
+    attend_backward(pass, layer, at);
     rotate(pass, at->dqkv, true);
     project_inputs(pass, p->qkv, at->dqkv, ACTIVATION_NONE, false, NULL, parts_to(pass));
 }

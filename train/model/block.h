@@ -24,6 +24,9 @@ void *pass_reduce(const Pass *pass, void *partial);
 // ClassifierShare.all_reduce; the context is the pass.
 void pass_reduce_losses(void *context, float *values, int64_t count, bool maximum);
 
+// What attention of a layer is, over whole sequences.
+AttentionShape block_attention_shape(const Pass *pass, int64_t layer);
+
 // What stands around the layers uses too, of own rows of the stream: a copy, dropout in place (nothing where the pass has
 // none), a norm, and the way back through one into dstream (+= where accumulate).
 void block_copy(const Pass *pass, const void *from, void *to);

@@ -24,13 +24,14 @@ struct Decoder {
 };
 
 // One workspace serves a prompt of one sequence and a step of all: at least B rows. `here`: of the config, what this rank has.
-static void lay_out(Decoder *d, const ModelConfig *config, const ModelConfig *here, const TensorShare *tensor,
+static void lay_out(Decoder *d, const ModelConfig *config, const ModelConfig *here, const ModelOptions *model,
                     const Machine *machine, Layout *layout) {
     int64_t batch = d->cache.batch, capacity = d->cache.capacity, row = here->groups * here->head_width;
     int64_t element = data_type_bytes(machine->type), most = capacity > batch ? capacity : batch;
+    int64_t layers = stages_layers_here(&model->stages, config->layers);
     int64_t scratch = sample_scratch_bytes(machine->kind != DEVICE_CPU, batch, config->vocabulary);
-    d->cache.keys = layout_take(layout, "keys of samples", config->layers, batch * capacity, row, element);
-    d->cache.values = layout_take(layout, "values of samples", config->layers, batch * capacity, row, element);
+    d->cache.keys = layout_take(layout, "keys of samples", layers, batch * capacity, row, element);
+    d->cache.values = layout_take(layout, "values of samples", layers, batch * capacity, row, element);
     d->cache.lengths_with = layout_take(layout, "lengths of samples", 1, batch, 1, sizeof(int32_t));
     d->logits = layout_take(layout, "logits of samples", 1, batch, config->vocabulary, sizeof(float));
     d->scratch = layout_take(layout, "scratch for drawing", 1, scratch, 1, 1);
@@ -38,20 +39,20 @@ static void lay_out(Decoder *d, const ModelConfig *config, const ModelConfig *he
     d->drawn = layout_take(layout, "drawn tokens", 1, batch, 1, sizeof *d->drawn);
     d->tokens = layout_take(layout, "tokens", 1, most, 1, sizeof(int32_t));
     d->positions = layout_take(layout, "positions", 1, most, 1, sizeof(int32_t));
-    WorkspaceOptions options = {.sequences = 1, .length = most, .forward_only = true, .head_rows = -1, .tensor = *tensor};
+    WorkspaceOptions options = {.sequences = 1, .length = most, .forward_only = true, .head_rows = -1, .tensor = model->tensor};
     options.tensor.cut_rows = false;  // one row cannot be cut
     workspace_lay_out(&d->workspace, machine, here, &options, layout);
 }
 
-void decoder_plan(const ModelConfig *config, const TensorShare *tensor, const Machine *machine, int64_t batch, int64_t capacity,
+void decoder_plan(const ModelConfig *config, const ModelOptions *model, const Machine *machine, int64_t batch, int64_t capacity,
                   MemoryPlan *plan) {
     ModelConfig here;
-    Error *error = tensor_config(config, tensor, &here);
+    Error *error = tensor_config(config, &model->tensor, &here);
     ensure(error == NULL, "%s", error->message);
     Decoder decoder = {.cache = {.batch = batch, .capacity = capacity}};
     MemoryPlan own = {0};
     Layout layout = {.plan = &own};
-    lay_out(&decoder, config, &here, tensor, machine, &layout);
+    lay_out(&decoder, config, &here, model, machine, &layout);
     memory_plan_add(plan, "sample texts", layout.used, "%lld x %lld tokens, keys, values and a pass", (long long)batch,
                     (long long)capacity);
 }
@@ -62,12 +63,12 @@ static Error *allocate(Decoder *d) {
     Layout layout = {.plan = &plan};
     Machine machine = machine_of(model->device, 1, 1);
     memory_plan_add_host(&plan, machine.kind, "program", machine.program, "so far");
-    lay_out(d, &model->config, &model->here, &model->options.tensor, &machine, &layout);
+    lay_out(d, &model->config, &model->here, &model->options, &machine, &layout);
     TRY(memory_plan_check(&plan, &machine));
     TRY(device_allocate(model->device, (size_t)layout.used, &d->arena));
     d->arena_bytes = layout.used;
     layout = (Layout){.base = d->arena};
-    lay_out(d, &model->config, &model->here, &model->options.tensor, &machine, &layout);
+    lay_out(d, &model->config, &model->here, &model->options, &machine, &layout);
     d->workspace.device = model->device;
     return NULL;
 }
@@ -131,9 +132,11 @@ static void run(Decoder *d, int64_t first, int64_t sequences, int64_t length, co
     Pass pass = pass_looking(model, &d->workspace, &batch);
     pass.cache = &d->cache;
     pass.first_cached = first;
-    pass_embed(&pass);
-    pass_forward(&pass, (Range){0, model->config.layers});
-    pass_logits(&pass, count - rows, rows, d->logits);
+    stages_look(&pass);
+    if (stages_has_head(model)) {
+        pass_logits(&pass, count - rows, rows, d->logits);
+    }
+    stages_share(model, ELEMENT_FP32, d->logits, rows * model->config.vocabulary);
     d->rows = rows;
     memcpy(lengths, positions, (size_t)sequences * sizeof *lengths);
     free(positions);
@@ -194,6 +197,9 @@ char *decoder_not_finite(Decoder *d, const int32_t *tokens, int64_t count) {
     device_upload(d->model->device, d->positions, positions, (size_t)count * sizeof *positions);
     device_upload(d->model->device, d->tokens, tokens, (size_t)count * sizeof *tokens);
     free(positions);
+    if (d->model->stages != NULL) {
+        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
+    }
     Batch batch = {.sequences = 1, .length = count, .tokens = d->tokens, .positions = d->positions};
     Pass pass = pass_looking(d->model, &d->workspace, &batch);
     return pass_not_finite(&pass, (Range){0, count}, count - 1, d->logits);

@@ -19,7 +19,8 @@ Error *decoder_create(const Model *model, int64_t batch, int64_t capacity, Decod
 void decoder_destroy(Decoder *decoder);
 
 // Adds to a plan the line of what a decoder takes of a machine's memory.
-void decoder_plan(const ModelConfig *config, const TensorShare *tensor, const Machine *machine, int64_t batch, int64_t capacity,
+// `model`: of the rank.
+void decoder_plan(const ModelConfig *config, const ModelOptions *model, const Machine *machine, int64_t batch, int64_t capacity,
                   MemoryPlan *plan);
 
 int64_t decoder_capacity(const Decoder *decoder);

@@ -28,11 +28,18 @@ static Error *place(const ParamTable *table, const ModelOptions *options, DataTy
     if (options->shards > 1) {
         share.shard = options->shard;
         share.shards = options->shards;
+        share.zero = options->zero;
+    }
+    share.whole_gradients = options->leaves.parts > 0 ? options->leaves.ranks : 0;
+    share.stage_count = stages_here(&options->stages);
+    for (int i = 0; i < share.stage_count; i++) {
+        share.stages[i] = stages_range(&options->stages, table->layer_count, i);
     }
     return placement_create(table, &storage, &share, out);
 }
 
 Error *model_check_placement(const ModelConfig *config, const ModelOptions *options, DataType type) {
+    TRY(stages_check(&options->stages, config->layers));
     ParamTable table;
     Placement placement;
     params_create(config, &table);
@@ -63,24 +70,42 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
                               .recompute = options->recompute,
                               .forward_only = options->forward_only,
                               .head_rows = options->head_rows,
-                              .tensor = options->tensor};
+                              .tensor = options->tensor,
+                              .context = options->context};
+    if (model->stages != NULL) {
+        const StagePlan *stages = stages_plan(model->stages);
+        space.weights_later = true;
+        space.chunk_count = stages_here(&options->stages);
+        memcpy(space.chunks, stages->chunks, sizeof space.chunks);
+        space.streams = stages->streams;
+    }
     Placement placement = model_placement(&model->table, options, machine->type);
     weights_lay_out(&model->weights, &model->table, placement, layout);
+    leaves_lay_out(&model->leaves, &options->leaves, &model->weights.placement, model->config.layers, layout);
     model->control = layout_take(layout, "state of the step", 1, 1, 1, sizeof *model->control);
     model->norm_gradients = layout_take(layout, "gradients of norms", cuts_rows(model), 4 * model->config.layers + 2,
                                         model->config.width, sizeof(float));
     workspace_lay_out(&model->workspace, machine, &model->here, &space, layout);
 }
 
+static int64_t cut_bytes(const ModelOptions *options) {
+    return (int64_t)batch_cut_bytes(options->sequences, options->length, options->context.ranks);
+}
+
 // Sizes the arena and fills the plan.
 static int64_t plan_arena(Model *model, const Machine *machine, MemoryPlan *plan) {
+    const ModelOptions *options = &model->options;
     // What the CPU's kernels take for each thread as they go: the packed parts of a product, or a sequence's keys and values
     // for attention; on a card, partial sums.
     const int64_t products = 5 << 18, card_workspace = 256 << 20;
-    int64_t attention = attention_scratch_bytes(model->options.length, model->config.head_width, !model->options.forward_only);
+    int64_t keys = options->context.ranks > 1 ? context_part(&options->context, options->length) : options->length;
+    int64_t attention = attention_scratch_bytes(keys, model->config.head_width, !model->options.forward_only);
     int64_t scratch_each = attention > products ? attention : products;
     *plan = (MemoryPlan){0};
     memory_plan_add_host(plan, machine->kind, "program", machine->program, "so far");
+    if (options->context.ranks > 1) {
+        memory_plan_add_host(plan, machine->kind, "cut batch", cut_bytes(options), "this rank's parts of a micro-batch");
+    }
     if (machine->kind == DEVICE_CPU) {
         char threads[64];
         memory_plan_add(plan, "kernels' scratch", machine->threads * scratch_each, "%s, about",
@@ -99,7 +124,9 @@ void model_plan(const ModelConfig *config, const ModelOptions *options, const Ma
     Error *error = tensor_config(config, &model.options.tensor, &model.here);
     ensure(error == NULL, "%s", error->message);
     params_create(config, &model.table);
+    model.stages = stages_create(&options->stages, config->layers);
     plan_arena(&model, machine, out);
+    stages_destroy(model.stages);
     params_free(&model.table);
 }
 
@@ -113,7 +140,7 @@ static Error *check_options(const ModelConfig *config, const ModelOptions *optio
                        "; shorten them or raise model.context",
                        options->length, config->context);
     }
-    return NULL;
+    return context_check(&options->context, options->length);
 }
 
 static Error *allocate(Model *model, const Machine *machine) {
@@ -135,9 +162,14 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
     model->options = *options;
     params_create(config, &model->table);
     model->tensor = memory_zeroed(1, sizeof *model->tensor);
+    model->cut = options->context.ranks > 1 ? memory_tensor((size_t)cut_bytes(options)) : NULL;
     Machine machine = machine_of(device, 1, 1);
     Error *error = tensor_config(config, &options->tensor, &model->here);
-    error = error == NULL ? allocate(model, &machine) : error;
+    error = error == NULL ? stages_check(&options->stages, config->layers) : error;
+    if (error == NULL) {
+        model->stages = stages_create(&options->stages, config->layers);
+        error = allocate(model, &machine);
+    }
     if (error != NULL) {
         model_destroy(model);
         return error;
@@ -148,6 +180,7 @@ Error *model_create(Device *device, const ModelConfig *config, const ModelOption
         model->marks[i] = device_mark_create(device);
     }
     weights_fill(&model->weights, options->weight_decay);
+    fetch_connect(model->weights.fetch, model->tensor);
     workspace_fill(&model->workspace, config);
     model_set_control(model, &(StepControl){.loss_scale = device->type == TYPE_FP16 ? 65536 : 1});
     *out = model;
@@ -159,11 +192,15 @@ void model_destroy(Model *model) {
         return;
     }
     device_release(model->device, model->arena, (size_t)model->arena_bytes);
+    if (model->cut != NULL) {
+        memory_tensor_free(model->cut, (size_t)cut_bytes(&model->options));
+    }
     for (int i = 0; i < 2; i++) {
         device_mark_destroy(model->device, model->marks[i]);
     }
     device_staging_release(model->device, model->returned, 2 * sizeof *model->returned);
     workspace_free(&model->workspace);
+    stages_destroy(model->stages);
     weights_free(&model->weights);
     params_free(&model->table);
     if (model->tensor != NULL) {
@@ -181,12 +218,13 @@ void model_initialise(Model *model, uint64_t seed) {
 
 // Copies the gradients of norm row `row` to the next place of model->norm_gradients, or back from it.
 static void copy_norm(Model *model, int32_t row, bool back, int64_t *place) {
-    float *gradient = weights_gradient(&model->weights, row), *packed = model->norm_gradients + *place;
-    int64_t bytes = model->config.width * (int64_t)sizeof(float);
+    int64_t count;
+    float *gradient = weights_sum(&model->weights, row, &count), *packed = model->norm_gradients + *place;
+    int64_t bytes = count * (int64_t)sizeof(float);
     if (gradient != NULL) {
         CopyRows copy = {1, bytes, back ? packed : gradient, bytes, back ? gradient : packed, bytes};
         model->device->op->copy_rows(model->device, &copy);
-        *place += model->config.width;
+        *place += count;
     }
 }
 
@@ -205,6 +243,10 @@ static int64_t copy_norms(Model *model, bool back) {
     return place;
 }
 
+void model_finish_gradients(Model *model) {
+    fetch_finish(model->weights.fetch);
+}
+
 void model_sum_tensor_gradients(Model *model) {
     TensorRanks *tensor = model->tensor;
     if (cuts_rows(model) && tensor->failed == NULL) {
@@ -221,13 +263,11 @@ static void announce(const Model *model, const StepOptions *options, int32_t row
 }
 
 void model_run_batch(Model *model, const Batch *batch, const StepOptions *options) {
-    Workspace *w = &model->workspace;
-    Pass pass = pass_learning(model, w, batch, options->seed);
+    ensure(model->stages == NULL, "one micro-batch of a pipeline's step");
+    Pass pass = pass_learning(model, &model->workspace, batch, options->seed);
     pass_embed(&pass);
     pass_forward(&pass, (Range){0, model->config.layers});
-    pass_loss(&pass, options->grad_scale, options->z_loss);
-    model->device->op->loss_sums(model->device, &(LossSums){pass.rows, batch->loss_weights, w->losses, w->zs, model->control});
-    pass_loss_backward(&pass);
+    pass_head(&pass, options);
     announce(model, options, model->table.final_norm);
     for (int64_t layer = model->config.layers - 1; layer >= 0; layer--) {
         pass_backward(&pass, (Range){layer, layer + 1}, GRADIENTS_ALL);
@@ -237,8 +277,23 @@ void model_run_batch(Model *model, const Batch *batch, const StepOptions *option
     announce(model, options, -1);
 }
 
+Batch model_bring_batch(Model *model, const Batch *batch, int32_t *memory) {
+    const ContextShare *context = &model->options.context;
+    bool cpu = model->device->kind == DEVICE_CPU;
+    memory = memory != NULL ? memory : model->workspace.batch_memory;
+    if (context->ranks <= 1 && cpu && memory != NULL) {
+        memcpy(memory, batch_block(batch), batch_block_bytes(batch));
+        return batch_at(batch, memory);
+    }
+    if (context->ranks <= 1) {
+        return batch_to_device(model->device, batch, memory);
+    }
+    Batch cut = batch_cut(batch, context->rank, context->ranks, cpu && memory != NULL ? memory : model->cut);
+    return batch_to_device(model->device, &cut, memory);
+}
+
 void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result) {
-    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    Batch there = model_bring_batch(model, batch, NULL);
     if (result == NULL) {
         model_run_batch(model, &there, options);
         return;
@@ -257,10 +312,9 @@ void model_forward_backward(Model *model, const Batch *batch, const StepOptions 
 
 // The layers' output for a batch of the host.
 static Pass look(Model *model, const Batch *batch) {
-    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    Batch there = model_bring_batch(model, batch, NULL);
     Pass pass = pass_looking(model, &model->workspace, &there);
-    pass_embed(&pass);
-    pass_forward(&pass, (Range){0, model->config.layers});
+    stages_look(&pass);
     return pass;
 }
 
@@ -274,8 +328,16 @@ void model_evaluate(Model *model, const Batch *batch, float *losses) {
         counted.loss_weights[r] = batch->targets[r] >= 0 ? 1.0F : 0.0F;
     }
     Pass pass = look(model, &counted);
-    pass_loss(&pass, 0, 0);
-    device_download(model->device, losses, model->workspace.losses, (size_t)rows * sizeof *losses);
+    if (stages_has_head(model)) {
+        pass_loss(&pass, 0, 0);
+    }
+    stages_share(model, ELEMENT_FP32, model->workspace.losses, pass.rows);
+    float *own = context_is_cut(&pass) ? memory_new((size_t)pass.rows, sizeof *own) : losses;
+    device_download(model->device, own, model->workspace.losses, (size_t)pass.rows * sizeof *losses);
+    if (own != losses) {
+        context_share_losses(&pass, own, losses);
+        free(own);
+    }
     batch_free(&counted);
 }
 
@@ -285,13 +347,20 @@ void model_logits(Model *model, const Batch *batch, float *logits) {
     size_t bytes = (size_t)(pass.rows * model->config.vocabulary) * sizeof *logits;
     Error *error = device_allocate(model->device, bytes, &memory);
     ensure(error == NULL, "%s", error->message);
-    pass_logits(&pass, 0, pass.rows, memory);
+    if (stages_has_head(model)) {
+        pass_logits(&pass, 0, pass.rows, memory);
+    }
+    stages_share(model, ELEMENT_FP32, memory, pass.rows * model->config.vocabulary);
     device_download(model->device, logits, memory, bytes);
     device_release(model->device, memory, bytes);
 }
 
 char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64_t token) {
-    Batch there = batch_to_device(model->device, batch, model->workspace.batch_memory);
+    if (model->options.tensor.cut_rows || model->options.context.ranks > 1 || model->stages != NULL ||
+        model->weights.slot_weights != NULL) {
+        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
+    }
+    Batch there = model_bring_batch(model, batch, NULL);
     Pass pass = pass_looking(model, &model->workspace, &there);
     void *logits;
     size_t bytes = (size_t)model->config.vocabulary * sizeof(float);
@@ -299,10 +368,6 @@ char *model_not_finite(Model *model, const Batch *batch, int64_t sequence, int64
     if (error != NULL) {
         error_free(error);
         return memory_string("there is no memory to look for the layer");
-    }
-    if (model->options.tensor.cut_rows) {
-        device_release(model->device, logits, bytes);
-        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
     }
     Range rows = {sequence * batch->length, (sequence + 1) * batch->length};
     char *where = pass_not_finite(&pass, rows, rows.begin + token, logits);

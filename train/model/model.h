@@ -11,13 +11,15 @@
 //     model_begin_step(model, learning_rate);
 //     weights_zero_gradients(&model->weights);
 //     for each micro-batch: model_run_batch(model, batch in device memory, &options);
-//     (sum gradients and model->control's sums over ranks)
+//     (sum gradients and model->control's sums over ranks; those in shards: model_finish_gradients)
 //     model_finish_step(model, &update);
 //     model_send_control(model);
 //     ... the next step ...
 //     model_receive_control(model, &control);
 #pragma once
 
+#include "train/model/leaves.h"
+#include "train/model/stages.h"
 #include "train/model/tensor.h"
 #include "train/model/weights.h"
 #include "train/model/workspace.h"
@@ -33,8 +35,12 @@ typedef struct ModelOptions {
     bool deterministic;  // gradients are the same bits each time; else AttentionBackward.any_order
     double weight_decay;
     MomentType moments;
-    TensorShare tensor;  // ranks 0 or 1: this rank has everything
-    int shard, shards;   // of the optimizer's state; shards 0 or 1: this rank keeps all
+    TensorShare tensor;    // ranks 0 or 1: this rank has everything
+    ContextShare context;  // ranks 0 or 1: this rank has whole sequences
+    StageShare stages;     // of a pipeline; ranks 0 or 1: all layers are here
+    int shard, shards;     // of the optimizer's state; shards 0 or 1: this rank keeps all
+    int zero;              // what else is in shards: see RankShare
+    LeafShare leaves;      // of sums that are the same bits in many layouts
 } ModelOptions;
 
 typedef struct Model {
@@ -43,9 +49,12 @@ typedef struct Model {
     ModelConfig here;    // of what this rank has of it: see tensor_config
     ModelOptions options;
     TensorRanks *tensor;  // its groups are set by whoever made it, before the first pass
+    Stages *stages;       // NULL without a pipeline
     ParamTable table;
     ModelWeights weights;
     Workspace workspace;
+    Leaves leaves;
+    int32_t *cut;           // host: a batch as this context-parallel rank has it, on its way to the device
     StepControl *control;   // device memory
     float *norm_gradients;  // where tensor-parallel ranks sum them, NULL where they do not
     MemoryPlan plan;
@@ -72,6 +81,9 @@ void model_destroy(Model *model);
 
 void model_initialise(Model *model, uint64_t seed);
 
+// Waits for the sums of gradients in shards (fetch.h), behind a step's last micro-batch. Does nothing where there are none.
+void model_finish_gradients(Model *model);
+
 // Makes the gradients of rows that are not cut whole, where tensor-parallel ranks have the stream's rows each: sums of norms
 // over the ranks. Once a step, after its last micro-batch; see tensor.h for errors.
 void model_sum_tensor_gradients(Model *model);
@@ -88,12 +100,12 @@ typedef struct UpdateOptions {
     uint64_t seed;  // of stochastic rounding
 } UpdateOptions;
 
-// What went wrong between tensor-parallel ranks since it was last asked; NULL: nothing.
+// What went wrong between the ranks that share the model since it was last asked; NULL: nothing.
 Error *model_tensor_error(Model *model) MUST_CHECK;
 
 // From the summed gradients and control sums to new parameters (or a skipped update): see StepDecide and OptimizerUpdate. Of
 // state in shards only this rank's gradients are looked at, and only its parameters are new: model_share_weights brings the
-// others' from the ranks of `owners`, rank r of which has shard r.
+// others' from the ranks of `owners` (NULL: state is not in shards), rank r of which has shard r, and a tied embedding's copy.
 void model_finish_step(Model *model, const UpdateOptions *options);
 
 Error *model_share_weights(Model *model, Group *owners) MUST_CHECK;
@@ -126,16 +138,20 @@ typedef struct StepResult {
     double z_sum;       // sum of weight * z^2 (without the coefficient)
 } StepResult;
 
-// Forward and backward of a micro-batch in device memory (batch_to_device): grads += d(grad_scale * sum of weight * (loss +
-// z_loss * z^2)) / d(params) (times control->loss_scale in fp16), and control's sums +=. The batch must fit the options.
-// Dropout applies.
+// A batch of the host in memory of the device that the caller owns (batch_cut_bytes), or, with NULL, where the model keeps one
+// until the next call (on the CPU, where a whole one is used where it is). Of context-parallel ranks each brings its part.
+Batch model_bring_batch(Model *model, const Batch *batch, int32_t *memory);
+
+// Forward and backward of a micro-batch in device memory (model_bring_batch), on a rank with all layers; with stages a whole
+// step is run at once (stages_run): grads += d(grad_scale * sum of weight * (loss + z_loss * z^2)) / d(params) (times
+// control->loss_scale in fp16), and control's sums +=. The batch must fit the options. Dropout applies.
 void model_run_batch(Model *model, const Batch *batch, const StepOptions *options);
 
 // The same for a batch of the host, and with `result` (may be NULL) this micro-batch's sums alone: waits for them.
 void model_forward_backward(Model *model, const Batch *batch, const StepOptions *options, StepResult *result);
 
 // Losses per token without dropout and weights, to host memory: losses[B,T] (0 where the target is -1). No gradients.
-// batch->loss_weights is not used. Waits.
+// batch->loss_weights is not used. Waits. Context-parallel ranks call it together, and all get all losses.
 void model_evaluate(Model *model, const Batch *batch, float *losses);
 
 // Logits [B,T,V] without dropout, to host memory, all at once: for tests and small batches. targets and weights are not used.

@@ -69,6 +69,9 @@ char *pass_not_finite(const Pass *pass, Range rows, int64_t row, float *logits) 
     const ParamTable *table = &model->table;
     int32_t first = 0, next;
     char place[32];
+    if (model->weights.slot_weights != NULL) {
+        return memory_string("where it begins is told by one rank alone: evaluate a checkpoint of the run");
+    }
     pass_embed(pass);
     for (; first < table->count && table->rows[first].layer < 0; first++) {
     }

@@ -31,9 +31,11 @@ typedef struct Pass {
     Workspace *workspace;
     Batch batch;  // in device memory
     int64_t rows;
-    int64_t own_first, own_rows;  // of the stream: all, or this tensor-parallel rank's
-    bool keeps;                   // what a backward pass needs
-    float dropout;                // 0 outside of training
+    int64_t own_first, own_rows;   // of the stream: all, or this tensor-parallel rank's
+    Range layers;                  // whose activations are at hand in a learning pass
+    const LayerActivations *kept;  // from the first of these
+    bool keeps;                    // what a backward pass needs
+    float dropout;                 // 0 outside of training
     uint64_t seed;
     // With a cache sequence b of the batch goes on in sequence first_cached + b of it.
     const KeyCache *cache;  // may be NULL
@@ -42,6 +44,8 @@ typedef struct Pass {
 
 // Of a batch that learns, and of one that is only looked at: no dropout, nothing kept.
 Pass pass_learning(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed);
+// The same in a set of a chunk of a workspace that has several.
+Pass pass_learning_in(const Model *model, Workspace *workspace, const Batch *batch, uint64_t seed, int chunk, int set);
 Pass pass_looking(const Model *model, Workspace *workspace, const Batch *batch);
 
 // The buffers of a layer in this pass.
@@ -58,7 +62,7 @@ typedef enum Gradients { GRADIENTS_OF_INPUTS = 1, GRADIENTS_OF_WEIGHTS = 2, GRAD
 // The way back through layers [begin, end), the last one first. Inputs: dstream (in: of the last layer's output, out: of the
 // first one's input), and the gradients of norms. Weights: of the projections, from what the call for inputs left; in a
 // workspace without weights_later only together with it. Where nothing was kept it is computed again, for each call that reads
-// it. The two apart, and ranges of layers, wait for their first caller: schedules of pipelines.
+// it.
 void pass_backward(const Pass *pass, Range layers, Gradients which);
 
 // From the output of the last layer: final norm, head and loss of each row, into workspace->losses and zs. In a learning pass
@@ -66,6 +70,8 @@ void pass_backward(const Pass *pass, Range layers, Gradients which);
 // dstream.
 void pass_loss(const Pass *pass, float grad_scale, float z_loss);
 void pass_loss_backward(const Pass *pass);
+// Both, with the sums of the batch's losses added to the model's control.
+void pass_head(const Pass *pass, const StepOptions *options);
 
 // The final norm and the head's logits, in fp32, of rows [begin, begin + count): logits[count, V].
 void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits);

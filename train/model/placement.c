@@ -11,7 +11,7 @@ static int64_t round_up(int64_t n, int64_t to) {
 }
 
 RankShare rank_share_whole(const ParamTable *table) {
-    return (RankShare){.tensor_ranks = 1, .layers = {-1, table->layer_count + 1}, .shards = 1};
+    return (RankShare){.tensor_ranks = 1, .stages = {{-1, table->layer_count + 1}}, .stage_count = 1, .shards = 1};
 }
 
 int moments_of(OptimizerKind kind) {
@@ -78,6 +78,11 @@ static Error *cut_row(const Param *row, const RankShare *share, Place *place) {
 
 // ---- Spaces
 
+// Whether rows lie as parts of units.
+static bool has_units(const RankShare *share) {
+    return share->zero >= 3 || (share->zero == 2 && share->whole_gradients == 0);
+}
+
 // Weights and gradients, which do not depend on who owns the state.
 static Error *place_row(const Param *row, const RankShare *share, int64_t align, Placement *out, Place *place) {
     const Storage *storage = &out->storage;
@@ -92,6 +97,11 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
             "or values of 16 or 32 bits",
             row->name, share->tensor_ranks, DATA_TYPE_BLOCK);
     }
+    place->held = (Range){0, place->count};
+    place->unit = -1;
+    if (place->trainable && has_units(share)) {
+        return NULL;  // its unit's
+    }
     int64_t bytes = data_type_bytes(place->type);
     place->weight_at = out->weight_bytes;
     out->weight_bytes += round_up(round_up(place->count, align) * bytes, WEIGHT_ALIGN);
@@ -100,19 +110,147 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
     return NULL;
 }
 
-// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once.
+// Gradients in the order of the table; but where rows are cut, those of whole ones first, so that they can be counted once. A
+// copy's lies behind them all, where nobody who goes through them looks.
 static void place_gradients(const ParamTable *table, const RankShare *share, int64_t align, Placement *out) {
     for (int cut = 0; cut < 2; cut++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
-            if (place->trainable && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
+            if (place->trainable && !place->copy && (share->tensor_ranks > 1 && place->count < table->rows[i].count) == cut) {
                 place->gradient_at = out->gradients;
+                place->summed = (Range){0, place->count};
                 out->gradients += round_up(place->count, align);
             }
         }
         out->whole_gradients = cut == 0 ? out->gradients : out->whole_gradients;
     }
+    if (share->whole_gradients > 0) {
+        out->gradients = shard_padded(out->gradients, share->whole_gradients);  // they are exchanged in equal parts
+    }
+    for (int32_t i = 0; i < table->count; i++) {
+        Place *place = &out->places[i];
+        if (place->trainable && (place->copy || place->apart)) {
+            int64_t *at = place->apart ? &out->head_at : &place->gradient_at;
+            *at = out->gradients + out->copied;
+            place->summed = (Range){0, place->count};
+            out->copied += round_up(place->count, align);
+        }
+    }
 }
+
+// ---- Units and their slots
+
+// The unit of a row, which is made where it is the first of it. Matrices go to the shards in turn.
+static int32_t unit_of(const ParamTable *table, int32_t row, bool whole, Placement *out) {
+    const Param *param = &table->rows[row];
+    bool matrix = param->update == UPDATE_MATRIX, alone = matrix || param->layer < 0 || param->layer >= table->layer_count;
+    int32_t matrices = 0;
+    for (int32_t i = 0; i < out->unit_count; i++) {
+        const Unit *unit = &out->units[i];
+        if (!alone && unit->owner < 0 && unit->layer == param->layer && unit->whole == whole) {
+            return i;
+        }
+        matrices += unit->owner >= 0;
+    }
+    out->units[out->unit_count] = (Unit){.layer = param->layer,
+                                         .whole = whole,
+                                         .copy = out->places[row].copy,
+                                         .owner = matrix ? matrices % out->share.shards : -1};
+    return out->unit_count++;
+}
+
+// Where units lie in use. Of one layer they lie side by side; layers that follow each other have different slots.
+static void place_slots(const ParamTable *table, Placement *out) {
+    int64_t size[PLACEMENT_SLOTS] = {0}, base = 0;
+    int layers = 0;
+    for (int32_t i = 0; i < out->unit_count; i++) {
+        Unit *unit = &out->units[i];
+        bool before = unit->layer < 0, after = unit->layer >= table->layer_count;
+        unit->slot = before ? 0 : after ? table->head == table->token : -1;
+        for (int32_t other = 0; other < i; other++) {
+            if (out->units[other].layer == unit->layer) {
+                unit->slot = out->units[other].slot;
+                unit->slot_at += out->units[other].count;
+            }
+        }
+        unit->slot = unit->slot >= 0 ? unit->slot : 2 + layers++ % 2;
+        int64_t end = unit->slot_at + unit->count;
+        size[unit->slot] = end > size[unit->slot] ? end : size[unit->slot];
+    }
+    for (int slot = 0; slot < PLACEMENT_SLOTS; slot++) {
+        for (int32_t i = 0; i < out->unit_count; i++) {
+            out->units[i].slot_at += out->units[i].slot == slot ? base : 0;
+        }
+        base += size[slot];
+    }
+    out->slots = base;
+}
+
+Range placement_unit_part(const Placement *placement, int32_t unit, int shard) {
+    const Unit *u = &placement->units[unit];
+    int64_t part = u->count / placement->share.shards;
+    return u->owner < 0 ? (Range){part * shard, part * (shard + 1)} : u->owner == shard ? (Range){0, u->count} : (Range){0, 0};
+}
+
+// What is owned of each unit: sums, and weights or all of them.
+static void place_unit_parts(Placement *out) {
+    int64_t bytes = data_type_bytes(out->storage.type);
+    for (int kind = 0; kind < 3; kind++) {  // whole ones, cut ones, copies
+        for (int32_t i = 0; i < out->unit_count; i++) {
+            Unit *unit = &out->units[i];
+            if (kind == (unit->copy ? 2 : !unit->whole)) {
+                Range part = placement_unit_part(out, i, out->share.shard);
+                unit->sum_at = out->gradients + out->copied;
+                if (out->share.whole_gradients == 0) {
+                    *(unit->copy ? &out->copied : &out->gradients) += part.end - part.begin;
+                }
+                unit->weight_at = out->weight_bytes;
+                out->weight_bytes += (out->share.zero >= 3 ? part.end - part.begin : unit->count) * bytes;
+            }
+        }
+        out->whole_gradients = kind == 0 && out->share.whole_gradients == 0 ? out->gradients : out->whole_gradients;
+    }
+}
+
+static void place_units(const ParamTable *table, int64_t align, Placement *out) {
+    const RankShare *share = &out->share;
+    out->units = memory_zeroed((size_t)table->count, sizeof *out->units);
+    for (int32_t i = 0; i < table->count; i++) {
+        Place *place = &out->places[i];
+        if (place->trainable) {
+            place->unit = unit_of(table, i, share->tensor_ranks > 1 && place->count == table->rows[i].count, out);
+            place->unit_at = out->units[place->unit].count;
+            out->units[place->unit].count += round_up(place->count, align);
+        }
+    }
+    for (int32_t i = 0; i < out->unit_count; i++) {
+        Unit *unit = &out->units[i];
+        unit->count = shard_padded(unit->count, unit->owner < 0 ? share->shards : 1);
+    }
+    place_slots(table, out);
+    place_unit_parts(out);
+    for (int32_t i = 0; i < table->count; i++) {
+        Place *place = &out->places[i];
+        if (!place->trainable) {
+            continue;
+        }
+        const Unit *unit = &out->units[place->unit];
+        Range part = placement_unit_part(out, place->unit, share->shard);
+        int64_t begin = place->unit_at > part.begin ? place->unit_at : part.begin,
+                end = place->unit_at + place->count < part.end ? place->unit_at + place->count : part.end;
+        Range own = begin < end ? (Range){begin - place->unit_at, end - place->unit_at} : (Range){0, 0};
+        place->held = share->zero >= 3 ? own : place->held;
+        place->owned = place->copy ? place->owned : own;
+        if (share->whole_gradients == 0) {
+            place->summed = own;
+            place->gradient_at = unit->sum_at + begin - part.begin;
+        }
+        int64_t at = share->zero >= 3 ? begin - part.begin : place->unit_at;
+        place->weight_at = unit->weight_at + at * data_type_bytes(place->type);
+    }
+}
+
+// ---- State
 
 static Range owned_of(bool matrix, const Place *place, Range shard) {
     if (matrix) {
@@ -131,8 +269,8 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
     for (int matrices = 0; matrices < 2; matrices++) {
         for (int32_t i = 0; i < table->count; i++) {
             Place *place = &out->places[i];
-            if (place->trainable && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
-                place->owned = owned_of(matrices, place, shard);
+            if (place->trainable && !place->copy && (table->rows[i].update == UPDATE_MATRIX) == matrices) {
+                place->owned = place->unit < 0 ? owned_of(matrices, place, shard) : place->owned;
                 place->matrix = matrices;
                 place->state_at = out->state;
                 out->state += round_up(place->owned.end - place->owned.begin, align);
@@ -142,29 +280,54 @@ static void place_states(const ParamTable *table, const RankShare *share, int64_
     }
 }
 
+static bool is_here(const RankShare *share, int64_t layer) {
+    for (int i = 0; i < share->stage_count; i++) {
+        if (layer >= share->stages[i].begin && layer < share->stages[i].end) {
+            return true;
+        }
+    }
+    return false;
+}
+
 Error *placement_create(const ParamTable *table, const Storage *storage, const RankShare *share, Placement *out) {
     *out = (Placement){.storage = *storage, .share = *share, .count = table->count};
     out->places = memory_zeroed((size_t)table->count, sizeof *out->places);
     // A block of 8-bit moments holds values of one row.
     int64_t align = storage->learns && storage->moments == MOMENT_8BIT ? MOMENT_BLOCK : PARAM_ALIGN;
     Error *error = NULL;
+    int64_t index = 0;
     for (int32_t i = 0; i < table->count && error == NULL; i++) {
         const Param *row = &table->rows[i];
-        if (row->layer >= share->layers.begin && row->layer < share->layers.end) {
-            error = place_row(row, share, align, out, &out->places[i]);
+        Place *place = &out->places[i];
+        bool here = is_here(share, row->layer), tied = i == table->token && i == table->head;
+        place->copy = !here && tied && is_here(share, table->layer_count);
+        place->apart = here && tied && is_here(share, table->layer_count) && share->whole_gradients > 0;
+        if (here || place->copy) {
+            error = place_row(row, share, align, out, place);
+        }
+        if (here) {
+            place->index = index;
+            index += round_up(row->count, PARAM_ALIGN);
         }
     }
+    out->elements = index;
     if (error != NULL) {
         placement_free(out);
         return error;
     }
-    place_gradients(table, share, align, out);
+    if (share->zero < 2 || share->whole_gradients > 0) {
+        place_gradients(table, share, align, out);
+    }
+    if (has_units(share)) {
+        place_units(table, align, out);
+    }
     place_states(table, share, align, out);
     return NULL;
 }
 
 void placement_free(Placement *placement) {
     free(placement->places);
+    free(placement->units);
     *placement = (Placement){0};
 }
 
@@ -177,7 +340,8 @@ static const Place *place_of(const Placement *placement, int32_t row) {
 
 void *placement_weight(const Placement *placement, int32_t row, void *weights) {
     const Place *place = place_of(placement, row);
-    return place != NULL && weights != NULL ? (char *)weights + place->weight_at : NULL;
+    bool there = place != NULL && place->held.begin < place->held.end && weights != NULL;
+    return there ? (char *)weights + place->weight_at : NULL;
 }
 
 float *placement_weight_scales(const Placement *placement, int32_t row, float *scales) {
@@ -187,7 +351,8 @@ float *placement_weight_scales(const Placement *placement, int32_t row, float *s
 
 float *placement_gradient(const Placement *placement, int32_t row, float *gradients) {
     const Place *place = place_of(placement, row);
-    return place != NULL && place->trainable && gradients != NULL ? gradients + place->gradient_at : NULL;
+    bool there = place != NULL && place->summed.begin < place->summed.end && gradients != NULL;
+    return there ? gradients + place->gradient_at : NULL;
 }
 
 void *placement_state(const Placement *placement, int32_t row, void *array, int64_t bytes) {
@@ -202,9 +367,48 @@ float *placement_state_scales(const Placement *placement, int32_t row, float *sc
     return there ? scales + place->state_at / MOMENT_BLOCK : NULL;
 }
 
+void *placement_unit_weights(const Placement *placement, int32_t unit, void *weights) {
+    return (char *)weights + placement->units[unit].weight_at;
+}
+
+float *placement_unit_sums(const Placement *placement, int32_t unit, float *gradients) {
+    return gradients + placement->units[unit].sum_at;
+}
+
+int64_t placement_unit_slot(const Placement *placement, int32_t unit) {
+    return placement->units[unit].slot_at;
+}
+
+int64_t placement_row_slot(const Placement *placement, int32_t row) {
+    const Place *place = &placement->places[row];
+    return placement->units[place->unit].slot_at + place->unit_at;
+}
+
+float *placement_layer(const Placement *placement, const ParamTable *table, int64_t layer, bool cut, float *gradients,
+                       int64_t *count) {
+    int64_t begin = placement->gradients, end = 0;
+    for (int32_t i = 0; i < placement->count; i++) {
+        const Place *place = &placement->places[i];
+        bool is_cut = placement->share.tensor_ranks == 1 || place->count < table->rows[i].count;
+        if (place->trainable && !place->copy && table->rows[i].layer == layer && is_cut == cut) {
+            int64_t to = place->gradient_at + place->count;
+            begin = place->gradient_at < begin ? place->gradient_at : begin;
+            end = to > end ? to : end;
+        }
+    }
+    *count = end > begin ? end - begin : 0;
+    return gradients + begin;
+}
+
+float *placement_head_apart(const Placement *placement, int32_t row, float *gradients) {
+    const Place *place = place_of(placement, row);
+    return place != NULL && place->apart && place->trainable ? gradients + placement->head_at : NULL;
+}
+
 float *placement_counted(const Placement *placement, float *gradients, int64_t *count) {
     const RankShare *share = &placement->share;
-    Range own = shard_part(placement->gradients, share->shards, share->shard);
+    Range own = placement->units != NULL ? (Range){0, placement->gradients}
+                                         : shard_part(placement->gradients, share->shards, share->shard);
     int64_t first = share->tensor > 0 ? placement->whole_gradients : 0;
     own.begin = own.begin > first ? own.begin : first;
     *count = own.begin < own.end ? own.end - own.begin : 0;
@@ -213,12 +417,13 @@ float *placement_counted(const Placement *placement, float *gradients, int64_t *
 
 // Rows that one rank owns lie side by side in the weights, so that there are few runs: the padding between them goes with them.
 int64_t placement_owned(const Placement *placement, int shard, void *weights, WeightRun **out) {
+    ensure(placement->units == NULL, "the gradients are in shards too");
     Range part = shard_part(placement->gradients, placement->share.shards, shard);
     WeightRun *runs = memory_new((size_t)placement->count, sizeof *runs);
     int64_t count = 0;
     for (int32_t row = 0; row < placement->count; row++) {
         const Place *place = &placement->places[row];
-        Range owned = place->trainable ? owned_of(place->matrix, place, part) : (Range){0, 0};
+        Range owned = place->trainable && !place->copy ? owned_of(place->matrix, place, part) : (Range){0, 0};
         if (owned.begin == owned.end) {
             continue;
         }
@@ -237,9 +442,11 @@ int64_t placement_owned(const Placement *placement, int shard, void *weights, We
 }
 
 int64_t placement_gradients_from(const Placement *placement, int32_t row) {
+    ensure(placement->units == NULL || placement->share.whole_gradients > 0, "the gradients are in shards");
     for (int32_t i = row; i < placement->count; i++) {
         const Place *place = &placement->places[i];
-        if (place->trainable && (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
+        if (place->trainable && !place->copy &&
+            (placement->share.tensor_ranks == 1 || place->gradient_at >= placement->whole_gradients)) {
             return place->gradient_at;
         }
     }
@@ -267,8 +474,8 @@ int64_t placement_segments(const Placement *placement, const ParamTable *table, 
         if (owned == 0 || row->update != UPDATE_ELEMENTWISE) {
             continue;
         }
-        UpdateSegment segment = {.weight = place->weight_at / data_type_bytes(place->type) + begin,
-                                 .gradient = place->gradient_at + begin,
+        UpdateSegment segment = {.weight = place->weight_at / data_type_bytes(place->type) + begin - place->held.begin,
+                                 .gradient = place->gradient_at + begin - place->summed.begin,
                                  .state = place->state_at,
                                  .count = owned,
                                  // Of a tensor that is cut: unique to its elements here, though not the same as uncut.
@@ -287,12 +494,15 @@ int64_t placement_segments(const Placement *placement, const ParamTable *table, 
 
 Range placement_saved(const Placement *placement, const ParamTable *table, int32_t row, int ranks, int rank) {
     const Place *place = &placement->places[row];
-    int64_t index = table->rows[row].index;
+    int64_t index = place->index;
+    if (place->copy || place->box_count == 0) {
+        return (Range){0, 0};
+    }
     if (place->count == table->rows[row].count) {
         rank = rank * placement->share.tensor_ranks + placement->share.tensor;
         ranks *= placement->share.tensor_ranks;
     }
-    Range part = shard_part(table->elements, ranks, rank), out;
+    Range part = shard_part(placement->elements, ranks, rank), out;
     // Both sides of a cut move it to the same block of the row.
     int64_t begin = round_up(part.begin - index, DATA_TYPE_BLOCK), end = round_up(part.end - index, DATA_TYPE_BLOCK);
     out.begin = part.begin <= index ? 0 : begin < place->count ? begin : place->count;

@@ -9,18 +9,32 @@ void model_begin_step(Model *model, double learning_rate) {
     _Static_assert(offsetof(StepControl, weight_sum) == 2 * sizeof(double), "the sums lie together");
     device_upload(model->device, &model->control->loss_sum, zeros, sizeof zeros);
     device_upload(model->device, &model->control->learning_rate, &rate, sizeof rate);
+    fetch_forget(model->weights.fetch);  // a recorded update tells nobody
+}
+
+// The squares of the summed gradients, over all ranks.
+static void sum_squares(Model *model) {
+    TensorRanks *tensor = model->tensor;
+    StepControl *control = model->control;
+    if (model->options.leaves.parts > 0) {
+        if (tensor->failed == NULL) {
+            tensor->failed = leaves_sum_squares(model);
+        }
+        return;
+    }
+    int64_t counted;
+    const float *first = placement_counted(&model->weights.placement, model->weights.grads, &counted);
+    model->device->op->squares(model->device, counted, first, &control->grad_squares);
+    if (tensor->norm != NULL && tensor->failed == NULL) {
+        tensor->failed = group_all_reduce(tensor->norm, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
+    }
 }
 
 void model_finish_step(Model *model, const UpdateOptions *options) {
     Device *device = model->device;
     StepControl *control = model->control;
     const ModelWeights *weights = &model->weights;
-    int64_t counted;
-    const float *first = placement_counted(&weights->placement, weights->grads, &counted);
-    device->op->squares(device, counted, first, &control->grad_squares);
-    if (model->tensor->norm != NULL && model->tensor->failed == NULL) {
-        model->tensor->failed = group_all_reduce(model->tensor->norm, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
-    }
+    sum_squares(model);
     device->op->step_decide(device, &(StepDecide){
                                         .control = control,
                                         .batch_weight = options->batch_weight,
@@ -48,11 +62,16 @@ void model_finish_step(Model *model, const UpdateOptions *options) {
                                              .scale2 = weights->scale2,
                                              .seed = options->seed,
                                          });
+    fetch_forget(weights->fetch);
 }
 
 Error *model_share_weights(Model *model, Group *owners) {
     Error *error = NULL;
-    for (int shard = 0; shard < owners->size && error == NULL; shard++) {
+    if (model->weights.fetch != NULL) {
+        fetch_share(model->weights.fetch);
+        owners = NULL;
+    }
+    for (int shard = 0; owners != NULL && shard < owners->size && error == NULL; shard++) {
         WeightRun *runs;
         int64_t count = placement_owned(&model->weights.placement, shard, model->weights.weights, &runs);
         for (int64_t i = 0; i < count && error == NULL; i++) {
@@ -60,7 +79,8 @@ Error *model_share_weights(Model *model, Group *owners) {
         }
         free(runs);
     }
-    return error;
+    stages_share_tied(model);
+    return error != NULL ? error : model_tensor_error(model);
 }
 
 Error *model_tensor_error(Model *model) {

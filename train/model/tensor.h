@@ -16,7 +16,7 @@
 // but with the stream's rows cut those of norms are sums over own rows, which model_sum_tensor_gradients makes whole.
 #pragma once
 
-#include "parallel/group.h"
+#include "parallel/links.h"
 #include "train/model/config.h"
 #include "train/model/params.h"
 
@@ -29,8 +29,11 @@ typedef struct TensorShare {
 // What passes exchange over. After an error nothing is exchanged any more, and the caller finds it in `failed` when it next
 // looks, before it believes any number: a pass itself cannot fail.
 typedef struct TensorRanks {
-    Group *group;  // not owned; NULL where ranks is 1
-    Group *norm;   // of all ranks among which a step's gradients lie in parts; NULL where one has all
+    Group *group;                // not owned; NULL where ranks is 1
+    Group *owners;               // of those with parts of gradients or weights, rank r of it with shard r; NULL: none has parts
+    Group *norm;                 // of all ranks among which a step's gradients lie in parts; NULL where one has all
+    Group *context;              // of ranks that share sequences (context.h); NULL where one has whole ones
+    const PipelineLinks *links;  // not owned; NULL without a pipeline
     Error *failed;
 } TensorRanks;
 

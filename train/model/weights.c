@@ -20,7 +20,11 @@ void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement p
     weights->weights = layout_take(layout, "parameters", 1, placement.weight_bytes / data_type_bytes(storage->type), 1,
                                    data_type_bytes(storage->type));
     weights->scales = layout_take(layout, "scales of parameters", 1, placement.weight_scales, 1, sizeof(float));
-    weights->grads = layout_take(layout, "gradients", learns, placement.gradients, 1, sizeof(float));
+    weights->grads = layout_take(layout, "gradients", learns, placement.gradients + placement.copied, 1, sizeof(float));
+    weights->slot_weights = layout_take(layout, "parameters of layers in use", learns && placement.share.zero >= 3,
+                                        placement.slots, 1, data_type_bytes(storage->type));
+    weights->slot_gradients = layout_take(layout, "gradients of layers in use", learns && placement.share.whole_gradients == 0,
+                                          placement.slots, 1, sizeof(float));
     weights->moment1 = layout_take(layout, "optimizer's first moments", learns, state, 1, bytes);
     weights->moment2 = layout_take(layout, "optimizer's second moments", learns, second, 1, bytes);
     weights->scale1 = layout_take(layout, "scales of first moments", learns && codes, state / MOMENT_BLOCK, 1, sizeof(float));
@@ -35,16 +39,39 @@ void weights_fill(ModelWeights *weights, double weight_decay) {
         device_upload(weights->device, weights->segments, segments, (size_t)weights->segment_count * sizeof *segments);
         free(segments);
     }
+    weights->fetch = fetch_create(weights->device, &weights->placement, weights->weights, weights->grads, weights->slot_weights,
+                                  weights->slot_gradients);
 }
 
 void weights_free(ModelWeights *weights) {
     placement_free(&weights->placement);
+    fetch_free(weights->fetch);
     *weights = (ModelWeights){0};
 }
 
 void weights_zero_gradients(const ModelWeights *weights) {
     ensure(weights->grads != NULL || weights->placement.gradients == 0, "a model without gradients");
-    weights->device->op->zero(weights->device, weights->placement.gradients * (int64_t)sizeof(float), weights->grads);
+    fetch_finish(weights->fetch);
+    int64_t count = weights->placement.gradients + weights->placement.copied;
+    weights->device->op->zero(weights->device, count * (int64_t)sizeof(float), weights->grads);
+}
+
+float *weights_head_apart(const ModelWeights *weights, int64_t *count) {
+    const ParamTable *table = weights->table;
+    float *apart = placement_head_apart(&weights->placement, table->head, weights->grads);
+    *count = apart != NULL ? weights->placement.places[table->head].count : 0;
+    return apart;
+}
+
+float *weights_layer_gradients(const ModelWeights *weights, int64_t layer, bool cut, int64_t *count) {
+    return placement_layer(&weights->placement, weights->table, layer, cut, weights->grads, count);
+}
+
+float *weights_sum(const ModelWeights *weights, int32_t row, int64_t *count) {
+    float *sum = placement_gradient(&weights->placement, row, weights->grads);
+    const Place *place = sum != NULL ? &weights->placement.places[row] : NULL;
+    *count = sum != NULL ? place->summed.end - place->summed.begin : 0;
+    return sum;
 }
 
 // ---- In and out
@@ -61,7 +88,7 @@ Range weights_extent(const ModelWeights *weights, WeightsArray array, int32_t ro
     if (place->box_count == 0 || second || (array == ARRAY_GRADIENT && !place->trainable)) {
         return (Range){0, 0};
     }
-    return array == ARRAY_WEIGHT || array == ARRAY_GRADIENT ? (Range){0, place->count} : place->owned;
+    return array == ARRAY_WEIGHT ? place->held : array == ARRAY_GRADIENT ? place->summed : place->owned;
 }
 
 static bool has_master(const ModelWeights *weights, WeightsArray array, int32_t row) {
@@ -195,6 +222,7 @@ void weights_write(ModelWeights *weights, WeightsArray array, int32_t row, int64
     ensure(begin >= extent.begin && begin <= end && end <= extent.end, "elements %lld to %lld of %s", (long long)begin,
            (long long)end, weights->table->rows[row].name);
     Stored to = stored_at(weights, array, row), master = array == ARRAY_WEIGHT ? master_of(weights, row) : (Stored){0};
+    fetch_forget(weights->fetch);
     store(weights, &to, begin - extent.begin, end - begin, from);
     int64_t first = begin > place->owned.begin ? begin : place->owned.begin;
     int64_t last = end < place->owned.end ? end : place->owned.end;
@@ -210,7 +238,9 @@ int weights_saved(const ModelWeights *weights, int ranks, int rank, SavedPart **
         for (int32_t row = 0; row < weights->table->count; row++) {
             const Placement *p = &weights->placement;
             Range extent = weights_exact(weights, array, row);
-            int alike = array != ARRAY_WEIGHT || has_master(weights, array, row) ? p->share.shards : 1;
+            bool shared =
+                array != ARRAY_WEIGHT || has_master(weights, array, row) || (p->share.zero >= 3 && p->places[row].trainable);
+            int alike = shared ? p->share.shards : 1;
             Range part = placement_saved(p, weights->table, row, ranks / alike, rank / alike);
             part.begin = part.begin > extent.begin ? part.begin : extent.begin;
             part.end = part.end < extent.end ? part.end : extent.end;
@@ -228,8 +258,9 @@ void weights_initialise(ModelWeights *weights, uint64_t seed) {
     int64_t room = 0;
     for (int32_t row = 0; row < weights->table->count; row++) {
         const Place *place = &weights->placement.places[row];
-        for (int64_t begin = 0; begin < place->count; begin += MOST) {
-            int64_t end = begin + MOST < place->count ? begin + MOST : place->count;
+        Range held = weights_extent(weights, ARRAY_WEIGHT, row);
+        for (int64_t begin = held.begin; begin < held.end; begin += MOST) {
+            int64_t end = begin + MOST < held.end ? begin + MOST : held.end;
             if (end - begin > room) {
                 room = end - begin;
                 values = memory_resize(values, (size_t)room, sizeof *values);

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "kernels/device.h"
+#include "train/model/fetch.h"
 #include "train/model/layout.h"
-#include "train/model/placement.h"
 
 typedef struct ModelWeights {
     Device *device;
@@ -16,11 +16,15 @@ typedef struct ModelWeights {
     void *weights;            // [placement.weight_bytes]: what the passes read
     float *scales;            // [placement.weight_scales]
     float *masters;           // [placement.state], NULL where the weights are the masters or there are none
-    float *grads;             // [placement.gradients], NULL without learning
+    float *grads;             // [placement.gradients], NULL without learning: of those in shards the sums that are owned
     void *moment1, *moment2;  // [placement.state], [placement.second_state] of moment_type
     float *scale1, *scale2;   // of 8-bit moments
     UpdateSegment *segments;
     int64_t segment_count;
+    // [placement.slots]: of layers in use, where gradients, and weights, are in shards. NULL where they are all here.
+    void *slot_weights;
+    float *slot_gradients;
+    Fetch *fetch;
 } ModelWeights;
 
 // Takes the table (not copied: it must outlive the weights) and the placement (its memory becomes the weights', freed by
@@ -30,13 +34,33 @@ void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement p
 void weights_fill(ModelWeights *weights, double weight_decay);
 void weights_free(ModelWeights *weights);  // not the device memory, which is its arena's
 
-// What the passes use: a row's weight, its scales, its gradient; NULL for row -1, an absent or (gradients) a frozen row.
+// What the passes use: a row's weight, its scales, its gradient; NULL for row -1, an absent or (gradients) a frozen row. Of
+// layers in shards that are in use alone: see fetch.h.
 static inline const void *weights_row(const ModelWeights *weights, int32_t row) {
-    return placement_weight(&weights->placement, row, weights->weights);
+    return weights->fetch != NULL ? fetch_weight(weights->fetch, row)
+                                  : placement_weight(&weights->placement, row, weights->weights);
 }
 static inline float *weights_gradient(const ModelWeights *weights, int32_t row) {
-    return placement_gradient(&weights->placement, row, weights->grads);
+    return weights->fetch != NULL ? fetch_gradient(weights->fetch, row)
+                                  : placement_gradient(&weights->placement, row, weights->grads);
 }
+// The gradient of the head: where a tied embedding's is apart from that as the embedding (leaves.h), that one.
+static inline float *weights_head_gradient(const ModelWeights *weights, int32_t row) {
+    float *apart = placement_head_apart(&weights->placement, row, weights->grads);
+    return apart != NULL ? apart : weights_gradient(weights, row);
+}
+float *weights_head_apart(const ModelWeights *weights, int64_t *count);  // NULL: it is not
+// All gradients, where they are whole, and those of a layer: see placement_layer.
+static inline float *weights_all_gradients(const ModelWeights *weights) {
+    return weights->grads;
+}
+static inline bool weights_gradients_whole(const ModelWeights *weights) {
+    return weights->slot_gradients == NULL;
+}
+float *weights_layer_gradients(const ModelWeights *weights, int64_t layer, bool cut, int64_t *count);
+// What this rank has of the sum of a row's gradient over micro-batches: its first element there; NULL and 0 where that is
+// nothing.
+float *weights_sum(const ModelWeights *weights, int32_t row, int64_t *count);
 void weights_zero_gradients(const ModelWeights *weights);
 
 // ---- In and out

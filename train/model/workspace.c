@@ -67,8 +67,18 @@ static void **slot(LayerActivations *at, size_t field) {
     return (void **)(void *)((char *)at + field);
 }
 
-// In how many sets a row is kept: one a layer, one for all, or none.
-static int64_t sets_of(const ActivationRow *row, const WorkspaceOptions *options, int64_t layers) {
+// The layers of the first `chunks` chunks, each as often as it has sets (or sets for later).
+static int64_t layers_of(const WorkspaceOptions *options, int chunks, bool later) {
+    int64_t layers = 0;
+    for (int c = 0; c < chunks; c++) {
+        const WorkspaceChunk *chunk = &options->chunks[c];
+        layers += (chunk->layers.end - chunk->layers.begin) * (later ? chunk->later : chunk->sets);
+    }
+    return layers;
+}
+
+// How often a row is kept: for each of the layers, once for all, or never.
+static int64_t kept_of(const ActivationRow *row, const WorkspaceOptions *options, int64_t layers) {
     switch (row->kept) {
     case KEPT_UNLESS_FULL:
         return options->recompute == RECOMPUTE_FULL ? 1 : layers;
@@ -81,7 +91,7 @@ static int64_t sets_of(const ActivationRow *row, const WorkspaceOptions *options
 }
 
 static int64_t batch_rows(const WorkspaceOptions *options) {
-    return options->sequences * options->length;
+    return options->sequences * context_tokens(&options->context, options->length);
 }
 
 // Those of the stream.
@@ -90,27 +100,42 @@ static int64_t own_rows(const WorkspaceOptions *options) {
     return (batch_rows(options) + ranks - 1) / ranks;
 }
 
-// The buffers of all layers that a backward pass needs.
-static void lay_out_layers(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
+// The stream between the layers of every set: a layer's output is the next one's input.
+static void lay_out_streams(Workspace *w, const Machine *machine, const ModelConfig *config, Layout *layout) {
     const WorkspaceOptions *options = &w->options;
-    int64_t layers = options->layers.end - options->layers.begin, own = own_rows(options),
-            element = data_type_bytes(machine->type);
-    void *stream = layout_take(layout, "residual stream", layers + 1, own, config->width, element);
-    for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
-        w->layers[i].input = layout_part(stream, i, layers + 1, own * config->width, element);
-        w->layers[i].output = layout_part(stream, i + 1, layers + 1, own * config->width, element);
+    int64_t own = own_rows(options), element = data_type_bytes(machine->type),
+            count = layers_of(options, options->chunk_count, false);
+    for (int c = 0; c < options->chunk_count; c++) {
+        count += options->chunks[c].sets;
     }
-    for (int r = 0; r < ROWS; r++) {
-        const ActivationRow *row = &rows[r];
-        int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
-        int64_t sets = sets_of(row, options, layers), count = row->own_rows ? own : batch_rows(options);
-        // What is computed again one after the other, each right before it is read, shares a buffer.
-        bool shares = row->with != row->field && row->kept == KEPT_UNLESS_CHEAP && options->recompute == RECOMPUTE_SELECTIVE;
-        void *base = shares ? NULL : layout_take(layout, row->name, columns > 0 ? sets : 0, count, columns, size);
-        for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
-            LayerActivations *at = &w->layers[i];
-            *slot(at, row->field) = shares ? *slot(at, row->with) : layout_part(base, i, sets, count * columns, size);
+    void *streams = layout_take(layout, "residual stream", count, own, config->width, element);
+    LayerActivations *at = w->layers;
+    int64_t stream = 0;
+    for (int c = 0; c < options->chunk_count && layout->base != NULL; c++) {
+        const WorkspaceChunk *chunk = &options->chunks[c];
+        for (int set = 0; set < chunk->sets; set++, stream++) {
+            for (int64_t i = chunk->layers.begin; i < chunk->layers.end; i++, at++, stream++) {
+                at->input = layout_part(streams, stream, count, own * config->width, element);
+                at->output = layout_part(streams, stream + 1, count, own * config->width, element);
+            }
         }
+    }
+}
+
+// One row of the table in all sets.
+static void lay_out_row(Workspace *w, const Machine *machine, const ModelConfig *config, const ActivationRow *row,
+                        Layout *layout) {
+    const WorkspaceOptions *options = &w->options;
+    bool later = row->kept == KEPT_FOR_WEIGHTS;
+    int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : data_type_bytes(machine->type);
+    int64_t layers = layers_of(options, options->chunk_count, later), kept = kept_of(row, options, layers);
+    int64_t count = row->own_rows ? own_rows(options) : batch_rows(options);
+    // What is computed again one after the other, each right before it is read, shares a buffer.
+    bool shares = row->with != row->field && row->kept == KEPT_UNLESS_CHEAP && options->recompute == RECOMPUTE_SELECTIVE;
+    void *base = shares ? NULL : layout_take(layout, row->name, columns > 0 ? kept : 0, count, columns, size);
+    for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
+        LayerActivations *at = later ? &w->later[i] : &w->layers[i];
+        *slot(at, row->field) = shares ? *slot(at, row->with) : layout_part(base, i, kept, count * columns, size);
     }
 }
 
@@ -123,11 +148,37 @@ static void lay_out_shared(Workspace *w, const Machine *machine, const ModelConf
         const ActivationRow *row = &rows[r];
         int64_t columns = row->columns(config), size = row->statistic ? (int64_t)sizeof(float) : element;
         int64_t count = row->own_rows ? own : batch_rows(&w->options);
-        bool needed =
-            row->kept != KEPT_FOR_WEIGHTS && columns > 0 && row->field != AT(lse) && (row->field != AT(pre) || config->gated);
+        bool needed = row->kept != KEPT_FOR_WEIGHTS && columns > 0 && (row->field != AT(lse) || w->options.context.ranks > 1) &&
+                      (row->field != AT(pre) || config->gated);
         *slot(at, row->field) =
             row->with != row->field ? *slot(at, row->with) : layout_take(layout, row->name, needed, count, columns, size);
     }
+}
+
+LayerActivations *workspace_set(const Workspace *w, int chunk, int set) {
+    const WorkspaceChunk *c = &w->options.chunks[chunk];
+    ensure(chunk < w->options.chunk_count && set < c->sets, "set %d of chunk %d", set, chunk);
+    return w->layers + layers_of(&w->options, chunk, false) + set * (c->layers.end - c->layers.begin);
+}
+
+void workspace_keep_later(const Workspace *w, int chunk, int set, int later) {
+    const WorkspaceChunk *c = &w->options.chunks[chunk];
+    LayerActivations *at = workspace_set(w, chunk, set);
+    int64_t layers = c->layers.end - c->layers.begin;
+    ensure(w->options.weights_later && later < c->later, "set %d for later of chunk %d", later, chunk);
+    const LayerActivations *from = w->later + layers_of(&w->options, chunk, true) + later * layers;
+    for (int64_t i = 0; i < layers; i++) {
+        at[i].dmlp = from[i].dmlp;
+        at[i].dattention = from[i].dattention;
+        at[i].dpre = from[i].dpre;
+        at[i].dqkv = from[i].dqkv;
+    }
+}
+
+void *workspace_stream(const Workspace *w, const ModelConfig *config, int number) {
+    int count = w->options.streams > 0 ? w->options.streams : 1;
+    ensure(number < count, "stream %d of %d", number, count);
+    return layout_part(w->streams, number, count, own_rows(&w->options) * config->width, data_type_bytes(w->device->type));
 }
 
 static int64_t widest(int64_t a, int64_t b) {
@@ -139,16 +190,21 @@ static void lay_out_gradients(Workspace *w, const Machine *machine, const ModelC
     int64_t element = data_type_bytes(machine->type);
     int64_t wide = widest(model_up_width(config), model_qkv_width(config));
     int64_t narrow = widest((own * width + count - 1) / count, model_attention_width(config));
-    w->dstream = layout_take(layout, "gradient of the residual stream", 1, own, width, element);
+    w->streams = w->dstream = layout_take(layout, "gradient of the residual stream",
+                                          w->options.streams > 0 ? w->options.streams : 1, own, width, element);
     w->dwide = layout_take(layout, "gradients of wide rows", !w->options.weights_later, count, wide, element);
     w->dnarrow = layout_take(layout, "gradients of narrow rows", 1, count, narrow, element);
     bool dinner = config->gated && machine->kind == DEVICE_CPU;
     w->dinner = layout_take(layout, "gradients of gated rows", dinner, count, config->ffn_width, element);
     w->dbranch =
         layout_take(layout, "gradients of dropped rows", config->dropout > 0 && !w->options.weights_later, own, width, element);
-    for (int64_t i = 0; w->layers != NULL && layout->base != NULL && i < w->options.layers.end - w->options.layers.begin; i++) {
-        w->layers[i].dpre = w->layers[i].dpre != NULL ? w->layers[i].dpre : w->dwide;
-        w->layers[i].dqkv = w->layers[i].dqkv != NULL ? w->layers[i].dqkv : w->dwide;
+    int64_t layers = layers_of(&w->options, w->options.chunk_count, false);
+    for (int64_t i = 0; i < layers && layout->base != NULL; i++) {
+        w->layers[i].dpre = w->layers[i].dqkv = w->dwide;
+    }
+    // One way back at a time needs no more than its own.
+    for (int c = 0; c < w->options.chunk_count && layout->base != NULL && w->options.weights_later; c++) {
+        workspace_keep_later(w, c, 0, 0);
     }
 }
 
@@ -171,19 +227,25 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
                        Layout *layout) {
     int64_t count = batch_rows(options), own = own_rows(options), width = config->width;
     int64_t element = data_type_bytes(machine->type);
-    LayerActivations *layers = w->layers;
+    LayerActivations *layers = w->layers, *later = w->later;
     bool card = machine->kind != DEVICE_CPU;
-    *w = (Workspace){.options = *options, .layers = layers};
-    if (options->layers.begin == options->layers.end) {
-        w->options.layers = (Range){0, config->layers};
+    *w = (Workspace){.options = *options, .layers = layers, .later = later};
+    if (options->chunk_count == 0) {
+        bool all = options->layers.begin == options->layers.end;
+        w->options.chunks[0] = (WorkspaceChunk){all ? (Range){0, config->layers} : options->layers, 1, 1};
+        w->options.chunk_count = 1;
     }
     if (options->forward_only) {
         lay_out_shared(w, machine, config, layout);
     } else {
         if (layout->base != NULL && w->layers == NULL) {
-            w->layers = memory_zeroed((size_t)(w->options.layers.end - w->options.layers.begin), sizeof *w->layers);
+            w->layers = memory_zeroed((size_t)layers_of(&w->options, w->options.chunk_count, false), sizeof *w->layers);
+            w->later = memory_zeroed((size_t)layers_of(&w->options, w->options.chunk_count, true), sizeof *w->later);
         }
-        lay_out_layers(w, machine, config, layout);
+        lay_out_streams(w, machine, config, layout);
+        for (int r = 0; r < ROWS; r++) {
+            lay_out_row(w, machine, config, &rows[r], layout);
+        }
         lay_out_gradients(w, machine, config, layout);
         if (layout->base != NULL) {
             // A pass without backward runs in place in the first layer's buffers.
@@ -198,6 +260,7 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
     w->final_mean = layout_take(layout, "final means", layer_norm, own, 1, sizeof(float));
     w->whole = layout_take(layout, "gathered rows", options->tensor.cut_rows, count, width, element);
     w->partial = layout_take(layout, "sums to be reduced", options->tensor.ranks > 1, count, width, element);
+    context_lay_out(&w->ring, &options->context, config, count, options->forward_only, machine->type, layout);
     w->losses = layout_take(layout, "losses", 1, count, 1, sizeof(float));
     w->zs = layout_take(layout, "losses' normalisers", 1, count, 1, sizeof(float));
     w->head_rows = head_rows_chosen(config, options, machine);
@@ -205,7 +268,8 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
     w->head_scratch = layout_take(layout, "logits", w->head_rows > 0, scratch, 1, 1);
     w->cos_sin = layout_take(layout, "rotary table", 1, options->length, model_rotary_width(config), sizeof(float));
     // On the CPU batches are used where they are.
-    w->batch_memory = layout_take(layout, "batch on the card", card, count, BATCH_ARRAYS, sizeof(int32_t));
+    int64_t batch = (int64_t)batch_cut_bytes(options->sequences, options->length, options->context.ranks);
+    w->batch_memory = layout_take(layout, "batch on the card", card, batch, 1, 1);
 }
 
 void workspace_fill(Workspace *w, const ModelConfig *config) {
@@ -247,7 +311,8 @@ Error *workspace_create(Device *device, const ModelConfig *config, const Workspa
 
 void workspace_free(Workspace *w) {
     free(w->layers);
-    w->layers = NULL;
+    free(w->later);
+    w->layers = w->later = NULL;
 }
 
 void workspace_destroy(Workspace *w) {
@@ -262,11 +327,8 @@ Batch batch_to_device(Device *device, const Batch *batch, int32_t *memory) {
     if (device->kind == DEVICE_CPU) {
         return *batch;
     }
-    Batch there = {0};
-    device_upload(device, memory, batch_block(batch), batch_bytes(batch->sequences, batch->length));
-    batch_place(&there, memory, batch->sequences, batch->length);
-    there.first_sample = batch->first_sample;
-    return there;
+    device_upload(device, memory, batch_block(batch), batch_block_bytes(batch));
+    return batch_at(batch, memory);
 }
 
 void rotary_table(const ModelConfig *config, int64_t positions, float *cos_sin) {
