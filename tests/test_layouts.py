@@ -181,7 +181,7 @@ def test_refused():
         check(not os.path.exists("refused"), f"{overrides}: a folder was made")
         advice = re.search(r"; (parallel\.[^;]*) on (\d+) ranks? would do", lines[0] if lines else "")
         check(advice is not None, f"{overrides}: nothing is advised: {lines}")
-        for layout in advice.group(1).split(" or ") if advice else ():
+        for layout in advice.group(1).split(" or ")[:1 if SANITIZED else 3] if advice else ():
             run("train", "refused.yaml", *overrides, *layout.split(), "train.steps=1", "folder=advised", "checkpoint.every=0", ranks=int(advice.group(2)))
             shutil.rmtree("advised", ignore_errors=True)
 
