@@ -123,6 +123,9 @@ static Error *start_next(Buckets *buckets) {
     float *at = buckets->gradients + range.begin;
     if (buckets->exchange != NULL) {
         TRY(i >= 2 ? add_up(buckets) : NULL);
+        // Requests take memory: no more of them than where what arrives decides.
+        bool many = i >= MOST_UNDER_WAY && !buckets->group->recordable;
+        TRY(many ? group_wait(&buckets->requests[i - MOST_UNDER_WAY]) : NULL);
         Collective parts = {.operation = GROUP_ALL_TO_ALL,
                             .type = ELEMENT_FP32,
                             .count = (range.end - range.begin) / buckets->group->size,
