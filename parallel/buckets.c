@@ -16,6 +16,11 @@ struct Buckets {
     bool owned;
     GroupRequest **requests;
     int started, finished;  // buckets, both in order from the end of the array
+    // In order: parts of two buckets, and how many buckets' were added up since; else NULL, and all that were started.
+    float *exchange;
+    Device *device;
+    GroupRequest *exchanging[2];
+    int added;
     int64_t final_from;
     double first_start;
     BucketsTime time;
@@ -39,6 +44,20 @@ Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t b
     buckets->total = group->size > 1 ? buckets->each * (owned ? group->size : 1) : 0;
     buckets->requests = memory_zeroed((size_t)buckets->total, sizeof *buckets->requests);
     buckets->final_from = count;
+    return buckets;
+}
+
+int64_t buckets_in_order_floats(int64_t bucket_bytes, int ranks) {
+    return shard_padded(bucket_bytes / (int64_t)sizeof(float) + 1, ranks);
+}
+
+Buckets *buckets_create_in_order(Group *group, Device *device, float *gradients, int64_t count, int64_t bucket,
+                                 float *exchange) {
+    ensure(count % ((int64_t)SHARD_ALIGNMENT * group->size) == 0 && bucket % ((int64_t)SHARD_ALIGNMENT * group->size) == 0,
+           "%lld floats, buckets of %lld", (long long)count, (long long)bucket);
+    Buckets *buckets = buckets_create(group, gradients, count, bucket * (int64_t)sizeof(float), false);
+    buckets->device = device;
+    buckets->exchange = exchange;
     return buckets;
 }
 
@@ -72,35 +91,75 @@ void buckets_begin(Buckets *buckets) {
     ensure(buckets->started == buckets->finished, "the step before was not finished");
     buckets->started = 0;
     buckets->finished = 0;
+    buckets->added = 0;
     buckets->final_from = buckets->count;
     buckets->time = (BucketsTime){0};
 }
 
+// The parts of the oldest bucket that was exchanged are added up, and the sums begin to be gathered.
+static Error *add_up(Buckets *buckets) {
+    int i = buckets->added++;
+    Range range = bucket_range(buckets, i);
+    int64_t part = (range.end - range.begin) / buckets->group->size;
+    float *own = buckets->gradients + range.begin + buckets->group->rank * part;
+    TRY(group_wait(&buckets->exchanging[i % 2]));
+    buckets->device->op->sum_parts(buckets->device, &(SumParts){.count = part,
+                                                                .parts = buckets->group->size,
+                                                                .stride = part,
+                                                                .x = buckets->exchange + i % 2 * buckets->bucket,
+                                                                .y = own});
+    Collective all = {.operation = GROUP_ALL_GATHER,
+                      .type = ELEMENT_FP32,
+                      .count = part,
+                      .send = own,
+                      .receive = buckets->gradients + range.begin};
+    return group_start(buckets->group, &all, &buckets->requests[i]);
+}
+
+// Starts bucket `started`.
+static Error *start_next(Buckets *buckets) {
+    int i = buckets->started++;
+    Range range = bucket_range(buckets, i);
+    float *at = buckets->gradients + range.begin;
+    if (buckets->exchange != NULL) {
+        TRY(i >= 2 ? add_up(buckets) : NULL);
+        Collective parts = {.operation = GROUP_ALL_TO_ALL,
+                            .type = ELEMENT_FP32,
+                            .count = (range.end - range.begin) / buckets->group->size,
+                            .send = at,
+                            .receive = buckets->exchange + i % 2 * buckets->bucket};
+        return group_start(buckets->group, &parts, &buckets->exchanging[i % 2]);
+    }
+    Collective sum = {.operation = buckets->owned ? GROUP_REDUCE : GROUP_ALL_REDUCE,
+                      .peer = buckets->owned ? bucket_part(buckets, i) : 0,
+                      .type = ELEMENT_FP32,
+                      .reduce = COMM_SUM,
+                      .count = range.end - range.begin,
+                      .send = at,
+                      .receive = at};
+    buckets->added++;
+    return group_start(buckets->group, &sum, &buckets->requests[i]);
+}
+
 // Starts what is full, as far as there is room.
 static Error *start_full(Buckets *buckets) {
-    int most = buckets->group->recordable ? buckets->total : MOST_UNDER_WAY;
+    // In order nothing is started because something has arrived: so it is the same order on all ranks beside what else the
+    // group exchanges.
+    bool all = buckets->group->recordable || buckets->exchange != NULL;
+    int most = all ? buckets->total : MOST_UNDER_WAY;
     while (buckets->started < buckets->total && buckets->started - buckets->finished < most &&
            bucket_range(buckets, buckets->started).begin >= buckets->final_from) {
         if (buckets->started == 0) {
             buckets->first_start = clock_seconds();
         }
-        Range range = bucket_range(buckets, buckets->started);
-        Collective sum = {.operation = buckets->owned ? GROUP_REDUCE : GROUP_ALL_REDUCE,
-                          .peer = buckets->owned ? bucket_part(buckets, buckets->started) : 0,
-                          .type = ELEMENT_FP32,
-                          .reduce = COMM_SUM,
-                          .count = range.end - range.begin,
-                          .send = buckets->gradients + range.begin,
-                          .receive = buckets->gradients + range.begin};
-        TRY(group_start(buckets->group, &sum, &buckets->requests[buckets->started]));
-        buckets->started++;
+        TRY(start_next(buckets));
     }
     return NULL;
 }
 
 Error *buckets_progress(Buckets *buckets) {
     // MPI advances all requests whichever is tested; they finish in order or nearly so.
-    while (buckets->finished < buckets->started) {
+    while (buckets->finished < buckets->added) {
         bool done;
         TRY(group_test(&buckets->requests[buckets->finished], &done));
         if (!done) {
@@ -125,6 +184,8 @@ Error *buckets_finish(Buckets *buckets) {
     buckets->time.done_early = buckets->finished;
     TRY(buckets_final_from(buckets, 0));
     while (buckets->finished < buckets->total) {
+        // All are started then: fewer than may be under way are not added up.
+        TRY(buckets->finished == buckets->added ? add_up(buckets) : NULL);
         TRY(group_wait(&buckets->requests[buckets->finished]));
         buckets->finished++;
         TRY(start_full(buckets));

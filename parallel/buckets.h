@@ -9,7 +9,13 @@
 //     gradients  |  embedding  | block 0 | block 1 | ... | block L-1 | head |
 //     buckets    | b5 |   b4   |   b3   |    b2    |   b1    |     b0       |   b0 starts first
 //
-// Deterministic for a given number of ranks and bucket size. A group of one rank does nothing and costs nothing.
+// In order. Where the bits shall not depend on how a transport adds, a bucket is cut into one part a rank: all parts are
+// exchanged, each rank adds up the part that is its own in the order of the ranks (SumParts: a tree), and the sums are
+// gathered. That moves as many bytes as a ring of sums. The end of one bucket's sum is started with the beginning of the next
+// but one's.
+//
+// Deterministic for a given number of ranks and bucket size, in order for that of ranks alone. A group of one rank does nothing
+// and costs nothing.
 #pragma once
 
 #include "parallel/group.h"
@@ -27,6 +33,11 @@ typedef struct BucketsTime {
 // 4; 0: everything at once at the end (no overlap). `owned`: sums go to the parts' owners, rank r of the group owning part r;
 // what is not owned is undefined afterwards.
 Buckets *buckets_create(Group *group, float *gradients, int64_t count, int64_t bucket_bytes, bool owned);
+// Sums in order: `count` and `bucket` (buckets_in_order_floats) floats are multiples of SHARD_ALIGNMENT times the ranks;
+// `exchange` has room for two buckets. What lies in `gradients` is then the sums on all ranks.
+Buckets *buckets_create_in_order(Group *group, Device *device, float *gradients, int64_t count, int64_t bucket,
+                                 float *exchange);
+int64_t buckets_in_order_floats(int64_t bucket_bytes, int ranks);
 void buckets_destroy(Buckets *buckets);
 
 // Call before the backward pass that makes gradients final (the last micro-batch of a step).

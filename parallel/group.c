@@ -163,6 +163,7 @@ Error *group_start(Group *group, const Collective *what, GroupRequest **out) {
     *out = NULL;
     group->sequence++;
     account_of(group)->sent += least_sent(group, what);
+    account_of(group)->operations += what->count > 0;
     return what->count > 0 ? named(group, what, group->sequence, request_start(group, what, group->sequence, out)) : NULL;
 }
 

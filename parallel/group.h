@@ -98,6 +98,7 @@ typedef struct Group {
     int64_t sequence;       // operations started so far
     int64_t sent;           // bytes that these make a rank send, as the best algorithm would: see group.c
     double waited;          // seconds that this thread stood in group_wait; on cards it does not stand
+    int64_t operations;     // likewise: started, with something to do
     struct Group *account;  // of the same or more ranks, which both are counted on; NULL: its own
     Device *device;         // whose memory takes part; NULL: memory of the host
     bool recordable;        // false: the host has to wait in between

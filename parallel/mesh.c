@@ -146,6 +146,7 @@ MeshTraffic mesh_traffic(const Mesh *mesh) {
     for (int axes = 0; axes <= OVER_ALL; axes++) {
         if (mesh->group[axes] != NULL) {
             out.sent[axes] = mesh->group[axes]->sent;
+            out.operations[axes] = mesh->group[axes]->operations;
             out.waited[axes] = mesh->group[axes]->waited;
         }
     }
@@ -156,6 +157,7 @@ MeshTraffic mesh_traffic_between(const MeshTraffic *before, const MeshTraffic *a
     MeshTraffic out;
     for (int axes = 0; axes <= OVER_ALL; axes++) {
         out.sent[axes] = after->sent[axes] - before->sent[axes];
+        out.operations[axes] = after->operations[axes] - before->operations[axes];
         out.waited[axes] = after->waited[axes] - before->waited[axes];
     }
     return out;

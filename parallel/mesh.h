@@ -49,6 +49,7 @@ Comm *mesh_comm(const Mesh *mesh, int axes);
 // What this rank's groups have sent and waited so far, by set of axes; and what lies between two of these.
 typedef struct MeshTraffic {
     int64_t sent[OVER_ALL + 1];  // Group.sent
+    int64_t operations[OVER_ALL + 1];
     double waited[OVER_ALL + 1];
 } MeshTraffic;
 MeshTraffic mesh_traffic(const Mesh *mesh);

@@ -365,7 +365,8 @@ static void test_random(void) {
 // ---- Streamed products
 
 typedef struct Stream {
-    int m, n, k, columns, cluster, multiprocessors, streams;  // streams: of a group that are to be, 0: none
+    int m, n, k, columns, cluster, multiprocessors;
+    int streams, whole;  // that are to be: streams of a group, 0: none; tiles done as whole ones before them
 } Stream;
 
 static const Stream streams[] = {
@@ -375,7 +376,8 @@ static const Stream streams[] = {
     {264, 72, 700, 128, 1, 2, 2},      // three tiles for two
     {264, 136, 1000, 128, 1, 4, 2},    // six for four, in groups; edges
     {264, 136, 1000, 128, 1, 7, 7},    // six for seven
-    {391, 133, 640, 128, 1, 5, 5},     // a whole wave of five before seven
+    {391, 261, 640, 128, 1, 5, 5, 5},  // a whole wave of five before seven
+    {391, 389, 640, 128, 2, 6, 3, 3},  // one of three before five, in clusters
     {391, 133, 640, 128, 2, 6, 3},     // four for three clusters
     {389, 517, 1100, 256, 2, 8, 2},    // six for four clusters
     {200, 520, 900, 256, 2, 11, 5},    // three for five
@@ -440,6 +442,7 @@ static void check_stream(Device *device, const Stream *s, bool accumulate, uint6
     p.c_stride = t.c.stride;
     Sm90Plan plan = sm90_plan(&p, s->multiprocessors, s->columns, s->cluster, SM90_STREAMED);
     CHECK_I64(plan.streams, s->streams);
+    CHECK(s->streams == 0 || plan.whole == s->whole);
     CHECK(sm90_run(card, &p, &plan));
     uint64_t have = bits_of(device, &t.c);
     if (*bits == 0) {

@@ -240,6 +240,8 @@ def test_memory():
               "train.batch_tokens=4096", "train.steps=2"]
     for name, least, ranks, settings in (("tiny", 0.8, 1, ["train.steps=2"]), ("larger", 0.95, 1, larger), ("larger-two", 0.95, 2, larger),
                                          ("gradients", 0.95, 2, larger + ["parallel.zero=2"]), ("weights", 0.95, 2, larger + ["parallel.zero=3"]),
+                                         ("larger-shared", 0.95, 2, larger + ["parallel.context=2"]),
+                                         ("stages", 0.95, 2, larger + ["parallel.pipeline=2", "train.micro_batch=2"]),
                                          ("again", 0.95, 1, larger + ["train.recompute=full"])):
         run("train", "memory.yaml", f"folder=memory-{name}", *settings, ranks=ranks)
         record = json.load(open(f"memory-{name}/run.json"))

@@ -114,6 +114,11 @@ def test_layouts():
     for name, layout in (("tensor", "parallel.tensor=2"), ("context", "parallel.context=2"), ("weights", "parallel.zero=3"), ("pipeline", "parallel.pipeline=2")):
         run("train", configure(f"unrecorded-{name}", kind="bf16"), *heads, layout, "train.graph=false", ranks=2)
         check(course(f"unrecorded-{name}") == course(f"{name}-bf16"), f"{name}: a recorded step computes the same bits")
+    same = ["train.reproducible=true", "train.micro_batch=1", "train.reproducible_parts=4"]
+    run("train", configure("same", kind="bf16"), *heads, *same)
+    for name, layout in (("same-data", "parallel.data=2"), ("same-weights", "parallel.zero=3")):
+        run("train", configure(name, kind="bf16"), *heads, *same, layout, ranks=2)
+        check(course(name) == course("same"), f"{name}: sums in order are the same bits")
     test_train.RANKS_ENVIRONMENT["ATHANOR_SIMULATED_CARDS"] = "1"
     for axis in ("tensor", "context"):
         run("train", configure(f"one-card-{axis}", kind="bf16"), *heads, f"parallel.{axis}=2", ranks=2)

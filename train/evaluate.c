@@ -107,11 +107,13 @@ static Error *fill_group(Evaluation *e, const CorpusSet *set, int64_t j) {
     return check_batch(batch, e->model->config.vocabulary, e->corpus, set->name);
 }
 
-// This rank's part of a set: it scores every comm->size-th group of sequences. Ranks that bring each other's weights go through
-// the model together: one that has no group left, or has failed, goes with an empty one. False where they cannot go on.
+// This rank's part of a set: it scores every comm->size-th group of sequences. Ranks that exchange anything on the way through
+// the model go together: one that has no group left, or has failed, goes with an empty one. False where they cannot go on.
 static bool score_set(Evaluation *e, const CorpusSet *set, SetScore *score) {
     Batch *batch = &e->batch;
-    bool together = e->model->weights.slot_weights != NULL;
+    const ModelOptions *options = &e->model->options;
+    bool together = e->model->weights.slot_weights != NULL || options->tensor.ranks > 1 || options->context.ranks > 1 ||
+                    options->stages.shape.ranks > 1;
     int64_t length = batch->length, samples = scored_of(set, length, e->most);
     int64_t own = (int64_t)e->comm->rank * batch->sequences, stride = (int64_t)e->comm->size * batch->sequences;
     for (int64_t first = 0; first < samples && (together || (e->error == NULL && first + own < samples)); first += stride) {

@@ -15,7 +15,8 @@ LayoutCosts layout_costs(const Machine *machine) {
 // What a layout is made of, gathered once.
 typedef struct Shape {
     RunConfig config;  // with the layout put in
-    int data, tensor, pipeline;
+    int data, tensor, pipeline, context;
+    RunLayout layout;       // of the first rank
     int64_t length, rows;   // of a sequence, of a micro-batch
     int64_t micro_batches;  // of the rank that has most
     double fair;            // of each rank, were they even
@@ -24,7 +25,11 @@ typedef struct Shape {
 } Shape;
 
 static Shape shape_of(const RunConfig *config, const Machine *machine, const int size[MESH_AXES], int64_t zero) {
-    Shape s = {.config = *config, .data = size[MESH_DATA], .tensor = size[MESH_TENSOR], .pipeline = size[MESH_PIPELINE]};
+    Shape s = {.config = *config,
+               .data = size[MESH_DATA],
+               .tensor = size[MESH_TENSOR],
+               .pipeline = size[MESH_PIPELINE],
+               .context = size[MESH_CONTEXT]};
     s.config.parallel.data = size[MESH_DATA];
     s.config.parallel.tensor = size[MESH_TENSOR];
     s.config.parallel.pipeline = size[MESH_PIPELINE];
@@ -38,8 +43,10 @@ static Shape shape_of(const RunConfig *config, const Machine *machine, const int
     s.micro_batches = run_config_micro_batches(&s.config, s.data, 0);
     s.fair = (double)*batch / (double)round / s.data;
     s.layers = (s.config.model.layers + s.pipeline - 1) / s.pipeline;
-    RunLayout layout = run_layout_of(&s.config, size, 0);
-    ModelOptions options = run_rank_options(&s.config, &layout);
+    s.layout = run_layout_of(&s.config, size, 0);
+    RunConfig unsharded = s.config;  // all that is computed with, however it is kept
+    unsharded.parallel.zero = 0;
+    ModelOptions options = run_rank_options(&unsharded, &s.layout);
     ParamTable table;
     params_create(&s.config.model, &table);
     Placement placement = model_placement(&table, &options, machine->type);
@@ -57,7 +64,7 @@ static void add(LayoutScore *score, MeshAxis axis, double count, int n, double b
 }
 
 static void count_data(LayoutScore *score, const Shape *s) {
-    int n = s->data;
+    int n = s->data * s->context;  // ranks of one sequence sum gradients as those of several do
     if (n == 1) {
         return;
     }
@@ -67,8 +74,10 @@ static void count_data(LayoutScore *score, const Shape *s) {
         add(score, MESH_DATA, buckets, n, 2 * part * gradients / buckets);
         return;
     }
-    add(score, MESH_DATA, buckets, n, part * gradients / buckets);
-    add(score, MESH_DATA, n, n, part * (double)s->weight_bytes / n);
+    double times = score->zero >= 2 ? (double)s->micro_batches : 1;  // that gradients are reduced
+    double gathers = score->zero >= 3 ? 2 * times : 1, weights = part * (double)s->weight_bytes;
+    add(score, MESH_DATA, times * buckets, n, part * gradients / buckets);
+    add(score, MESH_DATA, gathers * (double)s->layers, n, weights / (double)s->layers);
 }
 
 static void count_tensor(LayoutScore *score, const Shape *s, double element) {
@@ -85,27 +94,68 @@ static void count_tensor(LayoutScore *score, const Shape *s, double element) {
     add(score, MESH_TENSOR, 4 * (double)s->micro_batches, n, moved);
 }
 
+static void count_pipeline(LayoutScore *score, const Shape *s, double element) {
+    if (s->pipeline == 1) {
+        return;
+    }
+    bool cut = s->layout.tensor.cut_rows;
+    double stream = (double)s->rows / (cut ? s->tensor : 1) * (double)s->config.model.width * element;
+    // An output and a gradient over each boundary of a stage of this rank, of which a rank in the middle has two a stage.
+    add(score, MESH_PIPELINE, 2.0 * s->layout.stages.shape.chunks * (double)s->micro_batches, 2, stream);
+}
+
+static void count_context(LayoutScore *score, const Shape *s, double element) {
+    if (s->context == 1) {
+        return;
+    }
+    const ModelConfig *model = &s->config.model;
+    double keys = (double)s->rows * 2 * (double)(model->groups / s->tensor * model->head_width), others = s->context - 1;
+    double layers = (double)s->layers * (double)s->micro_batches;
+    bool again = s->config.train.recompute == RECOMPUTE_FULL;
+    add(score, MESH_CONTEXT, layers * (2 + again) * others, 2, keys * element);
+    add(score, MESH_CONTEXT, layers * s->context, 2, keys * (double)sizeof(float));
+}
+
+// What a rank stands in a pipeline beside its work, where a micro-batch takes it so long.
+static double bubble(const Shape *s, double micro_seconds) {
+    PipelineSchedule *schedule;
+    PipelineTimes times = {0};
+    if (s->pipeline == 1) {
+        return 0;
+    }
+    Error *error = pipeline_create(&s->layout.stages.shape, &schedule);
+    if (error == NULL) {
+        double third = micro_seconds / 3 / s->layout.stages.shape.chunks;
+        pipeline_measure(schedule, &(PipelineCosts){third, third, third, 0}, &times);
+        pipeline_destroy(schedule);
+    }
+    error_free(error);
+    return times.idle;
+}
+
 LayoutScore layout_score(const RunConfig *config, const Machine *machine, const int size[MESH_AXES], int64_t zero,
                          const LayoutCosts *costs) {
     LayoutScore score = {.zero = zero};
     memcpy(score.size, size, sizeof score.size);
     Shape s = shape_of(config, machine, size, zero);
-    RunLayout layout = run_layout_of(&s.config, size, 0);
     MemoryPlan plan = {0};
-    run_plan(&s.config, &layout, machine, &plan);
+    run_plan(&s.config, &s.layout, machine, &plan);
     score.memory = plan.total;
     Error *error = memory_plan_check(&plan, machine);
     score.fits = error == NULL;
     error_free(error);
     count_data(&score, &s);
-    count_tensor(&score, &s, (double)data_type_bytes(machine->type));
+    double element = (double)data_type_bytes(machine->type);
+    count_tensor(&score, &s, element);
+    count_pipeline(&score, &s, element);
+    count_context(&score, &s, element);
     double ranks = 1, sent = 0;
     for (int axis = 0; axis < MESH_AXES; axis++) {
         ranks *= size[axis];
         sent += score.sent[axis];
     }
     double micro_seconds = 6.0 * (double)s.gradients * (double)s.rows / costs->rank_flops;
-    score.idle = ((double)s.micro_batches - s.fair) * micro_seconds;
+    score.idle = ((double)s.micro_batches - s.fair) * micro_seconds + bubble(&s, micro_seconds);
     score.seconds = score.messages * costs->message_seconds + sent * costs->byte_seconds + score.idle;
     return score;
 }

@@ -17,6 +17,7 @@ static Error *validate(Trainer *t) {
     SetScore *scores = memory_zeroed((size_t)t->validation.set_count, sizeof *scores);
     Error *error = evaluate_corpus(t->model, &t->validation, t->tokenizer, t->config->data.documents_apart,
                                    t->config->validation.samples, mesh_comm(t->mesh, OVER_DATA), false, scores);
+    error = comm_agree(t->world, error);  // those that scored other texts, or have other layers, know nothing of it
     if (error == NULL && t->world->rank == 0) {
         SetScore total = score_total(scores, t->validation.set_count);
         char bits[48] = "", perplexity[PERPLEXITY_TEXT];

@@ -140,7 +140,8 @@ static json_t *groups_of(const TrainRecord *r) {
         const Group *group = r->mesh->group[axes];
         if (group != NULL && r->traffic.sent[axes] > 0) {
             json_object_set_new(groups, group->name,
-                                json_pack("{s:I, s:o}", "sent", (json_int_t)r->traffic.sent[axes], "wait",
+                                json_pack("{s:I, s:I, s:o}", "sent", (json_int_t)r->traffic.sent[axes], "operations",
+                                          (json_int_t)r->traffic.operations[axes], "wait",
                                           number(r->traffic.waited[axes] / r->step_seconds)));
         }
     }

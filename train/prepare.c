@@ -44,6 +44,7 @@ LoaderOptions trainer_loader_options(const Trainer *t) {
                            .rank = t->mesh->coordinate[MESH_DATA],
                            .ranks = t->mesh->size[MESH_DATA],
                            .first_step = t->step,
+                           .side_by_side = config->train.reproducible,
                            .prefetch = (int)config->data.prefetch,
                            .documents_apart = config->data.documents_apart};
 }

@@ -93,6 +93,10 @@ static const Key own_keys[] = {
      .help = "Steps in a row without a finite gradient after which the model counts as lost: the run ends with an error. Those "
              "with which fp16's loss scale falls do not count."},
 
+    {"train.check_replicas", KEY_INT, AT(train.check_replicas), "1000", 0, 9e15, .unit = "steps",
+     .help = "How often to compare the weights that several ranks hold alike, which must be the same to the bit: a search for "
+             "memory and links that err in silence. It takes about a second for each GB of a rank's weights; 0: never."},
+
     {"train.type", KEY_CHOICE, AT(train.type), "auto", .choices = run_type_names,
      .help = "Type of weights and activations; sums and gradients are fp32 in any case. auto: bf16 on a card, fp32 on the CPU. "
              "fp16 adapts a loss scale.",
@@ -107,6 +111,13 @@ static const Key own_keys[] = {
     {"train.deterministic", KEY_BOOL, AT(train.deterministic), "true",
      .help = "Same bits each time. false: attention's backward pass on Hopper adds in any order, and a resumed run is not the "
              "same to the bit."},
+    {"train.reproducible", KEY_BOOL, AT(train.reproducible), "false",
+     .help =
+         "The same bits with any number of data-parallel ranks, any parallel.zero and any pipeline: sums are added along one "
+         "tree. Gradients are then whole on every rank, and as large again for each doubling of the parts that a rank has."},
+    {"train.reproducible_parts", KEY_INT, AT(train.reproducible_parts), "0", 0, 1 << 16,
+     .help = "The leaves of that tree, a power of two that divides the micro-batches of a step: as many data-parallel ranks, "
+             "and any number that divides it, give the same bits. 0: the largest up to 8."},
 
     {"optimizer.kind", KEY_CHOICE, AT(optimizer.kind), "adamw", .choices = optimizer_names, .help = "The optimizer.",
      .also = "optimizer optim optimizer_type optimizer_name"},
@@ -199,10 +210,10 @@ static const Key own_keys[] = {
      .help = "Ranks that share each layer also cut the rows of the residual stream: less memory, and as much to exchange.",
      .also = "sequence_parallel sp enable_sequence_parallel"},
     {"parallel.zero", KEY_INT, AT(parallel.zero), "0", 0, 3,
-     .help =
-         "What data-parallel ranks keep a part of instead of all (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too, "
-         "3 weights too. From 2 on gradients are reduced after each micro-batch.",
-     .also = "zero zero_stage zero_optimization zero1 zero2 zero3 fsdp use_distributed_optimizer distributed_optimizer"},
+     .help = "What data-parallel ranks keep a part of instead of all (ZeRO), 0 to 3: 0 nothing, 1 the optimizer's state, 2 "
+             "gradients too, "
+             "3 weights too. From 2 on gradients are reduced after each micro-batch.",
+     .also = "zero zero_stage zero_optimization zero1 zero2 zero3 use_distributed_optimizer distributed_optimizer"},
     {"parallel.bucket_mib", KEY_FLOAT, AT(parallel.bucket_mib), "8", 0.001, 65536, .unit = "MiB",
      .help = "Size of the gradient buckets that are reduced while the backward pass still runs; with parallel.zero 2 and 3 a "
              "bucket is a layer.",
@@ -345,6 +356,33 @@ static Error *uneven_batch(const RunConfig *config, int64_t round, int ranks, co
                    same[0] == 0 ? " would do" : "");
 }
 
+int64_t run_config_parts(const RunConfig *config, int64_t micro_batches) {
+    int64_t most = micro_batches & -micro_batches, given = config->train.reproducible_parts;
+    return given > 0 ? given : most < 8 ? most : 8;
+}
+
+// The parts of a step's sums, and whether the ranks can share them.
+static Error *resolve_reproducible(RunConfig *config, int data_ranks, const char *where) {
+    int64_t micro_batches = config->train.batch_tokens / (config->train.micro_batch * config->data.sequence_length);
+    int64_t parts = run_config_parts(config, micro_batches);
+    if (!config->train.reproducible) {
+        return NULL;
+    }
+    config->train.reproducible_parts = parts;
+    if ((parts & (parts - 1)) != 0 || micro_batches % parts != 0) {
+        return failure(
+            "%s: train.reproducible_parts %lld must be a power of two that divides the %lld micro-batches of a step: "
+            "%lld at most",
+            where, (long long)parts, (long long)micro_batches, (long long)(micro_batches & -micro_batches));
+    }
+    if (parts % data_ranks != 0) {
+        return failure(
+            "%s: train.reproducible_parts %lld cannot be shared by %d data-parallel ranks: a power of two up to it can", where,
+            (long long)parts, data_ranks);
+    }
+    return NULL;
+}
+
 static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ranks, const char *where) {
     TRY(model_config_resolve(&config->model, config->model_seen, corpus_vocabulary, where));
     int64_t *length = &config->data.sequence_length, context = config->model.context;
@@ -362,6 +400,7 @@ static Error *resolve(RunConfig *config, int64_t corpus_vocabulary, int data_ran
     if (*batch % (round / data_ranks) != 0 || *batch < round) {
         return uneven_batch(config, round, data_ranks, where);
     }
+    TRY(resolve_reproducible(config, data_ranks, where));
     if (config->train.steps == 0) {
         config->train.steps = (config->train.tokens + *batch - 1) / *batch;
         config->train.tokens = 0;  // the saved configuration says it in steps

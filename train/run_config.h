@@ -43,9 +43,10 @@ typedef struct RunConfig {
         int recompute;
         int64_t head_rows;
         double z_loss;
-        int64_t most_skipped;
+        int64_t most_skipped, check_replicas;
         int type;  // RunType
-        bool masters, graph, deterministic;
+        bool masters, graph, deterministic, reproducible;
+        int64_t reproducible_parts;
     } train;
 
     struct {
@@ -92,6 +93,10 @@ typedef struct RunConfig {
 // How ranks share a step of batch_tokens in sequences of `length` tokens: the largest train.micro_batch up to `at_most` for
 // *ranks of them, or else for the largest smaller number, which *ranks is set to. 0 where one rank cannot take it either.
 int64_t run_config_micro_batch(int64_t batch_tokens, int64_t length, int64_t at_most, int *ranks);
+
+// The leaves of sums in order (train.reproducible_parts) of a step of so many micro-batches: what is given, or as many as can
+// be up to 8.
+int64_t run_config_parts(const RunConfig *config, int64_t micro_batches);
 
 // The micro-batches of a step that fall to a data-parallel rank. Where they do not divide, the first ranks have one more: the
 // step's samples are the same on any number of ranks. Of a resolved configuration.

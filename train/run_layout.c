@@ -47,8 +47,10 @@ static Error *check_pipeline(const RunConfig *config, const int size[MESH_AXES],
 }
 
 static Error *check_context(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
-    (void)config;
     ContextShare share = {0, size[MESH_CONTEXT]};
+    if (config->train.reproducible && share.ranks > 1) {
+        return failure("train.reproducible adds whole sequences in order: it needs parallel.context=1");
+    }
     return error_wrap(context_check(&share, length), "parallel.context");
 }
 
@@ -58,6 +60,16 @@ static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int
     if (batch > 0 && size[MESH_DATA] > 1 && count >= 1 && count < size[MESH_DATA]) {
         return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
                        (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
+    }
+    // From there on the ranks exchange something for each micro-batch, so all must have as many.
+    if (batch > 0 && config->parallel.zero >= 2 && count % size[MESH_DATA] != 0) {
+        return failure("with parallel.zero %lld the %lld micro-batches of a step must be divisible by %d data-parallel ranks",
+                       (long long)config->parallel.zero, (long long)count, size[MESH_DATA]);
+    }
+    int64_t parts = run_config_parts(config, count);
+    if (config->train.reproducible && batch > 0 && parts % size[MESH_DATA] != 0) {
+        return failure("train.reproducible_parts %lld cannot be shared by %d data-parallel ranks", (long long)parts,
+                       size[MESH_DATA]);
     }
     return NULL;
 }

@@ -5,11 +5,12 @@
 #include "data/tokens/loader.h"
 #include "kernels/scratch.h"
 #include "parallel/buckets.h"
+#include "train/checkpoint/stream_file.h"
 #include "train/model/decoder.h"
 
 // What libraries still take after the plan is made: code that is first used by the kernels, MPI and HDF5, their buffers,
-// threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 6 to 8 MiB.
-enum { LIBRARY_BYTES = 8 << 20 };
+// threads' stacks. Measured on x86-64 with Open MPI 4.1 and HDF5 1.10: 7 to 11 MiB.
+enum { LIBRARY_BYTES = 12 << 20 };
 // On a card, beside its context: what cuBLASLt and lazily loaded kernels take, and NCCL for a group. Guesses, not measured.
 enum { CARD_LIBRARY_BYTES = 256 << 20, CARD_NCCL_BYTES = 512 << 20 };
 
@@ -17,8 +18,15 @@ static StageShare stage_share(const RunConfig *config, int ranks, int64_t micro_
     PipelineKind kind = (PipelineKind)config->parallel.schedule;
     int least = kind == PIPELINE_INTERLEAVED || kind == PIPELINE_ZB_V ? 2 : 1;
     int chunks = config->parallel.chunks > 0 ? (int)config->parallel.chunks : least;
+    // In order the leaves go through the stages one after the other.
     StageShare share = {{kind, ranks, chunks, (int)micro_batches}, rank};
     return ranks > 1 ? share : (StageShare){0};
+}
+
+// The share of a data-parallel rank in sums that are made in order (train.reproducible).
+static LeafShare leaf_share(const RunConfig *config, int ranks, int rank) {
+    int parts = config->train.reproducible ? (int)config->train.reproducible_parts : 0;
+    return (LeafShare){parts, rank, ranks, parts > 0 ? buckets_in_order_floats(run_bucket_bytes(config), ranks) : 0};
 }
 
 RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int rank) {
@@ -28,11 +36,13 @@ RunLayout run_layout_of(const RunConfig *config, const int size[MESH_AXES], int 
     int tensor = size[MESH_TENSOR], data = size[MESH_DATA];
     ContextShare context = {mesh.coordinate[MESH_CONTEXT], size[MESH_CONTEXT]};
     int64_t micro_batches = run_config_micro_batches(config, data, mesh.coordinate[MESH_DATA]);
+    LeafShare leaves = leaf_share(config, data, mesh.coordinate[MESH_DATA]);
     return (RunLayout){.ranks = data * tensor * size[MESH_PIPELINE] * size[MESH_CONTEXT],
                        .rank = rank,
                        .data_ranks = data * context.ranks,
                        .tensor = {mesh.coordinate[MESH_TENSOR], tensor, tensor > 1 && config->parallel.sequence},
-                       .stages = stage_share(config, size[MESH_PIPELINE], micro_batches, mesh.coordinate[MESH_PIPELINE]),
+                       .stages = stage_share(config, size[MESH_PIPELINE], micro_batches / leaves_here(&leaves),
+                                             mesh.coordinate[MESH_PIPELINE]),
                        .context = context,
                        .data_rank = mesh.coordinate[MESH_DATA] * context.ranks + context.rank,
                        .micro_batches = micro_batches};
@@ -59,6 +69,7 @@ ModelOptions run_rank_options(const RunConfig *config, const RunLayout *layout) 
     options.tensor = layout->tensor;
     options.context = layout->context;
     options.stages = layout->stages;
+    options.leaves = leaf_share(config, layout->data_ranks, layout->data_rank);
     if (config->parallel.zero > 0) {
         options.shard = layout->data_rank;
         options.shards = layout->data_ranks;
@@ -83,8 +94,9 @@ static int64_t saved_bytes(const RunConfig *config, const RunLayout *layout, con
     }
     // MPI takes twice what it reduces in parts.
     const Placement *placement = &weights.placement;
-    *sums = placement->units != NULL ? 2 * placement->slots * (int64_t)sizeof(float)
-                                     : buckets_bytes(placement->gradients, run_bucket_bytes(config), layout->data_ranks);
+    *sums = placement->units != NULL && placement->share.whole_gradients == 0
+                ? 2 * placement->slots * (int64_t)sizeof(float)
+                : buckets_bytes(placement->gradients, run_bucket_bytes(config), layout->data_ranks);
     weights_free(&weights);
     params_free(&table);
     free(parts);
@@ -145,6 +157,7 @@ void run_plan(const RunConfig *config, const RunLayout *layout, const Machine *m
     }
     memory_plan_add_host(out, kind, "libraries", LIBRARY_BYTES, "code and buffers first used later");
     memory_plan_add_host(out, kind, "checkpoint snapshot", saved, "this rank's share of weights and moments");
+    memory_plan_add_host(out, kind, "checkpoint on its way to disk", STREAM_FILE_BYTES, "past the page cache");
 }
 
 // What the run needs with another micro-batch and recompute, in `plan`; the error where that does not fit either.
@@ -155,7 +168,8 @@ static Error *check_smaller(const RunConfig *config, const RunLayout *layout, co
     less.train.micro_batch = sequences;
     less.train.recompute = recompute;
     other.micro_batches = layout->micro_batches * config->train.micro_batch / sequences;
-    other.stages.shape.micro_batches = (int)other.micro_batches;
+    LeafShare leaves = leaf_share(config, layout->data_ranks, layout->data_rank);
+    other.stages.shape.micro_batches = (int)other.micro_batches / leaves_here(&leaves);
     run_plan(&less, &other, machine, plan);
     return memory_plan_check(plan, machine);
 }

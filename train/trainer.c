@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/text.h"
+#include "train/replicas.h"
 
 #include <signal.h>
 #include <time.h>
@@ -20,14 +21,21 @@ void train_request_stop(int signal_number) {
 // -----------------------------------------------------------------------------------------------------------------------------
 
 typedef struct BackwardContext {
-    Buckets *buckets;
+    Trainer *trainer;
+    int leaf;      // that is final
+    int64_t from;  // so far
     Error *error;  // of the callback
 } BackwardContext;
 
 static void gradients_final(void *context, int64_t offset) {
     BackwardContext *c = context;
+    Trainer *t = c->trainer;
+    if (t->config->train.reproducible) {
+        leaves_merge(t->model, c->leaf, offset, c->from);
+        c->from = offset;
+    }
     if (c->error == NULL) {
-        c->error = buckets_final_from(c->buckets, offset);
+        c->error = buckets_final_from(t->buckets, offset);
     }
 }
 
@@ -52,30 +60,51 @@ static StepOptions step_options(const Trainer *t) {
                          .seed = (uint64_t)config->seed};
 }
 
-// Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass.
-// `loaded`: the batches are on the device already.
+// Forward and backward over micro-batches [begin, end) of this rank. `loaded`: they are on the device already; `last`:
+// gradients are final, and `options` says who wants to know.
+static void run_batches(Trainer *t, int64_t begin, int64_t end, bool loaded, bool last, StepOptions options) {
+    void (*told)(void *, int64_t) = last && weights_gradients_whole(&t->model->weights) ? options.gradients_final : NULL;
+    if (t->model->stages != NULL) {
+        options.gradients_final = told;
+        stages_run(t->model, t->batches + begin, &options);
+        return;
+    }
+    for (int64_t m = begin; m < end && t->model->tensor->failed == NULL; m++) {
+        Batch batch = loaded ? t->batches[m] : load_batch(t, m);
+        options.gradients_final = m + 1 == end ? told : NULL;
+        model_run_batch(t->model, &batch, &options);
+    }
+}
+
+// Forward and backward over this rank's micro-batches; the gradient sums start to travel during the last backward pass. Leaves
+// of sums in order are run one by one. `loaded`: the batches are on the device already.
 static Error *compute_gradients(Trainer *t, bool loaded) {
-    BackwardContext context = {t->buckets, NULL};
+    int leaves = leaves_here(&t->model->options.leaves);
+    bool in_order = t->config->train.reproducible;
+    BackwardContext context = {.trainer = t, .leaf = leaves - 1, .from = t->model->weights.placement.gradients};
     StepOptions options = step_options(t);
+    options.gradients_final = gradients_final;
     options.context = &context;
     weights_zero_gradients(&t->model->weights);
-    if (t->model->stages != NULL) {
-        if (!loaded) {
-            load_batches(t);
-        }
-        buckets_begin(t->buckets);
-        options.gradients_final = t->model->weights.fetch == NULL ? gradients_final : NULL;
-        stages_run(t->model, t->batches, &options);
+    if (in_order) {
+        leaves_begin(t->model);
     }
-    for (int64_t m = 0;
-         t->model->stages == NULL && m < t->micro_batches && context.error == NULL && t->model->tensor->failed == NULL; m++) {
-        bool last = m + 1 == t->micro_batches;
-        Batch batch = loaded ? t->batches[m] : load_batch(t, m);
+    if (t->model->stages != NULL && !loaded) {
+        load_batches(t);
+    }
+    for (int leaf = 0; leaf < leaves && context.error == NULL && t->model->tensor->failed == NULL; leaf++) {
+        bool last = leaf + 1 == leaves;
         if (last) {
             buckets_begin(t->buckets);
         }
-        options.gradients_final = last && t->model->weights.fetch == NULL ? gradients_final : NULL;
-        model_run_batch(t->model, &batch, &options);
+        run_batches(t, t->micro_batches * leaf / leaves, t->micro_batches * (leaf + 1) / leaves, loaded, last, options);
+        if (in_order) {
+            leaves_put_losses(t->model, leaf);
+        }
+        if (!last) {
+            leaves_merge(t->model, leaf, 0, t->model->weights.placement.gradients);
+            leaves_keep(t->model, leaf);
+        }
     }
     error_keep(&context.error, model_tensor_error(t->model));
     return context.error;
@@ -90,8 +119,9 @@ static Error *finish_operations(Trainer *t) {
     if (t->watch != NULL && t->record.loop_start > 0) {
         t->watch->gradients(t->watch->context, t);
     }
-    TRY(group_all_reduce(mesh_group(t->mesh, OVER_TOKENS | OVER_PIPELINE), ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum,
-                         3));
+    Group *sharing = mesh_group(t->mesh, OVER_TOKENS | OVER_PIPELINE);
+    TRY(config->train.reproducible ? leaves_sum_losses(t->model, sharing)
+                                   : group_all_reduce(sharing, ELEMENT_FP64, COMM_SUM, &t->model->control->loss_sum, 3));
     model_finish_step(t->model, &(UpdateOptions){.batch_weight = (double)config->train.batch_tokens,
                                                  .clip = (float)config->optimizer.clip,
                                                  .beta1 = (float)config->optimizer.beta1,
@@ -154,6 +184,10 @@ static Error *rehearse_exchange(Trainer *t) {
     }
     StepControl control = model_control(t->model);
     model_begin_step(t->model, 0);
+    if (t->config->train.reproducible) {
+        leaves_begin(t->model);
+        leaves_merge(t->model, leaves_here(&t->model->options.leaves) - 1, 0, t->model->weights.placement.gradients);
+    }
     weights_zero_gradients(&t->model->weights);
     buckets_begin(t->buckets);
     TRY(finish_operations(t));
@@ -376,6 +410,24 @@ static Error *save(Trainer *t, bool needed) {
     return NULL;
 }
 
+// Where it is due, that ranks still hold alike what they should.
+static Error *check_replicas(Trainer *t) {
+    int64_t every = t->config->train.check_replicas;
+    if (t->world->size == 1 || !trainer_due(every, t->step)) {
+        return NULL;
+    }
+    double before = clock_seconds();
+    Error *error = replicas_check(&t->model->weights, t->world);
+    double seconds = clock_seconds() - before;
+    t->told_at += seconds;
+    if (error == NULL && t->step == every) {
+        log_info("step %lld: what ranks hold alike is the same to the bit, which took %.2f s to find (train.check_replicas)",
+                 (long long)t->step, seconds);
+    }
+    // Rank 0 tells it for all.
+    return error != NULL && *error->message != 0 ? error_wrap(error, "step %lld", (long long)t->step) : error;
+}
+
 static Error *train_loop(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
     if (t->step == 0) {
@@ -402,6 +454,7 @@ static Error *train_loop(Trainer *t, bool *stopped) {
         if (due || *stopped || trainer_looks(t)) {
             TRY(tell_steps(t, 0));
         }
+        TRY(check_replicas(t));
         TRY(look(t, last));
         if (due || *stopped) {
             TRY(save(t, last || *stopped));
@@ -413,6 +466,18 @@ static Error *train_loop(Trainer *t, bool *stopped) {
 
 // ---- The whole
 // --------------------------------------------------------------------------------------------------------------------------
+
+static Buckets *make_buckets(const Trainer *t) {
+    const ModelWeights *weights = &t->model->weights;
+    Group *group = mesh_group(t->mesh, OVER_TOKENS);
+    // Gradients in shards are summed layer by layer, whatever the size of a bucket.
+    int64_t count = weights_gradients_whole(weights) ? weights->placement.gradients : 0;
+    if (t->config->train.reproducible) {
+        return buckets_create_in_order(group, t->device, weights->grads, count, t->model->options.leaves.bucket,
+                                       t->model->leaves.exchange);
+    }
+    return buckets_create(group, weights->grads, count, run_bucket_bytes(t->config), t->config->parallel.zero > 0);
+}
 
 static Error *run(Trainer *t, bool *stopped) {
     const RunConfig *config = t->config;
@@ -450,10 +515,7 @@ static Error *run(Trainer *t, bool *stopped) {
         t->model->tensor->links = t->links;
     }
     TRY(trainer_rehearse(t));
-    // Gradients in shards are summed layer by layer, whatever the size of a bucket.
-    int64_t flat = t->model->weights.fetch == NULL ? t->model->weights.placement.gradients : 0;
-    t->buckets = buckets_create(mesh_group(t->mesh, OVER_TOKENS), t->model->weights.grads, flat, run_bucket_bytes(config),
-                                config->parallel.zero > 0);
+    t->buckets = make_buckets(t);
     TRY(rehearse_exchange(t));
     TRY(train_loop(t, stopped));
     return run_record_finish(&t->record, &t->machine, t->device, t->world);

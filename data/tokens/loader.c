@@ -41,7 +41,8 @@ static Error *fill(Loader *loader, int64_t number, Batch *batch) {
     const LoaderOptions *o = &loader->options;
     int64_t step = o->first_step + number / o->micro_batches, micro = number % o->micro_batches;
     int64_t step_samples = o->step_samples > 0 ? o->step_samples : o->micro_batches * o->ranks * o->sequences;
-    batch->first_sample = (uint64_t)(step * step_samples + (micro * o->ranks + o->rank) * o->sequences);
+    int64_t at = o->side_by_side ? o->rank * o->micro_batches + micro : micro * o->ranks + o->rank;
+    batch->first_sample = (uint64_t)(step * step_samples + at * o->sequences);
     for (int64_t b = 0; b < o->sequences; b++) {
         SamplePlace place = order_place(o->order, batch->first_sample + (uint64_t)b);
         TRY(batch_fill(batch, b, &o->corpus->sets[place.set].file, place.first_token, o->corpus->end_of_text,

@@ -17,7 +17,9 @@ typedef struct LoaderOptions {
     int64_t micro_batches;      // per rank and step
     int rank, ranks;
     int64_t first_step;
-    int prefetch;  // micro-batches held ready, at least 1
+    bool side_by_side;  // a rank's micro-batches of a step follow each other: micro-batch k of rank r is number
+                        // r * micro_batches + k of the step, not k * ranks + r
+    int prefetch;       // micro-batches held ready, at least 1
     bool documents_apart;
     int64_t step_samples;  // of all ranks; 0: micro_batches * ranks * sequences
 } LoaderOptions;

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PIECE = 4 << 20, ALIGNMENT = 4096 };  // the largest block of any disk that takes direct writes
+enum { PIECE = STREAM_FILE_BYTES, ALIGNMENT = 4096 };  // the largest block of any disk that takes direct writes
 
 struct StreamFile {
     char *path;

@@ -12,6 +12,8 @@
 
 typedef struct StreamFile StreamFile;
 
+enum { STREAM_FILE_BYTES = 4 << 20 };  // of memory that one takes, and reading one back
+
 // Makes `path` (replaced if it exists) for exactly `bytes` bytes, whose space is taken at once where the file system can, so
 // that a full disk is found before the first.
 Error *stream_file_create(const char *path, int64_t bytes, StreamFile **out) MUST_CHECK;

@@ -221,8 +221,13 @@ void fetch_share(Fetch *fetch) {
 
 // ---- Gradients
 
+// Gradients that are whole are nobody's business here.
+static bool reduces(const Fetch *fetch) {
+    return fetch != NULL && fetch->slot_gradients != NULL;
+}
+
 void fetch_open(Fetch *fetch, int64_t layer) {
-    Slot *slot = fetch != NULL ? slot_of(fetch, layer) : NULL;
+    Slot *slot = reduces(fetch) ? slot_of(fetch, layer) : NULL;
     if (slot == NULL || (slot->open && slot->summed == layer)) {
         return;
     }
@@ -244,7 +249,7 @@ void fetch_open(Fetch *fetch, int64_t layer) {
 }
 
 void fetch_close(Fetch *fetch, int64_t layer) {
-    Slot *slot = fetch != NULL ? slot_of(fetch, layer) : NULL;
+    Slot *slot = reduces(fetch) ? slot_of(fetch, layer) : NULL;
     if (slot == NULL) {
         return;
     }
@@ -258,7 +263,7 @@ void fetch_close(Fetch *fetch, int64_t layer) {
 }
 
 void fetch_finish(Fetch *fetch) {
-    for (int i = 0; fetch != NULL && i < PLACEMENT_SLOTS; i++) {
+    for (int i = 0; reduces(fetch) && i < PLACEMENT_SLOTS; i++) {
         Slot *slot = &fetch->slots[i];
         ensure(!slot->open, "gradients of layer %lld are still open", (long long)slot->summed);
         await_layer(fetch, fetch->reducing, slot->summed);
@@ -270,6 +275,9 @@ float *fetch_gradient(Fetch *fetch, int32_t row) {
     const Placement *placement = &fetch->placement;
     if (row < 0 || placement->places[row].box_count == 0 || !placement->places[row].trainable) {
         return NULL;
+    }
+    if (!reduces(fetch)) {
+        return placement_gradient(placement, row, fetch->sums);
     }
     const Unit *unit = &placement->units[placement->places[row].unit];
     const Slot *slot = &fetch->slots[unit->slot];

@@ -30,6 +30,7 @@ static Error *place(const ParamTable *table, const ModelOptions *options, DataTy
         share.shards = options->shards;
         share.zero = options->zero;
     }
+    share.whole_gradients = options->leaves.parts > 0 ? options->leaves.ranks : 0;
     share.stage_count = stages_here(&options->stages);
     for (int i = 0; i < share.stage_count; i++) {
         share.stages[i] = stages_range(&options->stages, table->layer_count, i);
@@ -80,6 +81,7 @@ static void lay_out(Model *model, const Machine *machine, Layout *layout) {
     }
     Placement placement = model_placement(&model->table, options, machine->type);
     weights_lay_out(&model->weights, &model->table, placement, layout);
+    leaves_lay_out(&model->leaves, &options->leaves, &model->weights.placement, model->config.layers, layout);
     model->control = layout_take(layout, "state of the step", 1, 1, 1, sizeof *model->control);
     model->norm_gradients = layout_take(layout, "gradients of norms", cuts_rows(model), 4 * model->config.layers + 2,
                                         model->config.width, sizeof(float));
@@ -340,6 +342,7 @@ void model_evaluate(Model *model, const Batch *batch, float *losses) {
 }
 
 void model_logits(Model *model, const Batch *batch, float *logits) {
+    ensure(model->options.context.ranks <= 1, "logits of parts of sequences");
     Pass pass = look(model, batch);
     void *memory;
     size_t bytes = (size_t)(pass.rows * model->config.vocabulary) * sizeof *logits;

@@ -18,6 +18,7 @@
 //     model_receive_control(model, &control);
 #pragma once
 
+#include "train/model/leaves.h"
 #include "train/model/stages.h"
 #include "train/model/tensor.h"
 #include "train/model/weights.h"
@@ -39,6 +40,7 @@ typedef struct ModelOptions {
     StageShare stages;     // of a pipeline; ranks 0 or 1: all layers are here
     int shard, shards;     // of the optimizer's state; shards 0 or 1: this rank keeps all
     int zero;              // what else is in shards: see RankShare
+    LeafShare leaves;      // of sums that are the same bits in many layouts
 } ModelOptions;
 
 typedef struct Model {
@@ -51,6 +53,7 @@ typedef struct Model {
     ParamTable table;
     ModelWeights weights;
     Workspace workspace;
+    Leaves leaves;
     int32_t *cut;           // host: a batch as this context-parallel rank has it, on its way to the device
     StepControl *control;   // device memory
     float *norm_gradients;  // where tensor-parallel ranks sum them, NULL where they do not

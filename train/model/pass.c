@@ -244,7 +244,7 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
                                                      .losses = w->losses,
                                                      .zs = w->zs,
                                                      .dx = pass->keeps ? dx : NULL,
-                                                     .dw = pass->keeps ? weights_gradient(&model->weights, head) : NULL,
+                                                     .dw = pass->keeps ? weights_head_gradient(&model->weights, head) : NULL,
                                                      .chunk_rows = w->head_rows,
                                                      .scratch = w->head_scratch,
                                                      .loss_scale = fp16 ? &model->control->loss_scale : NULL,

@@ -78,6 +78,11 @@ static Error *cut_row(const Param *row, const RankShare *share, Place *place) {
 
 // ---- Spaces
 
+// Whether rows lie as parts of units.
+static bool has_units(const RankShare *share) {
+    return share->zero >= 3 || (share->zero == 2 && share->whole_gradients == 0);
+}
+
 // Weights and gradients, which do not depend on who owns the state.
 static Error *place_row(const Param *row, const RankShare *share, int64_t align, Placement *out, Place *place) {
     const Storage *storage = &out->storage;
@@ -94,7 +99,7 @@ static Error *place_row(const Param *row, const RankShare *share, int64_t align,
     }
     place->held = (Range){0, place->count};
     place->unit = -1;
-    if (place->trainable && share->zero >= 2) {
+    if (place->trainable && has_units(share)) {
         return NULL;  // its unit's
     }
     int64_t bytes = data_type_bytes(place->type);
@@ -119,10 +124,14 @@ static void place_gradients(const ParamTable *table, const RankShare *share, int
         }
         out->whole_gradients = cut == 0 ? out->gradients : out->whole_gradients;
     }
+    if (share->whole_gradients > 0) {
+        out->gradients = shard_padded(out->gradients, share->whole_gradients);  // they are exchanged in equal parts
+    }
     for (int32_t i = 0; i < table->count; i++) {
         Place *place = &out->places[i];
-        if (place->trainable && place->copy) {
-            place->gradient_at = out->gradients + out->copied;
+        if (place->trainable && (place->copy || place->apart)) {
+            int64_t *at = place->apart ? &out->head_at : &place->gradient_at;
+            *at = out->gradients + out->copied;
             place->summed = (Range){0, place->count};
             out->copied += round_up(place->count, align);
         }
@@ -192,12 +201,14 @@ static void place_unit_parts(Placement *out) {
             if (kind == (unit->copy ? 2 : !unit->whole)) {
                 Range part = placement_unit_part(out, i, out->share.shard);
                 unit->sum_at = out->gradients + out->copied;
-                *(unit->copy ? &out->copied : &out->gradients) += part.end - part.begin;
+                if (out->share.whole_gradients == 0) {
+                    *(unit->copy ? &out->copied : &out->gradients) += part.end - part.begin;
+                }
                 unit->weight_at = out->weight_bytes;
                 out->weight_bytes += (out->share.zero >= 3 ? part.end - part.begin : unit->count) * bytes;
             }
         }
-        out->whole_gradients = kind == 0 ? out->gradients : out->whole_gradients;
+        out->whole_gradients = kind == 0 && out->share.whole_gradients == 0 ? out->gradients : out->whole_gradients;
     }
 }
 
@@ -227,10 +238,13 @@ static void place_units(const ParamTable *table, int64_t align, Placement *out) 
         Range part = placement_unit_part(out, place->unit, share->shard);
         int64_t begin = place->unit_at > part.begin ? place->unit_at : part.begin,
                 end = place->unit_at + place->count < part.end ? place->unit_at + place->count : part.end;
-        place->summed = begin < end ? (Range){begin - place->unit_at, end - place->unit_at} : (Range){0, 0};
-        place->held = share->zero >= 3 ? place->summed : place->held;
-        place->owned = place->copy ? place->owned : place->summed;
-        place->gradient_at = unit->sum_at + begin - part.begin;
+        Range own = begin < end ? (Range){begin - place->unit_at, end - place->unit_at} : (Range){0, 0};
+        place->held = share->zero >= 3 ? own : place->held;
+        place->owned = place->copy ? place->owned : own;
+        if (share->whole_gradients == 0) {
+            place->summed = own;
+            place->gradient_at = unit->sum_at + begin - part.begin;
+        }
         int64_t at = share->zero >= 3 ? begin - part.begin : place->unit_at;
         place->weight_at = unit->weight_at + at * data_type_bytes(place->type);
     }
@@ -287,6 +301,7 @@ Error *placement_create(const ParamTable *table, const Storage *storage, const R
         Place *place = &out->places[i];
         bool here = is_here(share, row->layer), tied = i == table->token && i == table->head;
         place->copy = !here && tied && is_here(share, table->layer_count);
+        place->apart = here && tied && is_here(share, table->layer_count) && share->whole_gradients > 0;
         if (here || place->copy) {
             error = place_row(row, share, align, out, place);
         }
@@ -300,10 +315,11 @@ Error *placement_create(const ParamTable *table, const Storage *storage, const R
         placement_free(out);
         return error;
     }
-    if (share->zero >= 2) {
-        place_units(table, align, out);
-    } else {
+    if (share->zero < 2 || share->whole_gradients > 0) {
         place_gradients(table, share, align, out);
+    }
+    if (has_units(share)) {
+        place_units(table, align, out);
     }
     place_states(table, share, align, out);
     return NULL;
@@ -368,6 +384,27 @@ int64_t placement_row_slot(const Placement *placement, int32_t row) {
     return placement->units[place->unit].slot_at + place->unit_at;
 }
 
+float *placement_layer(const Placement *placement, const ParamTable *table, int64_t layer, bool cut, float *gradients,
+                       int64_t *count) {
+    int64_t begin = placement->gradients, end = 0;
+    for (int32_t i = 0; i < placement->count; i++) {
+        const Place *place = &placement->places[i];
+        bool is_cut = placement->share.tensor_ranks == 1 || place->count < table->rows[i].count;
+        if (place->trainable && !place->copy && table->rows[i].layer == layer && is_cut == cut) {
+            int64_t to = place->gradient_at + place->count;
+            begin = place->gradient_at < begin ? place->gradient_at : begin;
+            end = to > end ? to : end;
+        }
+    }
+    *count = end > begin ? end - begin : 0;
+    return gradients + begin;
+}
+
+float *placement_head_apart(const Placement *placement, int32_t row, float *gradients) {
+    const Place *place = place_of(placement, row);
+    return place != NULL && place->apart && place->trainable ? gradients + placement->head_at : NULL;
+}
+
 float *placement_counted(const Placement *placement, float *gradients, int64_t *count) {
     const RankShare *share = &placement->share;
     Range own = placement->units != NULL ? (Range){0, placement->gradients}
@@ -405,7 +442,7 @@ int64_t placement_owned(const Placement *placement, int shard, void *weights, We
 }
 
 int64_t placement_gradients_from(const Placement *placement, int32_t row) {
-    ensure(placement->units == NULL, "the gradients are in shards");
+    ensure(placement->units == NULL || placement->share.whole_gradients > 0, "the gradients are in shards");
     for (int32_t i = row; i < placement->count; i++) {
         const Place *place = &placement->places[i];
         if (place->trainable && !place->copy &&

@@ -52,6 +52,7 @@ typedef struct RankShare {
     Range stages[RANK_MOST_STAGES];
     int stage_count;
     int shard, shards;
+    int whole_gradients;  // over so many ranks gradients are exchanged whole, whatever `zero` says (leaves.h); 0: they are not
     int zero;  // what is in shards: 0 or 1 the state alone, 2 the sums of gradients too, 3 the weights of trainable rows too
 } RankShare;
 
@@ -66,6 +67,7 @@ typedef struct Place {
     Range owned;              // elements (of `count`) whose state lies here; of a frozen row none
     Range held, summed;       // those whose weight, and whose gradient's sum, lies here: all, or what is owned
     bool trainable;           // it has a gradient here
+    bool apart;               // a tied embedding has a gradient as the head beside that as the embedding
     bool copy;                // of the head's weight, which is the embedding's and that is on another rank
     int64_t index;            // as Param.index, of the rows that are here
     bool matrix;              // it is updated whole
@@ -95,13 +97,14 @@ typedef struct Placement {
     int32_t count;
     int64_t weight_bytes, weight_scales;  // sizes of the four spaces
     int64_t gradients;
-    int64_t copied;               // gradients of copies, behind all others
+    int64_t copied;               // gradients of copies and of heads apart, behind all others
     int64_t whole_gradients;      // of these, from 0 on, those of rows that are not cut: the same on all tensor-parallel ranks
     int64_t elements;             // the end of the last row's index here
     int64_t state, second_state;  // elements that have a first moment, and those that have a second
     Unit *units;                  // where gradients are in shards
     int32_t unit_count;
-    int64_t slots;  // elements of all slots
+    int64_t slots;    // elements of all slots
+    int64_t head_at;  // for placement.c alone
 } Placement;
 
 // Computes it. Errors: a tensor that cannot be cut that often, or between whose blocks of quantised values the cut would go.
@@ -127,6 +130,12 @@ void *placement_unit_weights(const Placement *placement, int32_t unit, void *wei
 float *placement_unit_sums(const Placement *placement, int32_t unit, float *gradients);
 int64_t placement_unit_slot(const Placement *placement, int32_t unit);
 int64_t placement_row_slot(const Placement *placement, int32_t row);
+
+// Where gradients are whole: those of a layer (-1, L: see Unit) that are cut among tensor-parallel ranks, or not, which lie
+// side by side; of copies none. And the gradient of a tied embedding as the head, where that is apart, else NULL.
+float *placement_layer(const Placement *placement, const ParamTable *table, int64_t layer, bool cut, float *gradients,
+                       int64_t *count);
+float *placement_head_apart(const Placement *placement, int32_t row, float *gradients);
 
 // The gradients that this rank counts in the norm, which lie side by side: its own where state is in shards, and of rows that
 // tensor-parallel ranks have alike those of the first.

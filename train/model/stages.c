@@ -150,9 +150,7 @@ static void count_sets(const StageShare *share, StagePlan *plan) {
         default:
             break;
         }
-        // The set of the micro-batch that ends here was in use until now.
-        int held = begun[c] - done[c] + (a->kind == ACTION_WEIGHT_GRADIENT),
-            owed = back[c] - done[c] + (a->kind == ACTION_WEIGHT_GRADIENT);
+        int held = begun[c] - done[c], owed = back[c] - done[c];
         chunk->sets = held > chunk->sets ? held : chunk->sets;
         chunk->later = owed > chunk->later ? owed : chunk->later;
     }
@@ -396,13 +394,12 @@ static void send_gradient(Walk *w, const Action *a) {
           stream_at(w, leaving->stream), a->micro_batch, &leaving->request);
 }
 
-// Gradients are final from a layer on once all micro-batches have been through it and through all that is behind it here.
+// Gradients are final from a layer on once all micro-batches have been through it, and through all that is behind it here:
+// every schedule ends a rank's chunks in that order.
 static void announce(const Walk *w, int chunk, int64_t layer) {
     const PipelineShape *shape = &w->stages->share.shape;
     for (int c = chunk + 1; c < shape->chunks; c++) {
-        if (w->done[c] < shape->micro_batches) {
-            return;
-        }
+        ensure(w->done[c] == shape->micro_batches, "chunk %d ends before chunk %d", chunk, c);
     }
     if (w->options->gradients_final != NULL) {
         int32_t row = w->model->table.layers[layer].attention_norm;
@@ -422,10 +419,6 @@ static void weight_gradient(Walk *w, const Action *a) {
         }
     }
     w->done[chunk]++;
-    // A chunk before that was ready first.
-    for (int c = chunk - 1; c >= 0 && last && w->done[c] == w->stages->share.shape.micro_batches; c--) {
-        announce(w, c, w->stages->plan.chunks[c].layers.begin);
-    }
 }
 
 static void act(Walk *w, const Action *a) {

@@ -12,16 +12,29 @@ void model_begin_step(Model *model, double learning_rate) {
     fetch_forget(model->weights.fetch);  // a recorded update tells nobody
 }
 
+// The squares of the summed gradients, over all ranks.
+static void sum_squares(Model *model) {
+    TensorRanks *tensor = model->tensor;
+    StepControl *control = model->control;
+    if (model->options.leaves.parts > 0) {
+        if (tensor->failed == NULL) {
+            tensor->failed = leaves_sum_squares(model);
+        }
+        return;
+    }
+    int64_t counted;
+    const float *first = placement_counted(&model->weights.placement, model->weights.grads, &counted);
+    model->device->op->squares(model->device, counted, first, &control->grad_squares);
+    if (tensor->norm != NULL && tensor->failed == NULL) {
+        tensor->failed = group_all_reduce(tensor->norm, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
+    }
+}
+
 void model_finish_step(Model *model, const UpdateOptions *options) {
     Device *device = model->device;
     StepControl *control = model->control;
     const ModelWeights *weights = &model->weights;
-    int64_t counted;
-    const float *first = placement_counted(&weights->placement, weights->grads, &counted);
-    device->op->squares(device, counted, first, &control->grad_squares);
-    if (model->tensor->norm != NULL && model->tensor->failed == NULL) {
-        model->tensor->failed = group_all_reduce(model->tensor->norm, ELEMENT_FP64, COMM_SUM, &control->grad_squares, 1);
-    }
+    sum_squares(model);
     device->op->step_decide(device, &(StepDecide){
                                         .control = control,
                                         .batch_weight = options->batch_weight,

@@ -23,7 +23,8 @@ void weights_lay_out(ModelWeights *weights, const ParamTable *table, Placement p
     weights->grads = layout_take(layout, "gradients", learns, placement.gradients + placement.copied, 1, sizeof(float));
     weights->slot_weights = layout_take(layout, "parameters of layers in use", learns && placement.share.zero >= 3,
                                         placement.slots, 1, data_type_bytes(storage->type));
-    weights->slot_gradients = layout_take(layout, "gradients of layers in use", learns, placement.slots, 1, sizeof(float));
+    weights->slot_gradients = layout_take(layout, "gradients of layers in use", learns && placement.share.whole_gradients == 0,
+                                          placement.slots, 1, sizeof(float));
     weights->moment1 = layout_take(layout, "optimizer's first moments", learns, state, 1, bytes);
     weights->moment2 = layout_take(layout, "optimizer's second moments", learns, second, 1, bytes);
     weights->scale1 = layout_take(layout, "scales of first moments", learns && codes, state / MOMENT_BLOCK, 1, sizeof(float));
@@ -53,6 +54,17 @@ void weights_zero_gradients(const ModelWeights *weights) {
     fetch_finish(weights->fetch);
     int64_t count = weights->placement.gradients + weights->placement.copied;
     weights->device->op->zero(weights->device, count * (int64_t)sizeof(float), weights->grads);
+}
+
+float *weights_head_apart(const ModelWeights *weights, int64_t *count) {
+    const ParamTable *table = weights->table;
+    float *apart = placement_head_apart(&weights->placement, table->head, weights->grads);
+    *count = apart != NULL ? weights->placement.places[table->head].count : 0;
+    return apart;
+}
+
+float *weights_layer_gradients(const ModelWeights *weights, int64_t layer, bool cut, int64_t *count) {
+    return placement_layer(&weights->placement, weights->table, layer, cut, weights->grads, count);
 }
 
 float *weights_sum(const ModelWeights *weights, int32_t row, int64_t *count) {

@@ -44,6 +44,20 @@ static inline float *weights_gradient(const ModelWeights *weights, int32_t row) 
     return weights->fetch != NULL ? fetch_gradient(weights->fetch, row)
                                   : placement_gradient(&weights->placement, row, weights->grads);
 }
+// The gradient of the head: where a tied embedding's is apart from that as the embedding (leaves.h), that one.
+static inline float *weights_head_gradient(const ModelWeights *weights, int32_t row) {
+    float *apart = placement_head_apart(&weights->placement, row, weights->grads);
+    return apart != NULL ? apart : weights_gradient(weights, row);
+}
+float *weights_head_apart(const ModelWeights *weights, int64_t *count);  // NULL: it is not
+// All gradients, where they are whole, and those of a layer: see placement_layer.
+static inline float *weights_all_gradients(const ModelWeights *weights) {
+    return weights->grads;
+}
+static inline bool weights_gradients_whole(const ModelWeights *weights) {
+    return weights->slot_gradients == NULL;
+}
+float *weights_layer_gradients(const ModelWeights *weights, int64_t layer, bool cut, int64_t *count);
 // What this rank has of the sum of a row's gradient over micro-batches: its first element there; NULL and 0 where that is
 // nothing.
 float *weights_sum(const ModelWeights *weights, int32_t row, int64_t *count);
