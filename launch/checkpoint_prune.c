@@ -33,12 +33,10 @@ static Error *make_rule(const char *path, const Options *options, Retention *rul
         char *file = path_join(path, "config.yaml");
         Error *error = run_config_read(&config, file, NULL, 0);
         free(file);
-        if (error != NULL) {
-            return error_wrap(error, "the run does not say what to keep (give --keep and --keep-every)");
-        }
         rule->keep_last = options->keep == 0 ? (int)config.checkpoint.keep_last : rule->keep_last;
         rule->keep_every = options->keep_every < 0 ? config.checkpoint.keep_every : rule->keep_every;
         run_config_free(&config);
+        TRY(error_wrap(error, "the run does not say what to keep (give --keep and --keep-every)"));
     }
     return checkpoint_run_of(path, &rule->run);
 }
