@@ -90,6 +90,9 @@ static void count_tensor(LayoutScore *score, const Shape *s, double element) {
     // Forward and back: each branch gathers once and reduces once, or makes one all-reduce, which is as much.
     double passes = 2 + again, layers = (double)s->layers * 2 * passes * (double)s->micro_batches;
     add(score, MESH_TENSOR, layers * 2, n, moved);
+    // Gathered rows are not kept for the gradients of weights.
+    double gathers = s->config.parallel.sequence ? 2 * (double)s->layers * (double)s->micro_batches : 0;
+    add(score, MESH_TENSOR, gathers, n, moved);
     // The embedding and the head.
     add(score, MESH_TENSOR, 4 * (double)s->micro_batches, n, moved);
 }
