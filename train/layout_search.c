@@ -90,6 +90,9 @@ static void count_tensor(LayoutScore *score, const Shape *s, double element) {
     // Forward and back: each branch gathers once and reduces once, or makes one all-reduce, which is as much.
     double passes = 2 + again, layers = (double)s->layers * 2 * passes * (double)s->micro_batches;
     add(score, MESH_TENSOR, layers * 2, n, moved);
+    // Gathered rows are not kept for the gradients of weights.
+    double gathers = s->config.parallel.sequence ? 2 * (double)s->layers * (double)s->micro_batches : 0;
+    add(score, MESH_TENSOR, gathers, n, moved);
     // The embedding and the head.
     add(score, MESH_TENSOR, 4 * (double)s->micro_batches, n, moved);
 }
@@ -149,9 +152,8 @@ LayoutScore layout_score(const RunConfig *config, const Machine *machine, const 
     count_tensor(&score, &s, element);
     count_pipeline(&score, &s, element);
     count_context(&score, &s, element);
-    double ranks = 1, sent = 0;
+    double sent = 0;
     for (int axis = 0; axis < MESH_AXES; axis++) {
-        ranks *= size[axis];
         sent += score.sent[axis];
     }
     double micro_seconds = 6.0 * (double)s.gradients * (double)s.rows / costs->rank_flops;

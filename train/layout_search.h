@@ -28,7 +28,7 @@ typedef struct LayoutCosts {
     double rank_flops;                     // a second, of one rank: what idle time is weighed with
 } LayoutCosts;
 
-// Of ranks on CPUs, and on cards. Measured on two cores of one host by bench/layouts; on cards a guess.
+// Of ranks on CPUs, and on cards. Guesses, which bench/layouts is there to replace: what counts here is their order.
 LayoutCosts layout_costs(const Machine *machine);
 
 typedef struct LayoutScore {
