@@ -103,7 +103,7 @@ class Runner(Folder):
 
     def test_no_time(self):
         """What no longer fits is left out and named; what fits only in part gets what is left."""
-        code, summary = self.drive([("long", 100, 1, "sleep 600"), ("big", 100, 60, "echo never"), ("small", 100, 0, "echo never")], seconds=9)
+        code, summary = self.drive([("long", 15, 1, "sleep 600"), ("big", 100, 60, "echo never"), ("small", 100, 0, "echo never")], seconds=9)
         self.assertEqual(code, 1)
         self.assertRegex(summary, r"long +FAILED: took longer than [23] s")
         self.assertRegex(summary, r"big +left out: \d s are left, 66 needed")
