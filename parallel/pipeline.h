@@ -12,10 +12,10 @@
 //   kind          idle time of a step             micro-batches held by a rank, in stages
 //   1F1B          (P - 1) (F + B)                 P - rank
 //   interleaved   (P - 1) (F + B), of stages that are 1 / chunks as long      2 (P - rank) - 1 + (chunks - 1) P
-//   ZB-H1         (P - 1) (F + B - W)             P                          (Qi et al. 2023, "Zero Bubble Pipeline
-//   Parallelism") ZB-V          (P - 1) F where F = B = W       2 P, of stages half as long  (the same, section 6 and "V-Half":
-//   Qi et al. 2024)
+//   ZB-H1         (P - 1) (F + B - W)             P
+//   ZB-V          (P - 1) F where F = B = W       2 P, of stages half as long
 //
+// ZB-H1 and ZB-V: Qi et al. 2023, "Zero Bubble Pipeline Parallelism"; Qi et al. 2024, section 6 and "V-Half".
 // P ranks; F, B, W: times of a stage forward, for its input's gradient, for its weights' gradients. The table holds for P
 // micro-batches or more; ZB-V's idle time may be up to W longer for some numbers of them (pipeline_measure tells). The
 // published 1F1B has idle (P - 1) (F + B + W): here the gradient of the input leaves before those of the weights are begun.

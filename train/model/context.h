@@ -5,18 +5,20 @@
 // is that of Megatron's context parallelism). All that works on rows does not care. Attention works on pairs of parts, queries
 // of one and keys of another, with the offset between them (kernels.h); pairs of which the mask hides everything are left out:
 //
-//     C = 2            keys of part       rank 0 has parts 0 and 3, rank 1 has 1 and 2
-//                      0   1   2   3
-//     queries of 0     #                  round 0  each rank attends to its own parts: 3 pairs
-//                1     #   #              round s  to those of rank r - s, which came from rank r - 1 while the round before
-//                was 2     #   #   #                   computed: 2 pairs, whatever r is 3     #   #   #   #
+//     C = 2: rank 0 has parts 0 and 3, rank 1 has 1 and 2
 //
-//     forward    keys and values [2 B P, 2 G D] go C - 1 times from rank r to r + 1. What the pairs of a query give is joined
-//     in
-//                fp32 by attention_merge.
-//     backward   the same, and behind them go the sums of their gradients, in fp32, which come home after C times. Each is
-//     summed
-//                in one order: own rank first, then the ranks behind it. Gradients of queries stay.
+//                     keys of part
+//                     0  1  2  3      round 0  each rank attends to its own parts: 3 pairs
+//     queries of 0    #               round s  to those of rank r - s, which came from rank r - 1
+//                1    #  #                     while the round before was computed: 2 pairs, whatever r is
+//                2    #  #  #
+//                3    #  #  #  #
+//
+//     forward    keys and values [2 B P, 2 G D] go C - 1 times from rank r to r + 1. What the pairs of a query
+//                give is joined in fp32 by attention_merge.
+//     backward   the same, and behind them go the sums of their gradients, in fp32, which come home after C
+//                times. Each is summed in one order: own rank first, then the ranks behind it. Gradients of
+//                queries stay.
 //
 // A message is started before the products that hide it, and waited for behind them. All is deterministic if the kernels are.
 // Dropout draws by position in the whole sequence (AttentionShape.key_first), so the ranks draw what one rank would.

@@ -1,9 +1,8 @@
 // Tensor parallelism: a layer's matrices are cut over ranks (params.h says along which dimension), and what these exchange on
 // the way through it (Shoeybi et al. 2019; with the stream's rows cut too: Korthikanti et al. 2022, "sequence parallelism").
 //
-//     stream [R,C] -- norm -- gather -- qkv (its rows cut: own heads) -- attention -- out (its columns cut) -- reduce -- +
-//     stream
-//                                                                  and the feed-forward branch alike, and the head
+//     stream [R,C] - norm - gather - qkv (its rows cut: own heads) - attention - out (its columns cut) - reduce - + stream
+//                                                                    and the feed-forward branch alike, and the head
 //
 //                 rows of the stream cut                         not cut
 //     gather      all-gather: own rows to all rows               nothing: all are here
