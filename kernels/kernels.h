@@ -12,8 +12,7 @@
 //               are int32. All products and sums accumulate in fp32.
 //   Places      every pointer is device memory, except where "host" is said.
 //   Writes      "=" an output is overwritten, "+=" an output is accumulated into. Inputs are never changed. Outputs do not
-//   overlap
-//               inputs unless "may alias" is said.
+//               overlap inputs unless "may alias" is said.
 //   Order       Operations of one Device happen in the order of the calls. On the CPU a call returns when it is done; on a card
 //               it returns at once, and reads only the struct itself, not what it points to.
 //   Determinism Every operation gives the same bits for the same input, whatever the number of threads.

@@ -16,8 +16,8 @@
 //     tensor            in each layer, forward and back, two gathers and two reductions of the stream: (t-1)/t of it each (an
 //                       all-reduce where rows are not cut: as much), once more forward where layers are computed again
 //     pipeline          the stream over each boundary, and its gradient back
-//     context           keys and values C - 1 times around the ring, forward and back, and C times the fp32 sums of their
-//                       gradients
+//     context           keys and values C - 1 times around the ring, forward and back, and C times the fp32 sums of
+//                       their gradients
 #pragma once
 
 #include "train/run_layout.h"

@@ -4,10 +4,9 @@
 // checkpoint, and the steps that were lost leave no trace. Once a run has begun, a line that cannot be written ends nothing: a
 // warning says so, and the file gets what it lacks as soon as it can be written again. Records:
 //   {"kind":"train","step":..,"tokens":..,"loss":..,"lr":..,"grad_norm":..,"tokens_per_second":..,"step_seconds":..,"data_wait":..,
-//    "comm_wait":..,"skipped":..,"groups":{"data":{"sent":..,"operations":..,"wait":..}}}   step: steps done; data_wait,
-//    comm_wait: shares of the
-//                                          step's time; groups: of several ranks, what rank 0 sent (bytes, see Group.sent), in
-//                                          how many operations, and waited (a share) over each set of axes
+//    "comm_wait":..,"skipped":..,"groups":{"data":{"sent":..,"operations":..,"wait":..}}}
+//        step: steps done; data_wait, comm_wait: shares of the step's time; groups: of several ranks, what rank 0 sent (bytes,
+//        see Group.sent), in how many operations, and waited (a share) over each set of axes
 //   {"kind":"valid","step":..,"set":"..","loss":..,"perplexity":..,"bits_per_byte":..}   set "all": over all sets
 //   {"kind":"resume","step":..}
 #pragma once

@@ -64,8 +64,7 @@
 //     consumer w  -- QUERY_FULL + w -->  dQ warp  -- QUERY_EMPTY + w -->  consumer w        (named barriers; wide heads: it has
 //                                                                     added, it may add)
 //     dQ warp of the block with the next keys  -- turns[head, block of queries] -->  dQ warp of this block
-//     dQ warp     -- QUERY_TURN + w -->  consumer w                           (its part of dQ is the last: the others have
-//     added)
+//     dQ warp     -- QUERY_TURN + w -->  consumer w                     (its part of dQ is the last: the others have added)
 //
 // Determinism: a sum in fp32 depends on its order, so the blocks of keys add to a block of queries in one order: from its
 // diagonal down to the first keys. Each waits until the block with the keys behind its own has added; the one on the diagonal

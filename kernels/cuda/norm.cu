@@ -7,8 +7,7 @@
 // Memory moved, in elements of the compute type a value:
 //   forward   2: x read, y written; with `add` 4: x and add read, sum and y written
 //   backward  3: dy and x read, dx written; 4 where dx is accumulated into; and 16 bytes of fp32 a column and multiprocessor
-//   for
-//             dweight and dbias
+//             for dweight and dbias
 //
 // Rows of whole packs are held in registers, FORWARD_PACKS or BACKWARD_PACKS packs a thread, so each is read once. A row is
 // shared by 32, 64 .. TEAM_MOST threads (a team), the fewest that can hold it: in 16 bits up to 16384 elements forward and 8192

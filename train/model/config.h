@@ -11,8 +11,7 @@
 // A run reads it from the section `model` of its configuration: model_keys is one part of the run's table of keys. The
 // family fills every switch that the user did not give, then zeros that mean "the usual" are worked out:
 //
-//   keys_defaults(...); config_read(..., seen);  model_config_resolve(&config, seen of the model's keys, corpus vocabulary,
-//   name)
+//   keys_defaults(...); config_read(..., seen); model_config_resolve(&config, seen of the model's keys, vocabulary, name)
 #pragma once
 
 #include "core/keys.h"

@@ -16,8 +16,7 @@
 //   frozen row        no gradient and no state; its matrix may lie in another type, with scales
 //   tensor parallel   smaller boxes: each part's N-th, one box a part
 //   pipeline stages   absent rows. A tied embedding is on two ranks: the last stage's is a copy, with a gradient, which the
-//   first
-//                     stage's rank gets to hear, and nothing else; it is neither updated, nor counted, nor saved.
+//                     first stage's rank gets to hear, and nothing else; it is neither updated, nor counted, nor saved.
 //   optimizer shards  the flat gradients are cut into equal parts (parallel/sharding.h); a rank's state is its part's. A row of
 //                     UPDATE_MATRIX has one owner, the shard that holds its first element.
 //   and gradients     (zero 2) rows are in units, which travel as one: a layer's that ranks have whole, a layer's that are cut,
@@ -27,8 +26,7 @@
 //                     slot.
 //   and weights       (zero 3) likewise: a rank keeps those of its parts, and a layer in use is in a slot, at the same places.
 //
-//     slots      | before the layers | after them (where the head is a row of its own: the same place) | layers 0, 2, .. | 1,
-//     3, .. |
+//     slots  | before the layers | after them (where the head is a row of its own: the same place) | 0, 2, .. | 1, 3, .. |
 #pragma once
 
 #include "train/model/params.h"
