@@ -8,6 +8,8 @@
 // gradients are the same bits.
 #include "train/model/block.h"
 
+#include "train/model/travel.h"
+
 #include "core/philox.h"
 
 #include <math.h>
@@ -88,25 +90,61 @@ static MatmulForward projection(const Pass *pass, int32_t weight, int32_t bias, 
                            .y = y};
 }
 
-static void project(const Pass *pass, MatmulForward product) {
+// Where row `row` of a tensor [R,columns] begins; NULL stays NULL.
+static const void *row_at(const Pass *pass, const void *x, int64_t row, int64_t columns) {
+    return x != NULL ? (const char *)x + row * columns * data_type_bytes(pass->model->device->type) : NULL;
+}
+
+// Some of a product's rows.
+static void project(const Pass *pass, MatmulForward product, Range rows) {
+    int64_t columns = product.gated ? product.out / 2 : product.out;
+    product.rows = rows.end - rows.begin;
+    product.x = row_at(pass, product.x, rows.begin, product.in);
+    product.residual = row_at(pass, product.residual, rows.begin, columns);
+    product.y = (void *)(uintptr_t)row_at(pass, product.y, rows.begin, columns);
+    product.pre = (void *)(uintptr_t)row_at(pass, product.pre, rows.begin, product.out);
     pass->model->device->op->matmul_forward(pass->model->device, &product);
 }
 
-static void project_inputs(const Pass *pass, int32_t weight, const void *dy, Activation activation, bool gated, const void *pre,
-                           void *dx) {
+// The product of all ranks' rows of the stream, of which `own` are here: block after block, as they come.
+static void project_gathered(const Pass *pass, MatmulForward product, const void *own) {
+    Travel travel = travel_gather(pass, own, pass->workspace->whole);
+    product.x = travel.rows;
+    for (Range rows; travel_gathered(&travel, &rows);) {
+        project(pass, product, rows);
+    }
+}
+
+static MatmulBackwardInput input_gradient(const Pass *pass, int32_t weight, const void *dy, void *dx) {
     const ModelWeights *weights = &pass->model->weights;
     const int64_t *shape = weights->placement.places[weight].shape;
-    weights->device->op->matmul_backward_input(weights->device, &(MatmulBackwardInput){
-                                                                    .rows = pass->rows,
-                                                                    .in = shape[1],
-                                                                    .out = shape[0],
-                                                                    .dy = dy,
-                                                                    .w = weights_row(weights, weight),
-                                                                    .activation = activation,
-                                                                    .gated = gated,
-                                                                    .pre = pre,
-                                                                    .dx = dx,
-                                                                });
+    return (MatmulBackwardInput){.in = shape[1], .out = shape[0], .dy = dy, .w = weights_row(weights, weight), .dx = dx};
+}
+
+static void project_inputs(const Pass *pass, MatmulBackwardInput product, Range rows) {
+    int64_t columns = product.gated ? 2 * product.in : product.in;
+    product.rows = rows.end - rows.begin;
+    product.dy = row_at(pass, product.dy, rows.begin, product.out);
+    product.pre = row_at(pass, product.pre, rows.begin, columns);
+    product.dx = (void *)(uintptr_t)row_at(pass, product.dx, rows.begin, columns);
+    pass->model->device->op->matmul_backward_input(pass->model->device, &product);
+}
+
+// Of a branch's output gradient, whose rows are on their way.
+static void project_inputs_gathered(const Pass *pass, MatmulBackwardInput product, Travel *dbranch) {
+    product.dy = dbranch->rows;
+    for (Range rows; travel_gathered(dbranch, &rows);) {
+        project_inputs(pass, product, rows);
+    }
+}
+
+// Into the gradient of a norm's output, of which each rank has a part: under way afterwards.
+static Travel project_inputs_summed(const Pass *pass, int32_t weight, const void *dy) {
+    Travel sums = travel_sum(pass, travel_is_cut(pass) ? pass->workspace->partial : pass->workspace->dnarrow);
+    for (Range rows; travel_to_sum(&sums, &rows);) {
+        project_inputs(pass, input_gradient(pass, weight, dy, sums.rows), rows);
+    }
+    return sums;
 }
 
 static void project_weights(const Pass *pass, int32_t weight, int32_t bias, const void *x, const void *dy) {
@@ -225,14 +263,17 @@ static void attend(const Pass *pass, int64_t layer, const LayerActivations *at) 
 static void project_into_stream(const Pass *pass, int64_t layer, DropoutSite site, int32_t weight, int32_t bias, const void *x,
                                 const void *from, void *to) {
     Device *device = pass->model->device;
-    bool cut = pass_is_cut(pass), first = pass->model->options.tensor.rank == 0;
+    bool cut = travel_is_cut(pass), first = pass->model->options.tensor.rank == 0;
     MatmulForward product = projection(pass, weight, first ? bias : -1, x, cut ? pass->workspace->partial : to);
     product.residual = cut || pass->dropout > 0 ? NULL : from;
-    project(pass, product);
+    Travel sums = travel_sum(pass, product.y);
+    for (Range rows; travel_to_sum(&sums, &rows);) {
+        project(pass, product, rows);
+    }
     if (!cut && pass->dropout == 0) {
         return;
     }
-    void *branch = cut ? pass_reduce(pass, pass->workspace->partial) : to;
+    void *branch = travel_summed(&sums);
     block_drop(pass, layer, site, branch);
     if (cut && to != from) {
         block_copy(pass, from, to);
@@ -276,21 +317,20 @@ static void forward_kept(const Pass *pass, int64_t layer, const LayerActivations
     const ModelConfig *config = &pass->model->here;
     const LayerParams *p = &pass->model->table.layers[layer];
     attention_norm(pass, p, at);
-    project(pass, projection(pass, p->qkv, p->qkv_bias, pass_gather(pass, at->norm1, pass->workspace->whole), at->qkv));
+    project_gathered(pass, projection(pass, p->qkv, p->qkv_bias, NULL, at->qkv), at->norm1);
     rotate(pass, at->qkv, false);
     attend(pass, layer, at);
     project_into_stream(pass, layer, SITE_ATTENTION_BRANCH, p->out, p->out_bias, at->attention, at->input, at->middle);
     mlp_norm(pass, p, at);
-    const void *x = pass_gather(pass, at->norm2, pass->workspace->whole);
     if (config->gated && !pass->model->device->op->gated_products) {
-        project(pass, projection(pass, p->up, p->up_bias, x, at->pre));
+        project_gathered(pass, projection(pass, p->up, p->up_bias, NULL, at->pre), at->norm2);
         activate(pass, at);
     } else {
-        MatmulForward up = projection(pass, p->up, p->up_bias, x, at->inner);
+        MatmulForward up = projection(pass, p->up, p->up_bias, NULL, at->inner);
         up.gated = config->gated;
         up.activation = (Activation)config->activation;
         up.pre = at->pre;
-        project(pass, up);
+        project_gathered(pass, up, at->norm2);
     }
 }
 
@@ -319,23 +359,14 @@ static const void *branch_gradient(const Pass *pass, int64_t layer, DropoutSite 
     return branch;
 }
 
-// The gradient of a norm's output [R,C], which the projections behind it give in parts: where they go, and of own rows what the
-// ranks' parts add up to.
-static void *parts_to(const Pass *pass) {
-    return pass_is_cut(pass) ? pass->workspace->partial : pass->workspace->dnarrow;
-}
-static const void *parts_summed(const Pass *pass) {
-    return pass_is_cut(pass) ? pass_reduce(pass, pass->workspace->partial) : pass->workspace->dnarrow;
-}
-
-// From the gradient of the feed-forward branch to that of its norm's output, in parts_to.
-static void mlp_inputs(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
+// From the gradient of the feed-forward branch, which is on its way, to that of its norm's output, which is then.
+static Travel mlp_inputs(const Pass *pass, const LayerParams *p, const LayerActivations *at, Travel *dbranch) {
     const ModelConfig *config = &pass->model->here;
     const Workspace *w = pass->workspace;
     Device *device = pass->model->device;
     Activation activation = (Activation)config->activation;
     if (config->gated && !device->op->gated_products) {
-        project_inputs(pass, p->down, dbranch, ACTIVATION_NONE, false, NULL, w->dinner);
+        project_inputs_gathered(pass, input_gradient(pass, p->down, NULL, w->dinner), dbranch);
         device->op->gated_backward(device, &(GatedBackward){.activation = activation,
                                                             .rows = pass->rows,
                                                             .width = config->ffn_width,
@@ -343,19 +374,24 @@ static void mlp_inputs(const Pass *pass, const LayerParams *p, const LayerActiva
                                                             .pre = at->pre,
                                                             .dpre = at->dpre});
     } else {
-        const void *pre = activation == ACTIVATION_NONE && !config->gated ? NULL : at->pre;
-        project_inputs(pass, p->down, dbranch, activation, config->gated, pre, at->dpre);
+        MatmulBackwardInput down = input_gradient(pass, p->down, NULL, at->dpre);
+        down.activation = activation;
+        down.gated = config->gated;
+        down.pre = activation == ACTIVATION_NONE && !config->gated ? NULL : at->pre;
+        project_inputs_gathered(pass, down, dbranch);
     }
-    project_inputs(pass, p->up, at->dpre, ACTIVATION_NONE, false, NULL, parts_to(pass));
+    return project_inputs_summed(pass, p->up, at->dpre);
 }
 
+// The norm's output comes while the first product goes on.
 static void mlp_weights(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
     if (pass->workspace->options.recompute == RECOMPUTE_SELECTIVE) {
         mlp_norm(pass, p, at);
         activate(pass, at);
     }
+    Travel norm2 = travel_gather(pass, at->norm2, pass->workspace->whole_norm);
     project_weights(pass, p->down, p->down_bias, at->inner, dbranch);
-    project_weights(pass, p->up, p->up_bias, pass_gather(pass, at->norm2, pass->workspace->whole), at->dpre);
+    project_weights(pass, p->up, p->up_bias, travel_gathered_all(&norm2), at->dpre);
 }
 
 static void attend_backward(const Pass *pass, int64_t layer, const LayerActivations *at) {
@@ -376,54 +412,54 @@ static void attend_backward(const Pass *pass, int64_t layer, const LayerActivati
                                            });
 }
 
-// From the gradient of the attention branch to that of its norm's output, in parts_to.
-static void attention_inputs(const Pass *pass, int64_t layer, const LayerParams *p, const LayerActivations *at,
-                             const void *dbranch) {
-    project_inputs(pass, p->out, dbranch, ACTIVATION_NONE, false, NULL, pass->workspace->dnarrow);
+// The same of the attention branch.
+static Travel attention_inputs(const Pass *pass, int64_t layer, const LayerParams *p, const LayerActivations *at,
+                               Travel *dbranch) {
+    project_inputs_gathered(pass, input_gradient(pass, p->out, NULL, pass->workspace->dnarrow), dbranch);
     attend_backward(pass, layer, at);
     rotate(pass, at->dqkv, true);
-    project_inputs(pass, p->qkv, at->dqkv, ACTIVATION_NONE, false, NULL, parts_to(pass));
+    return project_inputs_summed(pass, p->qkv, at->dqkv);
 }
 
 static void attention_weights(const Pass *pass, const LayerParams *p, const LayerActivations *at, const void *dbranch) {
     if (pass->workspace->options.recompute == RECOMPUTE_SELECTIVE) {
         attention_norm(pass, p, at);
     }
+    Travel norm1 = travel_gather(pass, at->norm1, pass->workspace->whole_norm);
     project_weights(pass, p->out, p->out_bias, at->attention, dbranch);
-    project_weights(pass, p->qkv, p->qkv_bias, pass_gather(pass, at->norm1, pass->workspace->whole), at->dqkv);
+    project_weights(pass, p->qkv, p->qkv_bias, travel_gathered_all(&norm1), at->dqkv);
 }
 
 void block_backward(const Pass *pass, int64_t layer, Gradients which) {
     const LayerParams *p = &pass->model->table.layers[layer];
     const LayerActivations *at = pass_layer(pass, layer);
     void *whole = pass->workspace->whole;
-    const void *dbranch;
     bool inputs = which & GRADIENTS_OF_INPUTS, weights = which & GRADIENTS_OF_WEIGHTS;
+    Travel dbranch, sums;
     if (pass->workspace->options.recompute == RECOMPUTE_FULL) {
         forward_kept(pass, layer, at);
     }
-    dbranch = inputs ? branch_gradient(pass, layer, SITE_MLP_BRANCH, at->dmlp) : at->dmlp;
-    dbranch = pass_gather(pass, dbranch, whole);
+    // The gradients of weights are computed while those of the norm's output travel.
+    dbranch = travel_gather(pass, inputs ? branch_gradient(pass, layer, SITE_MLP_BRANCH, at->dmlp) : at->dmlp, whole);
     if (inputs) {
-        mlp_inputs(pass, p, at, dbranch);
+        sums = mlp_inputs(pass, p, at, &dbranch);
     }
     if (weights) {
-        mlp_weights(pass, p, at, dbranch);
+        mlp_weights(pass, p, at, travel_gathered_all(&dbranch));
     }
     if (inputs) {
-        const void *dnorm = parts_summed(pass);
-        block_norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, dnorm, true);
+        block_norm_backward(pass, p->mlp_norm, p->mlp_norm_bias, at->middle, at->mean2, at->rstd2, travel_summed(&sums), true);
     }
-    dbranch = inputs ? branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, at->dattention) : at->dattention;
-    dbranch = pass_gather(pass, dbranch, whole);
+    dbranch = travel_gather(pass, inputs ? branch_gradient(pass, layer, SITE_ATTENTION_BRANCH, at->dattention) : at->dattention,
+                            whole);
     if (inputs) {
-        attention_inputs(pass, layer, p, at, dbranch);
+        sums = attention_inputs(pass, layer, p, at, &dbranch);
     }
     if (weights) {
-        attention_weights(pass, p, at, dbranch);
+        attention_weights(pass, p, at, travel_gathered_all(&dbranch));
     }
     if (inputs) {
-        const void *dnorm = parts_summed(pass);
-        block_norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1, dnorm, true);
+        block_norm_backward(pass, p->attention_norm, p->attention_norm_bias, at->input, at->mean1, at->rstd1,
+                            travel_summed(&sums), true);
     }
 }

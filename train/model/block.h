@@ -15,15 +15,6 @@ typedef enum DropoutSite {
 void block_forward(const Pass *pass, int64_t layer);
 void block_backward(const Pass *pass, int64_t layer, Gradients which);
 
-// Whether this is one of several tensor-parallel ranks. Then: the stream's rows [own_rows,C] of all ranks, in `whole` [R,C]
-// where it is cut (else `own` itself is returned); and sums [R,C] of which every rank has a part: returned is the sum, of own
-// rows, which lies within `partial`. See tensor.h.
-bool pass_is_cut(const Pass *pass);
-const void *pass_gather(const Pass *pass, const void *own, void *whole);
-void *pass_reduce(const Pass *pass, void *partial);
-// ClassifierShare.all_reduce; the context is the pass.
-void pass_reduce_losses(void *context, float *values, int64_t count, bool maximum);
-
 // What attention of a layer is, over whole sequences.
 AttentionShape block_attention_shape(const Pass *pass, int64_t layer);
 

@@ -2,6 +2,7 @@
 #include "train/model/pass.h"
 
 #include "train/model/block.h"
+#include "train/model/travel.h"
 
 // ---- Layers in shards (fetch.h)
 
@@ -71,58 +72,6 @@ const LayerActivations *pass_layer(const Pass *pass, int64_t layer) {
     return &pass->kept[layer - pass->layers.begin];
 }
 
-// ---- What tensor-parallel ranks exchange
-
-bool pass_is_cut(const Pass *pass) {
-    return pass->workspace->options.tensor.ranks > 1;
-}
-
-static bool cuts_rows(const Pass *pass) {
-    return pass->workspace->options.tensor.cut_rows;
-}
-
-static void exchange(const Pass *pass, const Collective *what) {
-    TensorRanks *tensor = pass->model->tensor;
-    if (tensor->failed == NULL) {
-        tensor->failed = group_run(tensor->group, what);
-    }
-}
-
-const void *pass_gather(const Pass *pass, const void *own, void *whole) {
-    if (!cuts_rows(pass)) {
-        return own;
-    }
-    exchange(pass, &(Collective){.operation = GROUP_ALL_GATHER,
-                                 .type = element_of(pass->model->device->type),
-                                 .count = pass->own_rows * pass->model->config.width,
-                                 .send = own,
-                                 .receive = whole});
-    return whole;
-}
-
-void *pass_reduce(const Pass *pass, void *partial) {
-    Device *device = pass->model->device;
-    int64_t width = pass->model->config.width;
-    void *own = (char *)partial + pass->own_first * width * data_type_bytes(device->type);
-    if (pass_is_cut(pass)) {
-        exchange(pass, &(Collective){.operation = cuts_rows(pass) ? GROUP_REDUCE_SCATTER : GROUP_ALL_REDUCE,
-                                     .type = element_of(device->type),
-                                     .count = pass->own_rows * width,
-                                     .send = partial,
-                                     .receive = own});
-    }
-    return own;
-}
-
-void pass_reduce_losses(void *context, float *values, int64_t count, bool maximum) {
-    exchange(context, &(Collective){.operation = GROUP_ALL_REDUCE,
-                                    .type = ELEMENT_FP32,
-                                    .reduce = maximum ? COMM_MAX : COMM_SUM,
-                                    .count = count,
-                                    .send = values,
-                                    .receive = values});
-}
-
 // ---- Embedding
 
 // Positions are added by the first of the ranks that the vocabulary is cut over, and their gradients are the same on all.
@@ -131,7 +80,7 @@ void pass_embed(const Pass *pass) {
     const ParamTable *table = &model->table;
     const TensorShare *tensor = &model->options.tensor;
     bool first = tensor->rank == 0;
-    void *x = pass_layer(pass, 0)->input, *sums = pass_is_cut(pass) ? pass->workspace->partial : x;
+    void *x = pass_layer(pass, 0)->input, *sums = travel_is_cut(pass) ? pass->workspace->partial : x;
     fetch_ready(fetch_of(pass), BEFORE_LAYERS);
     fetch_begin(fetch_of(pass), 0);
     model->device->op->embedding_forward(model->device,
@@ -150,7 +99,7 @@ void pass_embed(const Pass *pass) {
                                              .tokens_most = model->config.vocabulary,
                                          });
     fetch_drop(fetch_of(pass), BEFORE_LAYERS);
-    sums = pass_reduce(pass, sums);
+    sums = travel_sum_all(pass, sums);
     if (sums != x) {
         block_copy(pass, sums, x);
     }
@@ -161,7 +110,7 @@ void pass_embed_backward(const Pass *pass) {
     const Model *model = pass->model;
     const ParamTable *table = &model->table;
     block_drop(pass, 0, SITE_EMBEDDING, pass->workspace->dstream);
-    const void *dx = pass_gather(pass, pass->workspace->dstream, pass->workspace->whole);
+    const void *dx = travel_gather_all(pass, pass->workspace->dstream, pass->workspace->whole);
     fetch_open(fetch_of(pass), BEFORE_LAYERS);
     model->device->op->embedding_backward(model->device,
                                           &(EmbeddingBackward){
@@ -223,9 +172,9 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
     const Model *model = pass->model;
     const Workspace *w = pass->workspace;
     int32_t head = model->table.head;
-    bool fp16 = model->device->type == TYPE_FP16, cut = pass_is_cut(pass);
+    bool fp16 = model->device->type == TYPE_FP16, cut = travel_is_cut(pass);
     void *dx = cut ? w->partial : w->dnarrow;
-    ClassifierShare share = {tensor_first_token(&model->config, &model->options.tensor), pass_reduce_losses, (void *)pass};
+    ClassifierShare share = {tensor_first_token(&model->config, &model->options.tensor), travel_reduce_losses, (void *)pass};
     of_head(pass, fetch_ready);
     if (pass->keeps) {
         of_head(pass, fetch_open);
@@ -235,7 +184,7 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
                                                      .rows = pass->rows,
                                                      .width = model->config.width,
                                                      .vocabulary = model->here.vocabulary,
-                                                     .x = pass_gather(pass, w->final, w->whole),
+                                                     .x = travel_gather_all(pass, w->final, w->whole),
                                                      .w = weights_row(&model->weights, head),
                                                      .targets = pass->batch.targets,
                                                      .loss_weights = pass->batch.loss_weights,
@@ -256,7 +205,7 @@ void pass_loss(const Pass *pass, float grad_scale, float z_loss) {
 void pass_loss_backward(const Pass *pass) {
     const Model *model = pass->model;
     const Workspace *w = pass->workspace;
-    const void *dfinal = pass_is_cut(pass) ? pass_reduce(pass, w->partial) : w->dnarrow;
+    const void *dfinal = travel_is_cut(pass) ? travel_sum_all(pass, w->partial) : w->dnarrow;
     fetch_ready(fetch_of(pass), model->config.layers);
     fetch_begin(fetch_of(pass), model->config.layers - 1);
     block_norm_backward(pass, model->table.final_norm, model->table.final_norm_bias,
@@ -281,7 +230,7 @@ void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits) 
     const Model *model = pass->model;
     Device *device = model->device;
     const TensorShare *tensor = &model->options.tensor;
-    ensure(!cuts_rows(pass), "logits of a stream whose rows are cut");
+    ensure(!pass->workspace->options.tensor.cut_rows, "logits of a stream whose rows are cut");
     of_head(pass, fetch_ready);
     final_norm(pass, begin, count);
     MatmulForward product = {.rows = count,
@@ -291,7 +240,7 @@ void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits) 
                              .w = weights_row(&model->weights, model->table.head),
                              .y = logits,
                              .float_output = true};
-    if (!pass_is_cut(pass)) {
+    if (!travel_is_cut(pass)) {
         device->op->matmul_forward(device, &product);
         of_head(pass, fetch_drop);
         return;
@@ -306,5 +255,5 @@ void pass_logits(const Pass *pass, int64_t begin, int64_t count, float *logits) 
         device->op->matmul_forward(device, &product);
     }
     of_head(pass, fetch_drop);
-    pass_reduce_losses((void *)pass, logits, count * vocabulary, false);
+    travel_reduce_losses((void *)pass, logits, count * vocabulary, false);
 }

@@ -1,4 +1,4 @@
-// Tensor parallelism: see tensor.h. What is exchanged during a pass is in pass.c.
+// Tensor parallelism: see tensor.h. What is exchanged during a pass is in travel.c.
 #include "train/model/tensor.h"
 
 #include <inttypes.h>

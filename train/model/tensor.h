@@ -1,5 +1,5 @@
 // Tensor parallelism: a layer's matrices are cut over ranks (params.h says along which dimension), and what these exchange on
-// the way through it (Shoeybi et al. 2019; with the stream's rows cut too: Korthikanti et al. 2022, "sequence parallelism").
+// the way through it: travel.h (Shoeybi et al. 2019; with the rows of the stream cut too: Korthikanti et al. 2022).
 //
 //     stream [R,C] - norm - gather - qkv (its rows cut: own heads) - attention - out (its columns cut) - reduce - + stream
 //                                                                    and the feed-forward branch alike, and the head

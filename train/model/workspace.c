@@ -258,7 +258,9 @@ void workspace_lay_out(Workspace *w, const Machine *machine, const ModelConfig *
     w->final = layout_take(layout, "final norm outputs", 1, own, width, element);
     w->final_rstd = layout_take(layout, "final deviations", 1, own, 1, sizeof(float));
     w->final_mean = layout_take(layout, "final means", layer_norm, own, 1, sizeof(float));
-    w->whole = layout_take(layout, "gathered rows", options->tensor.cut_rows, count, width, element);
+    int64_t gathered = !options->tensor.cut_rows ? 0 : options->forward_only ? 1 : 2;
+    w->whole = layout_take(layout, "gathered rows", gathered, count, width, element);
+    w->whole_norm = gathered > 1 ? layout_part(w->whole, 1, gathered, count * width, element) : w->whole;
     w->partial = layout_take(layout, "sums to be reduced", options->tensor.ranks > 1, count, width, element);
     context_lay_out(&w->ring, &options->context, config, count, options->forward_only, machine->type, layout);
     w->losses = layout_take(layout, "losses", 1, count, 1, sizeof(float));

@@ -62,7 +62,8 @@ typedef struct Workspace {
     LayerActivations *layers, *later;
     LayerActivations shared;  // for passes without backward
     void *final;              // [R,C] final norm
-    void *whole, *partial;    // [R,C] of tensor-parallel ranks: rows gathered, sums not yet reduced
+    // [R,C] of tensor-parallel ranks: rows gathered, those of a norm gathered again, sums not yet reduced.
+    void *whole, *whole_norm, *partial;
     float *final_mean, *final_rstd;
     // Gradients: of the residual stream, of the widest rows, of `inner` (gated), of the narrow rows, of a branch (dropout).
     // dstream is one of the streams, the first unless a walk through stages says otherwise.
