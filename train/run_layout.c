@@ -170,6 +170,22 @@ static Error *advise(const RunConfig *config, int ranks, const char *where, Erro
     return told;
 }
 
+// The largest train.micro_batch below the one given with which the layout can train the same step; 0: none.
+static int64_t smaller_micro_batch(const RunConfig *config, const int size[MESH_AXES]) {
+    int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
+    RunConfig less = *config;
+    while (--less.train.micro_batch >= 1 && config->train.batch_tokens > 0) {
+        if (config->train.batch_tokens % (less.train.micro_batch * length) == 0) {
+            Error *error = run_layout_check(&less, size);
+            if (error == NULL) {
+                return less.train.micro_batch;
+            }
+            error_free(error);
+        }
+    }
+    return 0;
+}
+
 // The numbers of ranks alone.
 static Error *factor(const RunConfig *config, int ranks, int size[MESH_AXES]) {
     int64_t others = 1;
@@ -197,6 +213,15 @@ static Error *factor(const RunConfig *config, int ranks, int size[MESH_AXES]) {
 
 Error *run_layout_resolve(const RunConfig *config, int ranks, const char *where, int size[MESH_AXES]) {
     Error *error = factor(config, ranks, size);
-    error = error == NULL ? run_layout_check(config, size) : error;
+    if (error != NULL) {
+        return advise(config, ranks, where, error);
+    }
+    error = run_layout_check(config, size);
+    int64_t micro_batch = error != NULL ? smaller_micro_batch(config, size) : 0;
+    if (micro_batch > 0) {
+        Error *told = failure("%s: %s; train.micro_batch=%lld would do", where, error->message, (long long)micro_batch);
+        error_free(error);
+        return told;
+    }
     return error != NULL ? advise(config, ranks, where, error) : NULL;
 }
