@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -252,10 +253,11 @@ def profile(place):
 
 def machine(place):
     """Nothing here is wrong; what is missing is seen in the log."""
+    folder = shlex.quote(str(place.folder))
     for command in ("date -u", "uname -a", "nvidia-smi", "nvidia-smi -q -d CLOCK,POWER,TEMPERATURE,PERFORMANCE", "nvcc --version", "gcc --version | head -n 1",
                     "ldd --version | head -n 1", "lscpu | grep -E 'Model name|^CPU\\(s\\)'", "free -g | head -n 2", "df -h . | tail -n 1",
                     "echo $LD_LIBRARY_PATH", "python3 -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())'",
-                    f"cat {place.folder}/commit", f"{place.folder}/athanor doctor"):
+                    f"cat {folder}/commit", f"{folder}/athanor doctor"):
         print("+", command, flush=True)
         subprocess.run(["bash", "-c", command], stderr=subprocess.STDOUT)
     for name in ("compute-sanitizer", "ncu", "nsys", "cuobjdump"):
