@@ -309,6 +309,13 @@ class Prepared(Folder):
         self.assertIn("failed with exit code 1", mend().stderr)
         self.assertEqual(library.read_text(), before[0])
         tool.write_text(before[1])
+        # What the programs were built with cannot change for the kernels alone.
+        sources = json.loads((self.folder / "prepared.json").read_text())
+        sources["kernels/cuda/norm.cu"]["digests"]["kernels/kernels.h"] = "another"
+        (self.folder / "prepared.json").write_text(json.dumps(sources))
+        calls = (self.folder / "calls").read_text()
+        self.assertIn("kernels/kernels.h: changed since", mend().stderr)
+        self.assertEqual((self.folder / "calls").read_text(), calls)
         # A file that was not there has no object to take the place of.
         sources = json.loads((self.folder / "prepared.json").read_text())
         del sources["kernels/cuda/norm.cu"]
