@@ -35,7 +35,7 @@ SMALL_MODEL = {"layers": 2, "width": 64, "heads": 1, "groups": 1, "context": 64}
 CONFIG = """folder: {folder}
 seed: 7
 model: {{family: {family}, layers: {layers}, width: {width}, heads: {heads}, groups: {groups}, context: {context}}}
-data: {{corpus: {data}/corpus, validation: {data}/held-out}}
+data: {{corpus: {corpus}, validation: {held_out}}}
 train: {{steps: {steps}, micro_batch: 2, batch_tokens: {tokens}, type: {type}}}
 optimizer: {{learning_rate: 1e-3}}
 schedule: {{warmup_steps: 2}}
@@ -65,7 +65,8 @@ class Place:
     def configure(self, name, device=None, kind="auto", steps=12, every=0, family="llama"):
         """A run's configuration; four sequences a step, so that two ranks have two each."""
         path = pathlib.Path(f"{name}.yaml")
-        path.write_text(CONFIG.format(folder=name, data=self.data, steps=steps, type=kind, every=every, tokens=4 * self.model["context"],
+        corpus, held_out = (json.dumps(str(self.data / part)) for part in ("corpus", "held-out"))  # YAML's quotes too
+        path.write_text(CONFIG.format(folder=name, corpus=corpus, held_out=held_out, steps=steps, type=kind, every=every, tokens=4 * self.model["context"],
                                       device=device or self.device, family=family, **self.model))
         return path
 

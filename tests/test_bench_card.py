@@ -216,6 +216,13 @@ class Judgement(Folder):
             card_parts.compare(self.place, "run", self.place.model, kind, reference)
         return self.place.wrong
 
+    def test_any_folder(self):
+        """The corpus may lie anywhere."""
+        self.place.data = pathlib.Path("/a b, {c}: '#d")
+        done = subprocess.run([BUILD / "athanor", "train", self.place.configure("somewhere", "cpu")], capture_output=True, text=True)
+        self.assertIn("/a b, {c}: '#d/corpus", done.stderr)
+        self.assertNotIn("YAML", done.stderr)
+
     def test_losses(self):
         true = [(6.2 - 0.05 * step, 1.0) for step in range(10)]
         changed = lambda step, loss, norm: [(l * loss, n * norm) if s == step else (l, n) for s, (l, n) in enumerate(true)]  # noqa: E731
