@@ -57,6 +57,9 @@ static Error *check_context(const RunConfig *config, const int size[MESH_AXES], 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
 static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
     int64_t batch = config->train.batch_tokens, count = batch / (config->train.micro_batch * length);
+    if (batch % (config->train.micro_batch * length) != 0) {
+        return NULL;
+    }
     if (batch > 0 && size[MESH_DATA] > 1 && count >= 1 && count < size[MESH_DATA]) {
         return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
                        (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
@@ -170,22 +173,6 @@ static Error *advise(const RunConfig *config, int ranks, const char *where, Erro
     return told;
 }
 
-// The largest train.micro_batch below the one given with which the layout can train the same step; 0: none.
-static int64_t smaller_micro_batch(const RunConfig *config, const int size[MESH_AXES]) {
-    int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
-    RunConfig less = *config;
-    while (--less.train.micro_batch >= 1 && config->train.batch_tokens > 0) {
-        if (config->train.batch_tokens % (less.train.micro_batch * length) == 0) {
-            Error *error = run_layout_check(&less, size);
-            if (error == NULL) {
-                return less.train.micro_batch;
-            }
-            error_free(error);
-        }
-    }
-    return 0;
-}
-
 // The numbers of ranks alone.
 static Error *factor(const RunConfig *config, int ranks, int size[MESH_AXES]) {
     int64_t others = 1;
@@ -211,17 +198,30 @@ static Error *factor(const RunConfig *config, int ranks, int size[MESH_AXES]) {
     return NULL;
 }
 
+// The error with the largest smaller micro-batch behind it with which this very layout can train, where there is one.
+static Error *advise_micro_batch(const RunConfig *config, const int size[MESH_AXES], Error *error) {
+    int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
+    RunConfig other = *config;
+    while (other.train.batch_tokens > 0 && --other.train.micro_batch > 0) {
+        if (other.train.batch_tokens % (other.train.micro_batch * length) == 0) {
+            Error *refused = run_layout_check(&other, size);
+            if (refused == NULL) {
+                Error *told =
+                    failure("%s; train.micro_batch=%lld would do too", error->message, (long long)other.train.micro_batch);
+                error_free(error);
+                return told;
+            }
+            error_free(refused);
+        }
+    }
+    return error;
+}
+
 Error *run_layout_resolve(const RunConfig *config, int ranks, const char *where, int size[MESH_AXES]) {
     Error *error = factor(config, ranks, size);
     if (error != NULL) {
         return advise(config, ranks, where, error);
     }
     error = run_layout_check(config, size);
-    int64_t micro_batch = error != NULL ? smaller_micro_batch(config, size) : 0;
-    if (micro_batch > 0) {
-        Error *told = failure("%s: %s; train.micro_batch=%lld would do", where, error->message, (long long)micro_batch);
-        error_free(error);
-        return told;
-    }
-    return error != NULL ? advise(config, ranks, where, error) : NULL;
+    return error != NULL ? advise_micro_batch(config, size, advise(config, ranks, where, error)) : NULL;
 }
