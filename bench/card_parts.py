@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ SMALL_MODEL = {"layers": 2, "width": 64, "heads": 1, "groups": 1, "context": 64}
 CONFIG = """folder: {folder}
 seed: 7
 model: {{family: {family}, layers: {layers}, width: {width}, heads: {heads}, groups: {groups}, context: {context}}}
-data: {{corpus: {data}/corpus, validation: {data}/held-out}}
+data: {{corpus: {corpus}, validation: {held_out}}}
 train: {{steps: {steps}, micro_batch: 2, batch_tokens: {tokens}, type: {type}}}
 optimizer: {{learning_rate: 1e-3}}
 schedule: {{warmup_steps: 2}}
@@ -64,7 +65,8 @@ class Place:
     def configure(self, name, device=None, kind="auto", steps=12, every=0, family="llama"):
         """A run's configuration; four sequences a step, so that two ranks have two each."""
         path = pathlib.Path(f"{name}.yaml")
-        path.write_text(CONFIG.format(folder=name, data=self.data, steps=steps, type=kind, every=every, tokens=4 * self.model["context"],
+        corpus, held_out = (json.dumps(str(self.data / part)) for part in ("corpus", "held-out"))  # YAML's quotes too
+        path.write_text(CONFIG.format(folder=name, corpus=corpus, held_out=held_out, steps=steps, type=kind, every=every, tokens=4 * self.model["context"],
                                       device=device or self.device, family=family, **self.model))
         return path
 
@@ -252,10 +254,11 @@ def profile(place):
 
 def machine(place):
     """Nothing here is wrong; what is missing is seen in the log."""
+    folder = shlex.quote(str(place.folder))
     for command in ("date -u", "uname -a", "nvidia-smi", "nvidia-smi -q -d CLOCK,POWER,TEMPERATURE,PERFORMANCE", "nvcc --version", "gcc --version | head -n 1",
                     "ldd --version | head -n 1", "lscpu | grep -E 'Model name|^CPU\\(s\\)'", "free -g | head -n 2", "df -h . | tail -n 1",
                     "echo $LD_LIBRARY_PATH", "python3 -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())'",
-                    f"cat {place.folder}/commit", f"{place.folder}/athanor doctor"):
+                    f"cat {folder}/commit", f"{folder}/athanor doctor"):
         print("+", command, flush=True)
         subprocess.run(["bash", "-c", command], stderr=subprocess.STDOUT)
     for name in ("compute-sanitizer", "ncu", "nsys", "cuobjdump"):

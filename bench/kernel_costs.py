@@ -568,7 +568,7 @@ def static_table(files, scratch):
     found = False
     for path in files:
         if not pathlib.Path(path).is_file():
-            raise Problem(f"{path} is not there")
+            raise Problem(f"{path} is no file")
         for cubin in code_of.cubins(path, scratch):
             names = code_of.demangle(list(cubin.kernels))
             for name, code in code_of.disassemble(cubin, list(cubin.kernels)).items():
@@ -577,6 +577,17 @@ def static_table(files, scratch):
                 print(f"{names[name].split('(')[0]}: {len(code)} instructions: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
     if not found:
         raise Problem(f"no kernel for sm_90 in {' '.join(files)}")
+
+
+def read_before(path):
+    """The numbers of an earlier --json; None where the repository has none."""
+    if path == str(BEFORE) and not BEFORE.exists():
+        return None
+    try:
+        before = json.loads(pathlib.Path(path).read_text())
+        return {"commit": before["commit"], "compiler": before["compiler"], "rows": dict(before["rows"])}
+    except (ValueError, KeyError, TypeError):
+        raise Problem(f"{path} holds no numbers that --json wrote") from None
 
 
 def main():
@@ -593,6 +604,16 @@ def main():
     parser.add_argument("--markdown", action="store_true", help="prints the document")
     parser.add_argument("--check", metavar="DOCUMENT", help="compares it with what is so now")
     options = parser.parse_args()
+    # What would stop it at its end stops it at once.
+    try:
+        pattern = re.compile(options.rows)
+    except re.error as error:
+        raise Problem(f"--rows is '{options.rows}', no regular expression: {error}") from None
+    before = read_before(options.against)
+    if options.check:
+        pathlib.Path(options.check).read_text()
+    if options.json:
+        open(options.json, "a").close()
     with tempfile.TemporaryDirectory(prefix="athanor-costs-") as scratch:
         if options.files:
             static_table(options.files, scratch)
@@ -601,13 +622,12 @@ def main():
         for path in options.kernels:
             for cubin in code_of.cubins(path, scratch):
                 build.add(cubin)
-        rows = [r for r in product_rows() + attention_rows() + memory_rows() if re.search(options.rows, r.name)]
+        rows = [r for r in product_rows() + attention_rows() + memory_rows() if pattern.search(r.name)]
         if not rows:
             raise Problem(f"no row's name has '{options.rows}' in it")
         quiet = options.markdown or options.check
         results = measure(build, rows, (lambda *_: None) if quiet else tell)
         compiler = code_of.compiler_version()
-        before = json.loads(pathlib.Path(options.against).read_text()) if os.path.exists(options.against) else None
         if options.json:
             told = {"commit": options.commit, "compiler": compiler, "rows": results}
             pathlib.Path(options.json).write_text(json.dumps(told, separators=(",", ":")).replace('},"', '},\n"') + "\n")
@@ -623,3 +643,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except Problem as problem:
         sys.exit(f"bench/kernel_costs: {problem}")
+    except OSError as error:
+        sys.exit(f"bench/kernel_costs: {error.filename}: {error.strerror}")

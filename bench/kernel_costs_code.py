@@ -33,7 +33,7 @@ def tool(name):
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
         wanted = "nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump" if name in ("nvdisasm", "cuobjdump") else f"nvidia-cuda-{name}"
-        raise Problem(f"{name} of the CUDA toolkit is not here: pip install --target build-cards/tools {wanted}")
+        raise Problem(f"{name} of the CUDA toolkit is not here: pip install --target {TOOLS} {wanted}")
     return found
 
 
@@ -100,7 +100,7 @@ class Cubin:
 def cubins(path, folder):
     """The cubins for sm_90a (or sm_90) of an object file, or the cubin that it is."""
     data = pathlib.Path(path).read_bytes()
-    if data[:4] == b"\x7fELF" and struct.unpack_from("<H", data, 0x12)[0] == 190:
+    if data[:4] == b"\x7fELF" and data[0x12:0x14] == struct.pack("<H", 190):
         return [Cubin(path)]
     place = tempfile.mkdtemp(dir=folder)
     done = subprocess.run([tool("cuobjdump"), "-xelf", "sm_90", os.path.abspath(path)], cwd=place, capture_output=True, text=True)

@@ -25,7 +25,7 @@ def advice(told):
         return None
     text = match.group(1) or match.group(2)
     ranks = re.search(r" on (\d+) ranks?$", text)
-    return re.findall(r"[a-z_.]+=\d+", text), int(ranks.group(1)) if ranks else None
+    return re.findall(r"[a-z_.]+=\d+", text.split(" or ")[0]), int(ranks.group(1)) if ranks else None
 
 
 def test_other_numbers_of_ranks():

@@ -56,8 +56,9 @@ class Folder(unittest.TestCase):
 
 
 class Runner(Folder):
-    def drive(self, parts, seconds=60, **more):
-        (self.folder / "built/data/corpus").mkdir(parents=True, exist_ok=True)
+    def drive(self, parts, seconds=60, data=True, **more):
+        if data:
+            (self.folder / "built/data/corpus").mkdir(parents=True, exist_ok=True)
         given = {"folder": str(self.folder / "built"), "out": str(self.folder / "out"), "seconds": seconds, "parts": parts, **more}
         began = time.monotonic()
         done = subprocess.run([sys.executable, "-c", DRIVER, str(ROOT / "bench/card_run"), json.dumps(given)], capture_output=True, text=True)
@@ -121,13 +122,14 @@ class Runner(Folder):
 
     def test_ended(self):
         """Whoever ends it ends what it runs, and what was known by then is there."""
-        (self.folder / "bin").mkdir()
+        for name in ("bin", "tmp"):
+            (self.folder / name).mkdir()
         out, mark = self.folder / "out", self.folder / "mark"
         nvidia = self.folder / "bin/nvidia-smi"  # the first part's first command that is not the system's own
         nvidia.write_text(f"#!/bin/sh\ntouch {mark}-began\nsleep 4\ntouch {mark}\n")
         nvidia.chmod(0o755)
-        process = subprocess.Popen([ROOT / "bench/card_run", "--rehearse", BUILD, out, "--parts", "machine"], stdout=subprocess.DEVNULL,
-                                   env={**os.environ, "PATH": f"{nvidia.parent}:{os.environ['PATH']}"})
+        process = subprocess.Popen([ROOT / "bench/card_run", "--rehearse", BUILD, out, "--parts", "machine,rows"], stdout=subprocess.DEVNULL,
+                                   env={**os.environ, "PATH": f"{nvidia.parent}:{os.environ['PATH']}", "TMPDIR": str(self.folder / "tmp")})
         while not pathlib.Path(f"{mark}-began").exists() and process.poll() is None:
             time.sleep(0.02)
         process.terminate()
@@ -135,9 +137,44 @@ class Runner(Folder):
         time.sleep(4)
         self.assertFalse(mark.exists(), "what it ran lives on")
         self.assertIn("nvidia-smi", (out / "log.txt").read_text())
+        self.assertRegex((out / "summary.txt").read_text(), r"\nmachine    ended by SIGTERM\n\d+ s spent; left out: --parts machine,rows\n\Z")
+        with tarfile.open(out / "files.tar.gz") as archive:
+            self.assertEqual(archive.getnames(), [])
+        self.assertEqual(set(pathlib.Path(self.folder / "tmp").iterdir()), set(), "its folder lives on")
+
+    def test_lacking(self):
+        """What the folder lacks costs the parts that need it; what cannot be kept is said, and the rest goes on."""
+        (self.folder / "out/files.tar.gz").mkdir(parents=True)
+        built = self.folder / "built"
+        built.mkdir()
+        (built / "run").write_text("#!/bin/sh\n")  # came without its modes
+        code, summary = self.drive([("first", 20, 1, "echo first"), ("second", 20, 1, "echo second")])
+        self.assertEqual(code, 1)
+        self.assertEqual(re.findall(r"^(\w+) +FAILED: .*Permission denied", summary, re.MULTILINE), ["first", "second"])
+        self.assertEqual(summary.count("files.tar.gz lacks what this part wrote: Is a directory"), 2)
+        shutil.rmtree(built)
+        built.mkdir()
+        shutil.rmtree(self.folder / "out")
+        (built / "athanor").write_text("#!/bin/sh\nexit 127\n")
+        (built / "athanor").chmod(0o755)
+        code, summary = self.drive([("other", 20, 1, "echo needs no data")], data=False)
+        self.assertEqual(code, 1)
+        self.assertRegex(summary, r"\ndata       FAILED: .*exit code 127\nother +ok .*needs no data\n.*; WRONG: data\n\Z")
+
+    def test_kept(self):
+        """What an earlier call found stays."""
+        out = self.folder / "out"
+        self.drive([("one", 20, 1, "echo one")])
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        (self.folder / "file").write_text("")
+        for place, why in ((out, f"{out}/summary.txt: File exists"), (self.folder / "file", "File exists"), (self.folder / "file/out", "Not a directory")):
+            done = subprocess.run([ROOT / "bench/card_run", "--rehearse", BUILD, place, "--parts", "machine"], capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stderr.count("\n"), done.stdout), (1, 1, ""), done.stderr)
+            self.assertIn(f"{why}; name a folder", done.stderr)
+        self.assertEqual({path.name: path.read_bytes() for path in out.iterdir()}, before)
 
     def test_arguments(self):
-        for arguments, part in (([self.folder, self.folder / "out"], "makes it"), (["--rehearse", self.folder, self.folder / "out"], "ATHANOR_SIMULATED"),
+        for arguments, part in (([self.folder, self.folder / "out"], "makes it"), (["--rehearse", BUILD, self.folder / "out", "--parts", ""], "no part ''"), (["--rehearse", self.folder, self.folder / "out"], "ATHANOR_SIMULATED"),
                                 (["--rehearse", BUILD, self.folder / "out", "--parts", "machine,nothing"], "no part nothing")):
             done = subprocess.run([ROOT / "bench/card_run", *map(str, arguments)], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
@@ -179,6 +216,13 @@ class Judgement(Folder):
             card_parts.compare(self.place, "run", self.place.model, kind, reference)
         return self.place.wrong
 
+    def test_any_folder(self):
+        """The corpus may lie anywhere."""
+        self.place.data = pathlib.Path("/a b, {c}: '#d")
+        done = subprocess.run([BUILD / "athanor", "train", self.place.configure("somewhere", "cpu")], capture_output=True, text=True)
+        self.assertIn("/a b, {c}: '#d/corpus", done.stderr)
+        self.assertNotIn("YAML", done.stderr)
+
     def test_losses(self):
         true = [(6.2 - 0.05 * step, 1.0) for step in range(10)]
         changed = lambda step, loss, norm: [(l * loss, n * norm) if s == step else (l, n) for s, (l, n) in enumerate(true)]  # noqa: E731
@@ -214,7 +258,8 @@ class Rehearsal(Folder):
 class Prepared(Folder):
     def test_arguments(self):
         (self.folder / "mine").write_text("text")
-        for arguments, part in ((["--what"], "unknown arguments"), (["--mend", self.folder], "was not prepared"), ([self.folder], "holds other things")):
+        for arguments, part in ((["--what"], "unknown arguments"), (["--mend", self.folder], "was not prepared"), ([self.folder], "holds other things"),
+                                ([self.folder / "mine"], "holds other things")):
             done = subprocess.run([ROOT / "bench/card_prepare", *map(str, arguments)], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
             self.assertIn(part, done.stderr)
@@ -263,6 +308,21 @@ class Prepared(Folder):
         # Then they are those of the sources.
         self.assertEqual(mend().stdout, "the kernels are those of the sources\n")
         self.assertEqual(len((self.folder / "calls").read_text().splitlines()), 3)
+        # A link that fails leaves the library that was there.
+        library, tool = self.folder / "lib/libathanor.so", tools / "g++"
+        before = library.read_text(), tool.read_text()
+        tool.write_text(tool.read_text().replace("echo made", "echo half") + "exit 1\n")
+        self.record(state="another")
+        self.assertIn("failed with exit code 1", mend().stderr)
+        self.assertEqual(library.read_text(), before[0])
+        tool.write_text(before[1])
+        # What the programs were built with cannot change for the kernels alone.
+        sources = json.loads((self.folder / "prepared.json").read_text())
+        sources["kernels/cuda/norm.cu"]["digests"]["kernels/kernels.h"] = "another"
+        (self.folder / "prepared.json").write_text(json.dumps(sources))
+        calls = (self.folder / "calls").read_text()
+        self.assertIn("kernels/kernels.h: changed since", mend().stderr)
+        self.assertEqual((self.folder / "calls").read_text(), calls)
         # A file that was not there has no object to take the place of.
         sources = json.loads((self.folder / "prepared.json").read_text())
         del sources["kernels/cuda/norm.cu"]

@@ -161,7 +161,7 @@ class Rehearsal(unittest.TestCase):
                 (path,) = pathlib.Path(folder).glob(f"rehearsal-*-{part}.md")
                 names = {line.split(" | ")[0][2:].split("/")[0] for line in path.read_text().splitlines()[2:] if line.startswith("| ")}
                 self.assertEqual(names - {"rows", "row"}, {rows})
-            done = gpu("--rehearse", BUILD, "--part", "smoke", folder, CHECKS="few")
+            done = gpu("--rehearse", BUILD, "--part", "smoke", "--seconds", "098", folder, CHECKS="few")
             self.assertEqual((done.returncode, done.stdout.count("\n")), (0, 2), done.stdout)
             self.assertRegex(done.stdout, r"smoke: 1 right on the simulated card in \d+ s\n\Z")
 
@@ -198,7 +198,8 @@ class Rehearsal(unittest.TestCase):
         self.assertIn("/no/bench_gpu", done.stderr)
         for arguments, part in ((["--what"], "unknown option"), (["--rehearse"], "name the folder"), (["--rehearse", "/"], "no //bench_gpu"),
                                 (["--part", "everything"], "there are smoke, checks, products"), (["--part"], "needs a value"),
-                                (["--seconds", "soon"], "a whole number"), (["--built"], "name the folder")):
+                                (["--seconds", "soon"], "a whole number"), (["--built"], "name the folder"),
+                                (["--rehearse", "/", "one", "two"], "two after /")):
             done = gpu(*arguments)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
             self.assertIn(part, done.stderr)

@@ -241,7 +241,16 @@ class Documents(unittest.TestCase):
         self.assertEqual(list(json.loads((ROOT / "bench/kernel_costs_before.json").read_text())["rows"]), names)
 
     def test_errors_are_one_line(self):
-        for arguments, told in ((["--build", "/nonexistent"], "holds no kernels"), (["/nonexistent.o"], "is not there")):
+        with tempfile.NamedTemporaryFile("wb", suffix=".o") as cut:
+            cut.write(b"\x7fELF")
+            cut.flush()
+            self.check_errors(cut.name)
+
+    def check_errors(self, cut):
+        for arguments, told in ((["--build", "/nonexistent"], "holds no kernels"), (["/nonexistent.o"], "is no file"), ([cut], "bench/kernel_costs: "),
+                                (["--rows", "("], "no regular expression"), (["--against", str(ROOT / "README.md")], "holds no numbers"),
+                                (["--against", "/nonexistent"], "/nonexistent: No such file"), (["--json", "/nonexistent/x"], "/nonexistent/x: No such file"),
+                                (["--check", "/nonexistent"], "/nonexistent: No such file")):
             done = subprocess.run([ROOT / "bench/kernel_costs", *arguments], capture_output=True, text=True)
             self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
             self.assertIn(told, done.stderr)

@@ -48,8 +48,16 @@ static void test_refused(void) {
     check_resolve("data: 3, zero: 1", 3, NULL);
     check_resolve("data: 3, zero: 2", 3,
                   "with parallel.zero 2 the 64 micro-batches of a step must be divisible by 3 data-parallel");
-    // 64 micro-batches: 67, a prime, and no axis that could take the rest.
+    // 64 micro-batches: 67, a prime, and no axis that could take the rest; but sequences one by one are enough.
     check_resolve("", 67, "has 64 micro-batches, too few for 67 data-parallel ranks; parallel.");
+    check_resolve("", 67, "would do; train.micro_batch=1 would do too");
+    check_resolve("data: 128, zero: 2", 128, "would do; train.micro_batch=1 would do too");
+    // 1100 tokens are no multiple of anything here, whoever shares them: run_config_resolve says so, with what would do.
+    RunConfig config = read_config(llama, "");
+    int size[MESH_AXES];
+    config.train.batch_tokens = 1100;
+    CHECK_OK(run_layout_resolve(&config, 8, "x", size));
+    run_config_free(&config);
 }
 
 // Every layout that is listed is accepted, and every one that is not is refused.

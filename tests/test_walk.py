@@ -29,6 +29,7 @@ NOT_HERE = {
     r"athanor train .*device=cuda.*|mpirun -n 8 .*|athanor train my\.yaml .*": "needs a card; tests/test_train_cards.py does it on the simulated one",
     r"athanor train \S+ device=simulated": "minutes; tests/test_train_cards.py does it",
     r"tests/golden/\S+ .*": "makes what the repository holds",
+    r"athanor checkpoint \w+ .*step-00001000.*|athanor checkpoint reshard \S+ TO --files N": "of a step, and a folder, of one's own; tests/test_checkpoint_commands.py does it",
     r"kill -USR1 PID_OF_MPIRUN": "of a run of one's own; tests/test_stops.py does it",
     r"mpirun athanor train my\.yaml & .*|trap .*|wait .*": "a batch script of Slurm, which is not here",
 }

@@ -57,6 +57,9 @@ static Error *check_context(const RunConfig *config, const int size[MESH_AXES], 
 // More data ranks than the step has micro-batches; what does not divide is run_config_resolve's, which knows what would.
 static Error *check_data(const RunConfig *config, const int size[MESH_AXES], int64_t length) {
     int64_t batch = config->train.batch_tokens, count = batch / (config->train.micro_batch * length);
+    if (batch % (config->train.micro_batch * length) != 0) {
+        return NULL;
+    }
     if (batch > 0 && size[MESH_DATA] > 1 && count >= 1 && count < size[MESH_DATA]) {
         return failure("a step of train.batch_tokens %lld has %lld micro-batch%s, too few for %d data-parallel ranks",
                        (long long)batch, (long long)count, count == 1 ? "" : "es", size[MESH_DATA]);
@@ -195,8 +198,30 @@ static Error *factor(const RunConfig *config, int ranks, int size[MESH_AXES]) {
     return NULL;
 }
 
+// The error with the largest smaller micro-batch behind it with which this very layout can train, where there is one.
+static Error *advise_micro_batch(const RunConfig *config, const int size[MESH_AXES], Error *error) {
+    int64_t length = config->data.sequence_length > 0 ? config->data.sequence_length : config->model.context;
+    RunConfig other = *config;
+    while (other.train.batch_tokens > 0 && --other.train.micro_batch > 0) {
+        if (other.train.batch_tokens % (other.train.micro_batch * length) == 0) {
+            Error *refused = run_layout_check(&other, size);
+            if (refused == NULL) {
+                Error *told =
+                    failure("%s; train.micro_batch=%lld would do too", error->message, (long long)other.train.micro_batch);
+                error_free(error);
+                return told;
+            }
+            error_free(refused);
+        }
+    }
+    return error;
+}
+
 Error *run_layout_resolve(const RunConfig *config, int ranks, const char *where, int size[MESH_AXES]) {
     Error *error = factor(config, ranks, size);
-    error = error == NULL ? run_layout_check(config, size) : error;
-    return error != NULL ? advise(config, ranks, where, error) : NULL;
+    if (error != NULL) {
+        return advise(config, ranks, where, error);
+    }
+    error = run_layout_check(config, size);
+    return error != NULL ? advise_micro_batch(config, size, advise(config, ranks, where, error)) : NULL;
 }

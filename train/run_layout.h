@@ -12,7 +12,8 @@
 Error *run_layout_check(const RunConfig *config, const int size[MESH_AXES]) MUST_CHECK;
 
 // The sizes that the configuration asks of `ranks` ranks, into `size`: data filled in where it is open. Where they cannot
-// train, the error names up to three that can: of as many ranks where there are any, else of the nearest number.
+// train, the error names up to three that can: of as many ranks where there are any, else of the nearest number; and the
+// micro-batch with which these sizes could. A batch that is no multiple of the micro-batch is left to run_config_resolve.
 Error *run_layout_resolve(const RunConfig *config, int ranks, const char *where, int size[MESH_AXES]) MUST_CHECK;
 
 // Every layout of `ranks` ranks that run_layout_check takes, into *out, which the caller frees; returns how many.
