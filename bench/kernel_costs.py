@@ -2,7 +2,7 @@
 """What the Hopper kernels cost by their machine code, and how fast that should make them: called by bench/kernel_costs.
 
     bench/kernel_costs                        the tables, of the kernels in build-cards
-    bench/kernel_costs --markdown > docs/kernel_costs.md
+    bench/kernel_costs --markdown > new.md && mv new.md docs/kernel_costs.md
     bench/kernel_costs --check docs/kernel_costs.md     exit code 1 where the committed tables are no longer so
     bench/kernel_costs --json FILE            the numbers, for --against in later runs
     bench/kernel_costs FILE...                instructions by kind of the kernels in object files or cubins, all paths together
@@ -473,7 +473,7 @@ instructions), turns that blocks wait for (sums of dQ and of streamed dW in orde
 misses, memory that others use. `product_tiles`, the body for cards of any kind, is judged roughly by its mma instructions.
 
 ```sh
-bench/kernel_costs --markdown > docs/kernel_costs.md
+bench/kernel_costs --markdown > new.md && mv new.md docs/kernel_costs.md
 bench/kernel_costs --check docs/kernel_costs.md
 ```
 
@@ -552,7 +552,7 @@ def check(path, results, compiler, before):
     come = [f"+ {line}" for line in new if line not in old]
     print("\n".join(gone + come) or f"{path} is current: {len(results)} rows")
     if gone or come:
-        print(f"run: bench/kernel_costs --markdown > {path}")
+        print(f"run: bench/kernel_costs --markdown > new.md && mv new.md {path}")
     return int(bool(gone or come))
 
 

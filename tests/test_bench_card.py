@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import time
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(os.environ["ATHANOR_SOURCE"])
 BUILD = pathlib.Path(os.environ["ATHANOR_BUILD"])
@@ -70,6 +71,12 @@ class Runner(Folder):
 
     def log(self):
         return (self.folder / "out/log.txt").read_text()
+
+    def test_whole(self):
+        """What somebody once set to leave something out does not count in an unattended call."""
+        with unittest.mock.patch.dict(os.environ, CHECKS="nothing", ROWS="nothing", SANITIZE="1", CHECK="0"):
+            self.drive([("parts", 20, 1, "echo ${CHECKS-all} ${ROWS-all} ${SANITIZE-none} ${CHECK-done}")])
+        self.assertIn("all all none done", self.log())
 
     def test_goes_on(self):
         """Parts that fail, hang, cannot be stopped, end by a signal or leave processes behind cost themselves."""
