@@ -15,7 +15,7 @@ static const unsigned char guard_byte = 0xA5;
 static void test_cases(void) {
     OpDevices devices = {0};
     op_devices_cpu(&devices);
-    op_check_cases(&devices);
+    op_check_cases(&devices, 1);
     op_devices_close(&devices);
 }
 

@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <time.h>
 
 enum { GUARD = 256, POOLED = 1500 };
 static const unsigned char guard_byte = 0xA5;
@@ -413,10 +414,15 @@ static void check_case(const OpDevices *devices, const OpCase *c, int number) {
     }
 }
 
-void op_check_cases(const OpDevices *devices) {
+void op_check_cases(const OpDevices *devices, int each) {
     const char *only = getenv("ATHANOR_TEST_OPERATION");  // one operation alone, for who works on it
+    const char *given = getenv("ATHANOR_TEST_ROWS");
+    int first = given != NULL ? atoi(given) : (int)(time(NULL) / 86400 % each);
+    if (each > 1) {
+        printf("one row in %d, from row %d on (ATHANOR_TEST_ROWS)\n", each, first);
+    }
     for (int i = 0; i < op_case_count && devices->count > 0; i++) {
-        if (only == NULL || strcmp(only, op_cases[i].kind->name) == 0) {
+        if (i % each == first % each && (only == NULL || strcmp(only, op_cases[i].kind->name) == 0)) {
             check_case(devices, &op_cases[i], i);
         }
     }

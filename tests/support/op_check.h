@@ -31,8 +31,8 @@ void op_devices_cpu(OpDevices *devices);
 void op_devices_cards(OpDevices *devices);
 void op_devices_close(OpDevices *devices);
 
-// Checks every case on every device.
-void op_check_cases(const OpDevices *devices);
+// Checks every case on every device; with `each` above 1 one row in so many, which ones with the day, or ATHANOR_TEST_ROWS.
+void op_check_cases(const OpDevices *devices, int each);
 
 // Rounds to the nearest number of a type, ties to even.
 float op_round(DataType type, float x);
