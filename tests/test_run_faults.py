@@ -52,7 +52,7 @@ def test_every_call():
         subprocess.run(line, env=env, check=True, capture_output=True)
         calls = int(open("total").read())
         tried = range(1, calls + 1) if ranks == 0 else random.sample(range(1, calls + 1), 20)
-        check(calls > 50, f"{calls} calls were counted")
+        check(calls > 30, f"{calls} calls were counted")  # of the rank that was last to end
         ends = {0: 0, 1: 0}
         for call in tried:
             shutil.rmtree("faulty", ignore_errors=True)
