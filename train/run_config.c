@@ -95,7 +95,7 @@ static const Key own_keys[] = {
 
     {"train.check_replicas", KEY_INT, AT(train.check_replicas), "1000", 0, 9e15, .unit = "steps",
      .help = "How often to compare the weights that several ranks hold alike, which must be the same to the bit: a search for "
-             "memory and links that err in silence. It takes about a second for each GB of a rank's weights; 0: never."},
+             "memory and links that err in silence. The log says what it took; 0: never."},
 
     {"train.type", KEY_CHOICE, AT(train.type), "auto", .choices = run_type_names,
      .help = "Type of weights and activations; sums and gradients are fp32 in any case. auto: bf16 on a card, fp32 on the CPU. "
